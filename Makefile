@@ -1,0 +1,55 @@
+# sglang-longflow: `make` lists the targets. Everything they need is installed on the first run.
+#   PYTHON=python3.12   interpreter for the environment (default: the best of 3.12, 3.11 found)
+#   VENV=.venv          where the environment lies
+#   PYTEST_ARGS=...     passed on to pytest, such as PYTEST_ARGS='-k budget -x'
+#   GPU_PYTHON=python3  test-gpu with this interpreter instead of the environment
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?=
+VENV ?= .venv
+GPU_PYTHON ?=
+PYTEST_ARGS ?=
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: env
+env: ## create the environment and fetch the demo model (once: about 5 minutes, 10 GB of disk)
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" bash scripts/bootstrap.sh
+
+.PHONY: demo
+demo: env ## one-command demo on the CPU
+	@"$(VENV)/bin/longflow" demo
+
+.PHONY: test
+test: env ## all tests that need no GPU, the end-to-end ones included
+	@"$(VENV)/bin/python" -m pytest -m "not gpu" $(PYTEST_ARGS)
+
+.PHONY: test-gpu
+test-gpu: $(if $(GPU_PYTHON),,env) ## tests that need an NVIDIA GPU
+	@"$(or $(GPU_PYTHON),$(VENV)/bin/python)" -m pytest -m gpu $(PYTEST_ARGS)
+
+.PHONY: lint
+lint: env ## ruff (rules and format) and mypy
+	@"$(VENV)/bin/ruff" check .
+	@"$(VENV)/bin/ruff" format --check .
+	@"$(VENV)/bin/mypy"
+
+.PHONY: format
+format: env ## let ruff fix and format the code
+	@"$(VENV)/bin/ruff" check --fix .
+	@"$(VENV)/bin/ruff" format .
+
+.PHONY: hooks
+hooks: env ## install the git pre-commit hooks
+	@"$(VENV)/bin/pre-commit" install
+
+.PHONY: clean
+clean: ## remove caches and build outputs (the environment stays; rm -r .venv removes it)
+	@rm -rf build dist *.egg-info kernels/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	@find sglang_longflow kernels tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

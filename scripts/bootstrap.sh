@@ -1,0 +1,126 @@
+#!/usr/bin/env bash
+# Creates the virtual environment of a checkout and fetches the demo model. Safe to run again:
+# when nothing that matters has changed it returns at once.
+#
+#   VENV=.venv        where the environment goes
+#   PYTHON=python3.12 which interpreter to build it with (default: the best one found)
+#   LONGFLOW_CACHE    where the demo model goes (default: ~/.cache/sglang-longflow)
+#   LONGFLOW_NO_MODEL=1  skip the demo model
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+ROOT=$PWD
+VENV=${VENV:-.venv}
+CONSTRAINTS=requirements/constraints.txt
+PIP_PIN=26.3
+NEED_GB=12
+START=$SECONDS
+
+say() { printf '[%4ds] %s\n' "$((SECONDS - START))" "$*"; }
+die() {
+  printf 'bootstrap: %s\n' "$*" >&2
+  exit 1
+}
+
+# An interpreter counts only if it runs (a version manager's shim may not), is a version this
+# project supports, and can make virtual environments.
+usable() {
+  "$1" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+    >/dev/null 2>&1
+}
+
+# "3.12.1 /usr": the same for an interpreter and for the environments made with it.
+base_of() {
+  "$1" -c 'import platform, sys; print(platform.python_version(), sys.base_prefix)'
+}
+
+find_python() {
+  local name path
+  if [[ -n ${PYTHON:-} ]]; then
+    usable "$PYTHON" || die "PYTHON=$PYTHON is no working Python 3.11 or 3.12 with venv"
+    echo "$PYTHON"
+    return
+  fi
+  for name in python3.12 python3.11 python3; do
+    while read -r path; do
+      if usable "$path"; then
+        echo "$path"
+        return
+      fi
+    done < <(type -aP "$name" || true)
+  done
+  die "no working Python 3.11 or 3.12 with the venv module found; name one with PYTHON=..."
+}
+
+# pip with its noise about unused index folders removed from stderr. stdout is left alone (a
+# terminal keeps its progress bars) and the exit status is pip's.
+pip_run() {
+  local -a quiet=(-q)
+  local heartbeat='' status=0
+  if [[ -t 1 ]]; then
+    quiet=()
+  else
+    (
+      while sleep 30; do
+        say "  ... still installing ($(du -sh "$VENV" 2>/dev/null | cut -f1) on disk)"
+      done
+    ) 2>/dev/null &
+    heartbeat=$!
+  fi
+  PYTHONWARNINGS=ignore "$VENV/bin/python" -m pip install "${quiet[@]}" --no-compile "$@" \
+    2> >(grep --line-buffered -vE 'Location .* is ignored' >&2) || status=$?
+  if [[ -n $heartbeat ]]; then
+    kill "$heartbeat" 2>/dev/null || true
+    wait "$heartbeat" 2>/dev/null || true
+  fi
+  return "$status"
+}
+
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_NO_INPUT=1
+STAMP=$VENV/.longflow-stamp
+KEY=$({
+  printf '%s\n' "$ROOT" "${PYTHON:-}" "$PIP_PIN"
+  cat "$CONSTRAINTS" pyproject.toml
+} | sha256sum | cut -d' ' -f1)
+
+if [[ -f $STAMP && $(<"$STAMP") == "$KEY" && -x $VENV/bin/python && -x $VENV/bin/longflow ]]; then
+  exit 0
+fi
+
+[[ $(uname -sm) == "Linux x86_64" ]] || die "SGLang's wheels are for Linux x86_64, this is $(uname -sm)"
+
+# An interrupted installation is continued; an environment of another Python is made anew.
+python=''
+if ! { [[ -x $VENV/bin/python ]] && usable "$VENV/bin/python"; }; then
+  python=$(find_python)
+elif [[ -n ${PYTHON:-} ]]; then
+  python=$(find_python)
+  if [[ $(base_of "$python") == "$(base_of "$VENV/bin/python")" ]]; then python=''; fi
+fi
+if [[ -n $python ]]; then
+  if [[ -e $VENV && ! -f $VENV/pyvenv.cfg && -n $(ls -A "$VENV") ]]; then
+    die "$VENV exists and is no virtual environment; remove it or choose another VENV"
+  fi
+  mkdir -p "$VENV"
+  free_gb=$(($(df -Pk "$VENV" | awk 'NR == 2 { print $4 }') / 1048576))
+  ((free_gb >= NEED_GB)) || die "$NEED_GB GB of free disk needed for $VENV, only $free_gb GB left"
+  say "creating $VENV with Python $(base_of "$python" | cut -d' ' -f1) ($python)"
+  "$python" -m venv --clear "$VENV"
+fi
+rm -f "$STAMP"
+
+say "installing SGLang, PyTorch and the tools: about 5 minutes and 9 GB the first time"
+pip_run -c "$CONSTRAINTS" "pip==$PIP_PIN" setuptools || die "pip could not be set up, see above"
+# No build isolation: the pinned setuptools builds the project, nothing else is fetched.
+pip_run --no-build-isolation -c "$CONSTRAINTS" -e '.[dev,demo]' ||
+  die "installing the packages failed, see above; run the same command again to go on"
+say "packages installed"
+
+if [[ -z ${LONGFLOW_NO_MODEL:-} ]]; then
+  # Not fatal: linting and most tests need no model, and what needs it tries again.
+  "$VENV/bin/python" -m sglang_longflow.demo_model ||
+    say "the demo model is not there yet; 'longflow demo' will try again"
+fi
+
+echo "$KEY" >"$STAMP"
+say "environment ready in $VENV"

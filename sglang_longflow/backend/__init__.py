@@ -1,0 +1,1 @@
+"""The attention backend: wraps SGLang's, redirects full rows' writes and picks their victims."""

@@ -1,0 +1,43 @@
+"""K/V moved into rows that are about to be overwritten for the first time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from sglang_longflow.contracts import RowMove
+
+
+def carry_out(moves: Sequence[RowMove], kv_pool, num_layers: int) -> None:
+    """Copy every move of a step, layer by layer; mutates the pool.
+
+    All sources of a layer are read before any destination is written: a slot that one row gave
+    back may be another row's new slot in the same step.
+
+    Parameters
+    ----------
+    moves : sequence of RowMove
+    kv_pool : MHATokenToKVPool
+    num_layers : int
+    """
+    if not moves:
+        return
+    dst = torch.cat([move.dst_slots for move in moves]).to(torch.int64)
+    for layer_id in range(num_layers):
+        src = torch.cat(
+            [
+                move.src_slots if move.keep is None else move.src_slots[move.keep[layer_id]]
+                for move in moves
+            ]
+        )
+        for buffer in (kv_pool.get_key_buffer(layer_id), kv_pool.get_value_buffer(layer_id)):
+            raw = buffer.view(torch.uint8) if buffer.dtype.itemsize == 1 else buffer
+            raw[dst] = raw[src]
+    if dst.is_cuda:
+        # The scheduler made these on its own stream and drops them before this one is done.
+        stream = torch.cuda.current_stream()
+        for move in moves:
+            for tensor in (move.src_slots, move.dst_slots, move.keep):
+                if tensor is not None:
+                    tensor.record_stream(stream)

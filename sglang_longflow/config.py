@@ -1,0 +1,141 @@
+"""The one typed configuration, read from SGLang's server arguments (flags, Engine(...), YAML)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any
+
+from sglang_longflow.errors import ConfigError
+from sglang_longflow.policies import Policy, make_policy, policy_names
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One command-line flag; its name with underscores is the Engine(...) keyword too."""
+
+    name: str
+    type: type
+    default: Any
+    help: str
+
+
+FLAGS = (
+    Flag(
+        "kv_budget",
+        int,
+        None,
+        "Default KV budget of a request, in tokens kept resident (per layer). A request that "
+        "reaches it overwrites its least useful slot from then on. 0: full KV by default, budgets "
+        "by request. Unset: the plugin does nothing.",
+    ),
+    Flag("kv_policy", str, "longflow", f"Eviction policy: {', '.join(policy_names())}."),
+    Flag("kv_budget_min", int, None, "Smallest kv_budget a request may ask for."),
+    Flag("kv_budget_max", int, None, "Largest kv_budget a request may ask for."),
+    Flag(
+        "kv_budget_allow_full",
+        bool,
+        False,
+        "Let requests ask for full KV with kv_budget 0.",
+    ),
+    Flag("kv_protect_sink_tokens", int, 0, "Never overwrite the first N tokens of a request."),
+    Flag("kv_protect_recent_tokens", int, 0, "Never overwrite the last N tokens of a request."),
+)
+FLAG_NAMES = tuple(flag.name for flag in FLAGS)
+
+
+@dataclass(frozen=True)
+class LongFlowConfig:
+    """What the operator decided; immutable, checked when made.
+
+    Attributes
+    ----------
+    kv_budget : int
+        Default budget in tokens; 0 is full KV by default.
+    kv_policy : str
+        Name of the default policy.
+    kv_budget_min, kv_budget_max : int or None
+        Bounds for budgets that requests ask for; None leaves that side to the policy and the pool.
+    kv_budget_allow_full : bool
+        Whether a request may ask for full KV (``kv_budget: 0``).
+    kv_protect_sink_tokens, kv_protect_recent_tokens : int
+        Tokens at either end of a row that are never overwritten.
+    """
+
+    kv_budget: int
+    kv_policy: str = "longflow"
+    kv_budget_min: int | None = None
+    kv_budget_max: int | None = None
+    kv_budget_allow_full: bool = False
+    kv_protect_sink_tokens: int = 0
+    kv_protect_recent_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("kv_budget", "kv_budget_min", "kv_budget_max"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise ConfigError(f"{name}={value!r}: expected an integer number of tokens")
+        for name in ("kv_protect_sink_tokens", "kv_protect_recent_tokens"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ConfigError(f"{name}={value!r}: expected an integer >= 0")
+        if self.kv_policy not in policy_names():
+            raise ConfigError(
+                f"kv_policy={self.kv_policy!r}: unknown policy; known: {', '.join(policy_names())}"
+            )
+        floor = self.policy().min_budget_tokens
+        low = floor if self.kv_budget_min is None else self.kv_budget_min
+        if low < floor:
+            raise ConfigError(
+                f"kv_budget_min={low}: below {floor}, the minimum of policy "
+                f"{self.kv_policy!r} with its protected tokens"
+            )
+        if self.kv_budget_max is not None and self.kv_budget_max < low:
+            raise ConfigError(f"kv_budget_max={self.kv_budget_max}: below the minimum {low}")
+        if self.kv_budget != 0 and self.kv_budget < low:
+            raise ConfigError(f"kv_budget={self.kv_budget}: below the minimum {low}")
+        if self.kv_budget_max is not None and self.kv_budget > self.kv_budget_max:
+            raise ConfigError(
+                f"kv_budget={self.kv_budget}: above kv_budget_max={self.kv_budget_max}"
+            )
+
+    def policy(self, name: str | None = None) -> Policy:
+        """The policy called `name` (default: the server's) with this server's protections."""
+        return make_policy(
+            name or self.kv_policy,
+            protect_sink_tokens=self.kv_protect_sink_tokens,
+            protect_recent_tokens=self.kv_protect_recent_tokens,
+        )
+
+    @property
+    def allows_full(self) -> bool:
+        """Full KV may be asked for; a server whose default is full KV always allows it."""
+        return self.kv_budget_allow_full or self.kv_budget == 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def config_from(source: Any) -> LongFlowConfig | None:
+    """Read the configuration off SGLang's ServerArgs; None where no budget was set (inert).
+
+    Raises
+    ------
+    ConfigError
+        A value is wrong, or another kv_* setting was given without kv_budget.
+    """
+    values = {name: getattr(source, name, None) for name in FLAG_NAMES}
+    if values["kv_budget"] is None:
+        for flag in FLAGS[1:]:
+            if values[flag.name] not in (None, flag.default):
+                raise ConfigError(
+                    f"{flag.name}={values[flag.name]!r} has no effect without kv_budget: "
+                    f"set --kv-budget N (or 0 for full KV by default), or drop it"
+                )
+        return None
+    return _make(tuple((k, v) for k, v in values.items() if v is not None))
+
+
+@lru_cache(maxsize=16)
+def _make(values: tuple[tuple[str, Any], ...]) -> LongFlowConfig:
+    return LongFlowConfig(**dict(values))

@@ -1,0 +1,157 @@
+"""Stage 2: how many slots a request may still take, so that a running row never waits for one.
+
+Accounting, in slots: everything that is free or evictable must cover the future needs of all rows
+that run. A row that will overwrite ends with `budget` slots of its own. Slots of the radix tree
+that it shares are copied when it first overwrites (`flow.slots`); a tree node that only such rows
+hold is released by the last of them in the same step, so it is counted for one of them as slots
+already had. A node that anyone else holds is not.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from sglang_longflow.contracts import KVBudget
+
+
+class TreeNode(Protocol):
+    """What is read of SGLang's radix tree nodes."""
+
+    key: object  # has a length
+    lock_ref: int
+    parent: TreeNode | None
+
+
+def path_to_root(node: TreeNode | None) -> Iterator[TreeNode]:
+    """The nodes from `node` up to, not including, the root (or nothing without a tree)."""
+    while node is not None and node.parent is not None:
+        yield node
+        node = node.parent
+
+
+def node_tokens(node: TreeNode) -> int:
+    return len(node.key)  # type: ignore[arg-type]
+
+
+def peak_slots(budget: KVBudget, prompt_tokens: int, max_new_tokens: int) -> int:
+    """Slots a request holds at its peak: the whole prompt in prefill, then at most the budget.
+
+    The last token's K/V is never stored; its slot covers the one step that overlap scheduling
+    launches beyond the end.
+    """
+    total = prompt_tokens + max_new_tokens
+    return max(prompt_tokens, budget.resident(total))
+
+
+@dataclass(frozen=True)
+class LiveRow:
+    """One request that holds slots, as admission sees it.
+
+    Attributes
+    ----------
+    budget : KVBudget
+        Bounded (not full KV).
+    total_tokens : int
+        Prompt plus max_new_tokens.
+    allocated_slots : int
+        Slots in its row.
+    tree_slots : int
+        How many of them belong to the radix tree.
+    owned : bool
+        Cut or overwriting already: it holds its budget and will take nothing more.
+    must_cut : bool
+        Prefilled with a prompt over budget - 1 and not cut yet.
+    last_node : TreeNode or None
+        Deepest tree node it holds a lock on.
+    """
+
+    budget: KVBudget
+    total_tokens: int
+    allocated_slots: int
+    tree_slots: int
+    owned: bool
+    must_cut: bool
+    last_node: TreeNode | None
+
+    @property
+    def will_own(self) -> bool:
+        """The row ends with `budget` slots of its own and gives its tree nodes back."""
+        return not self.owned and (self.must_cut or self.total_tokens > self.budget.tokens)
+
+
+@dataclass(frozen=True)
+class Reserve:
+    """Future needs of the running rows.
+
+    Attributes
+    ----------
+    per_row : list of int
+        Slots each row may still take beyond those it has or is credited with.
+    credited : frozenset of int
+        ``id()`` of the tree nodes counted as slots of one of the rows.
+    """
+
+    per_row: list[int]
+    credited: frozenset[int]
+
+    @property
+    def total_slots(self) -> int:
+        return sum(self.per_row)
+
+
+def reserve_for(rows: Iterable[LiveRow]) -> Reserve:
+    """Slots the running rows may still take, tree nodes that they will give back counted once."""
+    rows = list(rows)
+    lockers: Counter[int] = Counter()
+    for row in rows:
+        if row.will_own:
+            lockers.update(id(node) for node in path_to_root(row.last_node))
+    credited: set[int] = set()
+    per_row = []
+    for row in rows:
+        if row.owned:
+            per_row.append(0)
+        elif row.will_own:
+            need = max(0, row.budget.tokens - (row.allocated_slots - row.tree_slots))
+            credit = 0
+            for node in path_to_root(row.last_node):
+                if id(node) not in credited and lockers[id(node)] == node.lock_ref:
+                    credited.add(id(node))
+                    credit += node_tokens(node)
+            per_row.append(need - min(need, credit))
+        else:
+            per_row.append(max(0, row.total_tokens - row.allocated_slots))
+    return Reserve(per_row, frozenset(credited))
+
+
+def admission_need(
+    budget: KVBudget,
+    prompt_tokens: int,
+    total_tokens: int,
+    hit_tokens: int,
+    own_hit_tokens: int,
+    credited_hit_tokens: int,
+) -> int:
+    """Slots that must be free or evictable, beyond the locked prefix hit, to admit a request.
+
+    Parameters
+    ----------
+    budget : KVBudget
+        Bounded.
+    prompt_tokens, total_tokens : int
+        Tokens to prefill, and the most the request can reach.
+    hit_tokens : int
+        Prefix found in the tree and locked by this request.
+    own_hit_tokens : int
+        Part of it that nobody else holds: it comes back when the row gives its nodes back.
+    credited_hit_tokens : int
+        Part of it that running rows count as theirs (`Reserve.credited`).
+    """
+    prefill = prompt_tokens - hit_tokens
+    if budget.must_cut(prompt_tokens) or total_tokens > budget.tokens:
+        return max(prefill, budget.tokens - own_hit_tokens)
+    # This request keeps its lock on the shared nodes, so those rows must copy them after all.
+    return max(prefill, total_tokens - hit_tokens) + credited_hit_tokens

@@ -1,0 +1,68 @@
+"""Stage 5: the device's memory between steps: each row's next victim, in every layer."""
+
+from __future__ import annotations
+
+import torch
+
+
+class DecodeState:
+    """Which slot each row overwrites next. Never read by the host.
+
+    Attributes
+    ----------
+    next_slot : torch.Tensor
+        [num_layers, num_rows] int64 on the device. ``next_slot[layer, req_pool_idx]`` is an index
+        into the row (0 .. budget - 1), not a pool slot: a row may move to other pool slots between
+        the step that picks the victim and the step that overwrites it.
+    recent : torch.Tensor or None
+        [num_layers, num_rows, protect_recent_tokens] int64, a ring of the row indices written last;
+        None where nothing recent is protected.
+    """
+
+    def __init__(
+        self, num_layers: int, num_rows: int, protect_recent_tokens: int, device: torch.device
+    ):
+        self.next_slot = torch.zeros(num_layers, num_rows, dtype=torch.int64, device=device)
+        self.recent = (
+            torch.zeros(
+                num_layers, num_rows, protect_recent_tokens, dtype=torch.int64, device=device
+            )
+            if protect_recent_tokens
+            else None
+        )
+
+    @property
+    def state_bytes(self) -> int:
+        tensors = [self.next_slot] + ([self.recent] if self.recent is not None else [])
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    def start_cut_rows(self, rows: torch.Tensor, budget_tokens: torch.Tensor) -> None:
+        """A cut row holds budget - 1 tokens: its last place is free and is filled next.
+
+        Parameters
+        ----------
+        rows, budget_tokens : torch.Tensor
+            [n] int64, req_pool_idx and budget of each row.
+        """
+        self.next_slot[:, rows] = budget_tokens - 1
+
+    def note_written(
+        self, layer_id: int, rows: torch.Tensor, budget_tokens: int, overwrites: list[int]
+    ) -> torch.Tensor | None:
+        """Update the ring of recent tokens of full rows; returns it, [n, protect_recent_tokens].
+
+        Call after this step's K/V was written and before the next victim replaces `next_slot`.
+        """
+        if self.recent is None:
+            return None
+        size = self.recent.shape[-1]
+        done = torch.tensor(overwrites, dtype=torch.int64).to(rows.device, non_blocking=True)
+        ring = self.recent[layer_id, rows]
+        filled_now = torch.arange(budget_tokens - size, budget_tokens, device=rows.device)
+        place = torch.arange(size, device=rows.device) == ((done - 1) % size)[:, None]
+        written = self.next_slot[layer_id, rows][:, None]
+        ring = torch.where(
+            (done == 0)[:, None], filled_now[None], torch.where(place, written, ring)
+        )
+        self.recent[layer_id, rows] = ring
+        return ring

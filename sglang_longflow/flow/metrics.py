@@ -1,0 +1,57 @@
+"""Stage 7: what is counted, and the live view for /longflow/stats. No Prometheus here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Counters:
+    """Totals since start, in tokens unless the name says otherwise."""
+
+    overwritten_tokens: int = 0
+    cut_tokens: int = 0
+    finished_rows: int = 0
+    finished_rows_at_budget: int = 0
+    peak_running_requests: int = 0
+    peak_budgeted_rows: int = 0
+    retracted_budgeted_rows: int = 0
+
+
+@dataclass(frozen=True)
+class RowStats:
+    """One running request in /longflow/stats."""
+
+    rid: str
+    seq_len: int
+    kv_len: int
+    kv_budget: int
+    kv_policy: str
+
+    @property
+    def at_budget(self) -> bool:
+        return self.kv_budget > 0 and self.kv_len >= self.kv_budget
+
+    @property
+    def saved_tokens(self) -> int:
+        """Slots that full KV would hold beyond those this row holds."""
+        return max(0, self.seq_len - self.kv_len)
+
+
+@dataclass(frozen=True)
+class LiveGauges:
+    """Sums over the running requests."""
+
+    rows_at_budget: int
+    budgeted_tokens: int
+    saved_tokens: int
+
+
+def gauges(rows: list[RowStats]) -> LiveGauges:
+    """Sum the rows that have a budget; full-KV rows count nowhere."""
+    bounded = [row for row in rows if row.kv_budget > 0]
+    return LiveGauges(
+        rows_at_budget=sum(row.at_budget for row in bounded),
+        budgeted_tokens=sum(row.kv_len for row in bounded),
+        saved_tokens=sum(row.saved_tokens for row in bounded),
+    )

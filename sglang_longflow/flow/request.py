@@ -1,0 +1,100 @@
+"""Stage 1: what a request asked for becomes a KVBudget, or a refusal that names the limit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sglang_longflow.config import LongFlowConfig
+from sglang_longflow.contracts import KVBudget
+from sglang_longflow.errors import BudgetError
+from sglang_longflow.policies import policy_names
+
+#: The keys of ``custom_params`` that are ours; all others belong to someone else.
+BUDGET_KEY = "kv_budget"
+POLICY_KEY = "kv_policy"
+
+
+def asks_for_budget(custom_params: Mapping[str, Any] | None) -> bool:
+    """Whether a request's ``custom_params`` has one of our keys."""
+    return bool(custom_params) and (BUDGET_KEY in custom_params or POLICY_KEY in custom_params)
+
+
+def resolve_budget(custom_params: Mapping[str, Any] | None, config: LongFlowConfig) -> KVBudget:
+    """The budget and policy of one request.
+
+    Parameters
+    ----------
+    custom_params : mapping or None
+        The request's ``custom_params``; ``kv_budget`` and ``kv_policy`` are read.
+    config : LongFlowConfig
+
+    Raises
+    ------
+    BudgetError
+        Not an integer, negative, out of the operator's bounds, below the policy's minimum, full KV
+        where it is not allowed, or an unknown policy.
+    """
+    params = custom_params or {}
+    name = params.get(POLICY_KEY, config.kv_policy)
+    if not isinstance(name, str) or name not in policy_names():
+        raise BudgetError(
+            f"kv_policy={name!r}: unknown policy; known: {', '.join(policy_names())}",
+            "unknown_policy",
+        )
+    policy = config.policy(name)
+    tokens = params.get(BUDGET_KEY, config.kv_budget)
+    if isinstance(tokens, bool) or not isinstance(tokens, int):
+        raise BudgetError(f"kv_budget={tokens!r}: expected an integer number of tokens", "not_int")
+    if tokens < 0:
+        raise BudgetError(
+            f"kv_budget={tokens}: expected a positive number of tokens, or 0 for full KV",
+            "negative",
+        )
+    if tokens == 0:
+        if not config.allows_full:
+            raise BudgetError(
+                "kv_budget=0: full KV is not allowed on this server "
+                "(operator: --kv-budget-allow-full)",
+                "full_not_allowed",
+            )
+        return KVBudget(0, policy)
+    if tokens < policy.min_budget_tokens:
+        raise BudgetError(
+            f"kv_budget={tokens}: below {policy.min_budget_tokens}, the minimum of policy "
+            f"{policy.name!r}",
+            "below_policy_minimum",
+        )
+    if config.kv_budget_min is not None and tokens < config.kv_budget_min:
+        raise BudgetError(
+            f"kv_budget={tokens}: below this server's minimum {config.kv_budget_min}",
+            "below_minimum",
+        )
+    if config.kv_budget_max is not None and tokens > config.kv_budget_max:
+        raise BudgetError(
+            f"kv_budget={tokens}: above this server's maximum {config.kv_budget_max}",
+            "above_maximum",
+        )
+    return KVBudget(tokens, policy)
+
+
+def check_fits(
+    budget: KVBudget, prompt_tokens: int, max_new_tokens: int, pool_tokens: int
+) -> None:
+    """Refuse a request that could never run, instead of queueing it for ever.
+
+    Raises
+    ------
+    BudgetError
+        The row's peak footprint (`flow.admission.peak_slots`) exceeds the KV pool.
+    """
+    from sglang_longflow.flow.admission import peak_slots
+
+    peak = peak_slots(budget, prompt_tokens, max_new_tokens)
+    if peak > pool_tokens:
+        raise BudgetError(
+            f"kv_budget={budget.tokens} with prompt_tokens={prompt_tokens} and "
+            f"max_new_tokens={max_new_tokens} needs {peak} KV slots at once, but this server's "
+            f"pool holds {pool_tokens}: it can never run",
+            "never_fits",
+        )

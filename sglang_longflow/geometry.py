@@ -1,0 +1,333 @@
+"""Model geometry read from ``config.json``: weight bytes and KV bytes a token."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sglang_longflow.errors import LongFlowError
+
+DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+KV_DTYPES = ("auto", "fp8_e4m3")
+_FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_TIED_BY_DEFAULT = ("gemma", "cohere")
+_LINEAR_KEYS = ("mamba_", "ssm_", "linear_", "hybrid_override_pattern", "attn_type_list")
+_MLA = "MLA models: they cache one compressed latent a token, not the keys and values it bounds"
+_SLIDING = "sliding-window and chunked attention: such layers drop old tokens by themselves already"
+_LINEAR = "linear-attention and mamba layers: their state has no token slots to overwrite"
+
+
+class PlanError(LongFlowError, ValueError):
+    """Bad planner input, or a model whose cache the plugin cannot bound."""
+
+
+@dataclass(frozen=True)
+class ModelGeometry:
+    """Shape of a dense or mixture-of-experts decoder with ordinary K and V heads; in elements.
+
+    ``shared_intermediate`` is the width of all shared experts of a layer together,
+    ``dense_layers`` the layers with an ordinary MLP in a mixture-of-experts model. ``folder`` is
+    where safetensors files are looked for; ``opaque_field`` names the config field because of
+    which the geometry alone does not give the weights.
+    """
+
+    name: str
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    tied: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
+    qk_norm: bool = False
+    mlp_bias: bool = False
+    experts: int = 0
+    expert_intermediate: int = 0
+    shared_intermediate: int = 0
+    dense_layers: int = 0
+    folder: str | None = None
+    opaque_field: str = ""
+
+
+_BUILTIN_FIELDS = (
+    "model_type", "num_hidden_layers", "hidden_size", "intermediate_size",
+    "num_attention_heads", "num_key_value_heads", "vocab_size", "tie_word_embeddings",
+)  # fmt: skip
+# Values of these fields; head_dim is 128 in all.
+_BUILTIN: dict[str, tuple[str, int, int, int, int, int, int, bool]] = {
+    "Qwen/Qwen3-0.6B": ("qwen3", 28, 1024, 3072, 16, 8, 151936, True),
+    "Qwen/Qwen3-1.7B": ("qwen3", 28, 2048, 6144, 16, 8, 151936, True),
+    "Qwen/Qwen3-4B": ("qwen3", 36, 2560, 9728, 32, 8, 151936, True),
+    "Qwen/Qwen3-8B": ("qwen3", 36, 4096, 12288, 32, 8, 151936, False),
+    "Qwen/Qwen3-32B": ("qwen3", 64, 5120, 25600, 64, 8, 151936, False),
+    "Qwen/Qwen2.5-7B-Instruct": ("qwen2", 28, 3584, 18944, 28, 4, 152064, False),
+    "Qwen/Qwen2.5-Math-7B": ("qwen2", 28, 3584, 18944, 28, 4, 152064, False),
+    "meta-llama/Llama-3.1-8B-Instruct": ("llama", 32, 4096, 14336, 32, 8, 128256, False),
+    "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": ("llama", 32, 4096, 14336, 32, 8, 128256, False),
+    "meta-llama/Llama-3.3-70B-Instruct": ("llama", 80, 8192, 28672, 64, 8, 128256, False),
+}
+
+
+def _size(config: dict[str, Any], key: str, default: int | None = None) -> int:
+    """Positive integer field of a config; ``default`` stands in for missing or null."""
+    value = config.get(key)
+    if value is None:
+        if default is None:
+            raise PlanError(f"config.json field {key} is missing; it must be a positive integer")
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise PlanError(f"config.json field {key}={value!r} must be a positive integer")
+    return value
+
+
+def _count(config: dict[str, Any], *keys: str) -> int:
+    """First of the keys that is present and not null or 0, else 0."""
+    return next((_size(config, key) for key in keys if config.get(key)), 0)
+
+
+def _refuse(field: str, value: object, why: str) -> None:
+    raise PlanError(f"config.json field {field}={value!r}: sglang-longflow refuses {why}")
+
+
+def _refuse_unsupported(config: dict[str, Any]) -> None:
+    """Raise for the attention kinds whose cache is not one K/V slot a token and layer."""
+    if config.get("kv_lora_rank"):
+        _refuse("kv_lora_rank", config["kv_lora_rank"], _MLA)
+    kinds = config.get("layer_types") or config.get("layers_block_type") or ()
+    for kind in kinds:
+        if kind not in ("full_attention", "attention"):
+            drops = "sliding" in str(kind) or "chunk" in str(kind)
+            _refuse("layer_types", kind, _SLIDING if drops else _LINEAR)
+    if kinds:
+        return
+    model_type = str(config.get("model_type", ""))
+    if any(word in model_type for word in ("mamba", "rwkv", "recurrent")):
+        _refuse("model_type", model_type, _LINEAR)
+    for key, value in config.items():
+        if value and key.startswith(_LINEAR_KEYS):
+            _refuse(key, value, _LINEAR)
+    if config.get("attention_chunk_size"):
+        _refuse("attention_chunk_size", config["attention_chunk_size"], _SLIDING)
+    # Qwen2 configs carry a window that use_sliding_window turns off; a window as long as the
+    # longest context never cuts anything.
+    window, longest = _count(config, "sliding_window"), _count(config, "max_position_embeddings")
+    if window and config.get("use_sliding_window", True) and not 0 < longest <= window:
+        _refuse("sliding_window", window, _SLIDING)
+
+
+def _from_config(config: dict[str, Any], name: str, folder: str | None) -> ModelGeometry:
+    opaque = "quantization_config" if config.get("quantization_config") else ""
+    text = config.get("text_config")
+    if isinstance(text, dict):
+        config = {"tie_word_embeddings": config.get("tie_word_embeddings"), **text}
+        opaque = opaque or "text_config"
+    _refuse_unsupported(config)
+    model_type = str(config.get("model_type", ""))
+    layers, hidden = _size(config, "num_hidden_layers"), _size(config, "hidden_size")
+    heads = _size(config, "num_attention_heads")
+    kv_heads = _size(config, "num_key_value_heads", heads)
+    if config.get("head_dim") is None and hidden % heads:
+        raise PlanError(f"config.json field head_dim is missing and {heads=} divides not {hidden=}")
+    if heads % kv_heads:
+        raise PlanError(f"config.json field num_key_value_heads={kv_heads} must divide {heads=}")
+    experts = _count(config, "num_experts", "num_local_experts", "n_routed_experts")
+    expert_width = _count(config, "moe_intermediate_size")
+    width = _size(config, "intermediate_size", expert_width or None)
+    expert_width = expert_width or width
+    shared = _count(config, "shared_expert_intermediate_size")
+    shared = shared or _count(config, "n_shared_experts") * expert_width
+    step, skip = _count(config, "decoder_sparse_step") or 1, config.get("mlp_only_layers") or ()
+    first = _count(config, "first_k_dense_replace")
+    dense = sum(1 for i in range(layers) if i < first or i in skip or (i + 1) % step)
+    qwen2, bias = model_type.startswith("qwen2"), bool(config.get("attention_bias"))
+    tied = config.get("tie_word_embeddings")
+    return ModelGeometry(
+        name, layers, hidden, width, heads, kv_heads,
+        head_dim=_size(config, "head_dim", hidden // heads or 1),
+        vocab=_size(config, "vocab_size"),
+        tied=model_type.startswith(_TIED_BY_DEFAULT) if tied is None else bool(tied),
+        qkv_bias=bias or (qwen2 and bool(config.get("qkv_bias", True))),
+        o_bias=bias and not qwen2,
+        qk_norm=model_type.startswith("qwen3") or bool(config.get("use_qk_norm")),
+        mlp_bias=bool(config.get("mlp_bias")),
+        experts=experts,
+        expert_intermediate=expert_width if experts else 0,
+        shared_intermediate=shared if experts else 0,
+        dense_layers=dense if experts else layers,
+        folder=folder,
+        opaque_field=opaque,
+    )  # fmt: skip
+
+
+def load_geometry(model: str) -> ModelGeometry:
+    """Geometry of a local model folder, a config.json path or a built-in name.
+
+    Parameters
+    ----------
+    model : str
+        Folder with a ``config.json``, path of such a file, or a built-in name
+        (case-insensitive, with or without the organisation). A path that exists wins.
+
+    Returns
+    -------
+    ModelGeometry
+        Sizes in elements; layers and heads as counts.
+
+    Raises
+    ------
+    PlanError
+        Unknown model, unreadable config, or an attention kind the plugin refuses.
+    """
+    path = Path(model).expanduser()
+    try:
+        file = path / "config.json" if path.is_dir() else path
+        if not path.exists():
+            return _builtin(model)
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise TypeError("the file holds no JSON object")
+        folder = file.resolve().parent
+        return _from_config(config, folder.name, str(folder))
+    except OSError as err:
+        raise PlanError(f"--model {model[:200]}: config.json: {err.strerror}") from err
+    except (TypeError, json.JSONDecodeError, UnicodeDecodeError) as err:
+        raise PlanError(f"--model {model}: {file} is not a model config: {err}") from err
+
+
+def _builtin(model: str) -> ModelGeometry:
+    for name, row in _BUILTIN.items():
+        if model.strip().lower() in (name.lower(), name.split("/")[1].lower()):
+            config = {**dict(zip(_BUILTIN_FIELDS, row)), "head_dim": 128}
+            return _from_config(config, name, None)
+    known = ", ".join(_BUILTIN)
+    raise PlanError(f"--model {model!r} is neither a folder with a config.json nor one of: {known}")
+
+
+def parameter_count(geom: ModelGeometry) -> int:
+    """Parameters (elements): embeddings, attention, gated MLP or experts, norms."""
+    h, q_size, kv_size = geom.hidden, geom.heads * geom.head_dim, geom.kv_heads * geom.head_dim
+    attention = 2 * h * q_size + 2 * h * kv_size
+    attention += (q_size + 2 * kv_size) * geom.qkv_bias + h * geom.o_bias
+    attention += 2 * geom.head_dim * geom.qk_norm
+    dense = 3 * h * geom.intermediate + (2 * geom.intermediate + h) * geom.mlp_bias
+    sparse = geom.experts * (3 * h * geom.expert_intermediate + h)  # + h: one router row an expert
+    sparse += 3 * h * geom.shared_intermediate
+    mlps = dense * geom.dense_layers + sparse * (geom.layers - geom.dense_layers)
+    embeddings = geom.vocab * h * (1 if geom.tied else 2)
+    return embeddings + geom.layers * (attention + 2 * h) + mlps + h
+
+
+def checkpoint_bytes(geom: ModelGeometry, dtype: str = "bfloat16") -> int | None:
+    """Bytes the folder's safetensors files take once loaded, on all GPUs; None without files.
+
+    Float tensors count at ``dtype`` unless the checkpoint is quantized; a stored copy of a tied
+    output matrix does not count, as SGLang does not load it.
+    """
+    if geom.folder is None:
+        return None
+    folder = Path(geom.folder)
+    index = folder / "model.safetensors.index.json"
+    files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors"))
+    try:
+        if index.is_file():
+            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            files = [folder / name for name in sorted(set(names))]
+        if not files or not all(file.is_file() for file in files):
+            return None
+        return sum(_file_bytes(file, geom, DTYPE_BYTES[dtype]) for file in files)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
+        raise PlanError(
+            f"the safetensors files in {folder} are not readable (git-lfs pointers?): {err}; "
+            "give --weights-gb"
+        ) from err
+
+
+def _file_bytes(file: Path, geom: ModelGeometry, dtype_bytes: int) -> int:
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > file.stat().st_size - 8:
+            raise ValueError(f"{file.name} has no safetensors header")
+        header = json.loads(stream.read(length))
+    total = 0
+    for name, tensor in header.items():
+        if name == "__metadata__" or (geom.tied and name.endswith("lm_head.weight")):
+            continue
+        begin, end = tensor["data_offsets"]
+        stored = _FLOAT_BYTES.get(tensor["dtype"])
+        if stored is None or geom.opaque_field == "quantization_config":
+            total += end - begin
+        else:
+            total += (end - begin) // stored * dtype_bytes
+    return total
+
+
+def weights_bytes(geom: ModelGeometry, dtype: str = "bfloat16") -> int:
+    """Bytes of the weights: from the safetensors files if there, else from the geometry.
+
+    Parameters
+    ----------
+    geom : ModelGeometry
+    dtype : str
+        ``bfloat16``, ``float16`` or ``float32``.
+
+    Returns
+    -------
+    int
+        Bytes on all GPUs together.
+
+    Raises
+    ------
+    PlanError
+        The geometry alone does not tell (quantized or multimodal) and there are no files.
+    """
+    stored = checkpoint_bytes(geom, dtype)
+    if stored is not None:
+        return stored
+    if geom.opaque_field:
+        raise PlanError(
+            f"config.json field {geom.opaque_field}: the geometry alone does not give the weights "
+            f"of {geom.name} and its folder has no safetensors files; give --weights-gb"
+        )
+    return parameter_count(geom) * DTYPE_BYTES[dtype]
+
+
+def kv_bytes_per_token(
+    geom: ModelGeometry, tp: int = 1, kv_cache_dtype: str = "auto", dtype: str = "bfloat16"
+) -> int:
+    """Bytes one token of KV cache takes on each GPU.
+
+    ``layers x 2 x max(1, kv_heads / tp) x head_dim x bytes an element``.
+
+    Parameters
+    ----------
+    geom : ModelGeometry
+    tp : int
+        Tensor-parallel GPUs.
+    kv_cache_dtype, dtype : str
+        ``auto`` (stored at ``dtype``) or ``fp8_e4m3`` (1 byte an element).
+
+    Returns
+    -------
+    int
+        Bytes a token and GPU.
+
+    Raises
+    ------
+    PlanError
+        ``tp`` is not positive, does not divide the heads, or fits the KV heads neither way.
+    """
+    if tp < 1:
+        raise PlanError(f"--tp {tp} must be at least 1")
+    if geom.heads % tp:
+        raise PlanError(f"--tp {tp} must divide the {geom.heads} attention heads of {geom.name}")
+    if geom.kv_heads % tp and tp % geom.kv_heads:
+        raise PlanError(
+            f"--tp {tp} must divide or be a multiple of the {geom.kv_heads} KV heads of {geom.name}"
+        )
+    element = 1 if kv_cache_dtype == "fp8_e4m3" else DTYPE_BYTES[dtype]
+    return geom.layers * 2 * max(1, geom.kv_heads // tp) * geom.head_dim * element

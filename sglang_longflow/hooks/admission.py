@@ -1,0 +1,128 @@
+"""Stage 2, SGLang side: PrefillAdder reserves what budgeted rows may really take."""
+
+from __future__ import annotations
+
+from sglang.srt.managers.schedule_policy import AddReqResult
+
+from sglang_longflow import runtime
+from sglang_longflow.flow.admission import (
+    LiveRow,
+    Reserve,
+    admission_need,
+    node_tokens,
+    path_to_root,
+    reserve_for,
+)
+from sglang_longflow.hooks.request import bounded_row
+
+
+def live_row(req) -> LiveRow | None:
+    """A running request as admission sees it; None where SGLang's estimate applies."""
+    row = bounded_row(req)
+    if row is None or req.kv is None or req.finished():
+        return None
+    return LiveRow(
+        budget=row.budget,
+        total_tokens=len(req.origin_input_ids) + req.sampling_params.max_new_tokens,
+        allocated_slots=req.kv.kv_allocated_len,
+        tree_slots=req.cache_protected_len,
+        owned=row.owned,
+        must_cut=row.prompt_keep is not None,
+        last_node=req.last_node,
+    )
+
+
+def adder_init(result, self, *args, **kwargs) -> None:
+    """After ``PrefillAdder.__init__``."""
+    self.longflow_reserve = Reserve([], frozenset())
+    if runtime.current() is None or self.running_batch is None:
+        return
+    rows = [row for req in self.running_batch.reqs if (row := live_row(req)) is not None]
+    self.longflow_reserve = reserve_for(rows)
+    self.rem_total_token_offset += self.longflow_reserve.total_slots
+
+
+def running_offset(original, self, req):
+    """Around ``PrefillAdder._get_running_request_total_token_offset``."""
+    return original(self, req) if bounded_row(req) is None else 0
+
+
+def _need(adder, req, *, lock_held: bool) -> int:
+    """Slots for `req` beyond its prefix hit; `lock_held` says whether it holds its lock already."""
+    mine = 1 if lock_held else 0
+    own_hit = credited = 0
+    for node in path_to_root(req.last_node):
+        if node.lock_ref == mine:
+            own_hit += node_tokens(node)
+        if id(node) in adder.longflow_reserve.credited:
+            credited += node_tokens(node)
+    return admission_need(
+        bounded_row(req).budget,
+        prompt_tokens=len(req.full_untruncated_fill_ids),
+        total_tokens=len(req.origin_input_ids) + req.sampling_params.max_new_tokens,
+        hit_tokens=len(req.prefix_indices),
+        own_hit_tokens=own_hit,
+        credited_hit_tokens=credited,
+    )
+
+
+class _PromptOnly:
+    """Sampling parameters for the length of one call: SGLang then counts the prompt alone.
+
+    ``ignore_eos`` is hidden too: with the radix cache off it selects another estimate, of the
+    whole output.
+    """
+
+    max_new_tokens = 0
+    ignore_eos = False
+
+    def __init__(self, params):
+        self._params = params
+
+    def __getattr__(self, name):
+        return getattr(self._params, name)
+
+
+def _stock_counts_prompt_only(original, adder, req, *args):
+    params = req.sampling_params
+    req.sampling_params = _PromptOnly(params)
+    try:
+        return original(adder, req, *args)
+    finally:
+        req.sampling_params = params
+
+
+def add_one_req(original, self, req, has_chunked_req, truncation_align_size):
+    """Around ``PrefillAdder.add_one_req``."""
+    row = bounded_row(req)
+    if row is None:
+        return original(self, req, has_chunked_req, truncation_align_size)
+    prompt_tokens = len(req.full_untruncated_fill_ids)
+    window = row.budget.policy.prompt_window_tokens if row.budget.must_cut(prompt_tokens) else 0
+    left = prompt_tokens - len(req.prefix_indices)
+    if self.rem_chunk_tokens is not None and self.rem_chunk_tokens < min(left, window):
+        return AddReqResult.OTHER  # the window goes into one chunk: wait for the next batch
+    need = _need(self, req, lock_held=False)
+    with self._lock_node(req.last_node):
+        if need > self.rem_total_tokens:
+            return AddReqResult.NO_TOKEN
+    before = self.rem_total_token_offset
+    result = _stock_counts_prompt_only(
+        original, self, req, has_chunked_req, truncation_align_size
+    )
+    if self.can_run_list and self.can_run_list[-1] is req:
+        self.rem_total_token_offset = before + need
+        if result == AddReqResult.CONTINUE:
+            result = self.budget_state()
+    return result
+
+
+def add_chunked_req(original, self, req):
+    """Around ``PrefillAdder.add_chunked_req``: the next chunk of the one chunked request."""
+    if bounded_row(req) is None:
+        return original(self, req)
+    need = _need(self, req, lock_held=True)
+    before = self.rem_total_token_offset
+    result = _stock_counts_prompt_only(original, self, req)
+    self.rem_total_token_offset = before + need
+    return result

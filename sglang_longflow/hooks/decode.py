@@ -1,0 +1,21 @@
+"""Stage 5, SGLang side: the step's view reaches the backend, and the backend is ours."""
+
+from __future__ import annotations
+
+from sglang_longflow import runtime
+
+
+def forward_batch_init_new(forward_batch, cls, batch, model_runner, **kwargs) -> None:
+    """After ``ForwardBatch.init_new``."""
+    forward_batch.longflow_view = (
+        None if runtime.current() is None else getattr(batch, "longflow_view", None)
+    )
+
+
+def attn_backend_wrapper(backend, runner, full_attn_backend):
+    """After ``attn_backend_wrapper``: the backend the server would use, wrapped."""
+    if runtime.current() is None or runner.is_draft_worker:
+        return None
+    from sglang_longflow.backend.attention import LongFlowAttnBackend
+
+    return LongFlowAttnBackend(backend, runner)

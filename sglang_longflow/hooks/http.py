@@ -1,0 +1,44 @@
+"""GET /longflow/stats on SGLang's own FastAPI app."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, HTTPException
+
+from sglang_longflow.config import config_from
+from sglang_longflow.hooks import verify
+
+router = APIRouter(prefix="/longflow", tags=["longflow"])
+
+
+@router.get("/stats")
+async def stats() -> dict:
+    """Settings, pool and running requests; no prompt text.
+
+    ``{"settings": {...}, "pool": {"total_tokens", "available_tokens", "evictable_tokens",
+    "budgeted_tokens"}, "requests": [{"rid", "seq_len", "kv_len", "kv_budget", "kv_policy"}],
+    "counters": {...}, "queued_requests": n}``. With several data-parallel schedulers the pools
+    and counters are summed.
+    """
+    from sglang.srt.entrypoints.http_server import get_global_state
+
+    states = await get_global_state().tokenizer_manager.get_internal_state()
+    found = [state["longflow"] for state in states if "longflow" in state]
+    if not found:
+        raise HTTPException(503, "the schedulers have no KV budget")
+    merged = found[0]
+    for other in found[1:]:
+        for part in ("pool", "counters"):
+            merged[part] = {key: merged[part][key] + other[part][key] for key in merged[part]}
+        merged["requests"] += other["requests"]
+        merged["queued_requests"] += other["queued_requests"]
+    return merged
+
+
+def setup_and_run_http_server(server_args, *args, **kwargs) -> None:
+    """Before ``_setup_and_run_http_server``, in the process that serves HTTP."""
+    if config_from(server_args) is None:
+        return
+    from sglang.srt.entrypoints.http_server import app
+
+    verify.require_all()
+    app.include_router(router)

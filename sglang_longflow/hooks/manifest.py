@@ -1,0 +1,296 @@
+"""The register of every hook: what it wraps, with which signature, why, and when it can go.
+
+It is data: `plugin` registers it, `verify` checks it at start-up, `longflow doctor` prints it, and
+docs/hooks.md is generated from it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Hook:
+    """One wrapped function of SGLang.
+
+    Attributes
+    ----------
+    target : str
+        Dotted path in SGLang.
+    kind : str
+        "before", "after" or "around" (never "replace").
+    handler_path : str
+        ``module:function`` of ours under ``sglang_longflow.hooks``.
+    parameters : tuple of str
+        Parameter names of the target in SGLang 0.5.17; another signature stops the start-up.
+    why : str
+        What would be wrong without it.
+    remove_when : str
+        What SGLang would have to offer.
+    first_parameters_only : bool
+        `parameters` are the first of many (a dataclass's __init__).
+    """
+
+    target: str
+    kind: str
+    handler_path: str
+    parameters: tuple[str, ...]
+    why: str
+    remove_when: str
+    first_parameters_only: bool = False
+
+    def handler(self) -> Callable[..., Any]:
+        module, name = self.handler_path.split(":")
+        return getattr(importlib.import_module(f"sglang_longflow.hooks.{module}"), name)
+
+
+def _p(names: str) -> tuple[str, ...]:
+    return tuple(names.split())
+
+
+_ARGS = "sglang.srt.server_args.ServerArgs"
+_SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
+_ADDER = "sglang.srt.managers.schedule_policy.PrefillAdder"
+_BATCH = "sglang.srt.managers.schedule_batch.ScheduleBatch"
+_REQ = "sglang.srt.managers.schedule_batch.Req"
+_TOKENIZER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
+_ALLOC = "sglang.srt.mem_cache.allocation"
+_OPENAI = "sglang.srt.entrypoints.openai"
+
+_NEW_FLAGS = "SGLang lets plugins add server arguments"
+_ADMISSION = "SGLang's admission asks a policy how many slots a request may still take"
+_ALLOCATION = "SGLang's decode allocation asks a policy which rows take a slot"
+
+MANIFEST: tuple[Hook, ...] = (
+    # server arguments
+    Hook(
+        f"{_ARGS}.add_cli_args",
+        "after",
+        "server_args:add_cli_args",
+        _p("parser"),
+        "adds the --kv-* flags to `sglang serve` and launch_server",
+        _NEW_FLAGS,
+    ),
+    Hook(
+        f"{_ARGS}.from_cli_args",
+        "around",
+        "server_args:from_cli_args",
+        _p("cls args"),
+        "carries the --kv-* flags from the command line to ServerArgs",
+        _NEW_FLAGS,
+    ),
+    Hook(
+        f"{_ARGS}.__init__",
+        "around",
+        "server_args:init",
+        ("self", "model_path"),
+        "accepts kv_* keywords, so sglang.Engine(kv_budget=N) works",
+        _NEW_FLAGS,
+        first_parameters_only=True,
+    ),
+    Hook(
+        f"{_ARGS}.__post_init__",
+        "around",
+        "server_args:post_init",
+        _p("self"),
+        "defaults for a budget server; refuses what is not supported by flag",
+        _NEW_FLAGS,
+    ),
+    # start-up of a scheduler process
+    Hook(
+        f"{_SCHEDULER}.__init__",
+        "around",
+        "scheduler:init",
+        _p(
+            "self server_args port_args gpu_id tp_rank moe_ep_rank pp_rank attn_cp_rank "
+            "moe_dp_rank dp_rank"
+        ),
+        "activates the plugin in the scheduler's process, verifies every hook, checks the pools",
+        "SGLang calls plugins with the server arguments and lets their failures stop the start",
+    ),
+    # 1 request
+    Hook(
+        f"{_TOKENIZER}._validate_one_request",
+        "before",
+        "request:validate_one_request",
+        _p("self obj input_ids"),
+        "a wrong budget is an HTTP 400 before it is queued",
+        "SGLang lets plugins validate custom_params",
+    ),
+    Hook(
+        f"{_SCHEDULER}.init_req_max_new_tokens",
+        "around",
+        "request:init_req_max_new_tokens",
+        _p("self req"),
+        "gives the request its row; its length is bounded by the context, not by the pool",
+        "SGLang's length limit asks the policy of the request",
+    ),
+    # 2 admission
+    Hook(
+        f"{_ADDER}.__init__",
+        "after",
+        "admission:adder_init",
+        _p(
+            "self page_size tree_cache token_to_kv_pool_allocator running_batch new_token_ratio "
+            "rem_input_tokens rem_chunk_tokens num_mixed_decode_tokens "
+            "priority_scheduling_preemption_threshold max_prefill_bs max_running_requests "
+            "prefill_max_requests prefill_delayer_single_pass dllm_config waiting_queue_len"
+        ),
+        "reserves exactly what running budgeted rows may still take",
+        _ADMISSION,
+    ),
+    Hook(
+        f"{_ADDER}._get_running_request_total_token_offset",
+        "around",
+        "admission:running_offset",
+        _p("self req"),
+        "budgeted rows are reserved exactly (adder_init), not estimated",
+        _ADMISSION,
+    ),
+    Hook(
+        f"{_ADDER}.add_one_req",
+        "around",
+        "admission:add_one_req",
+        _p("self req has_chunked_req truncation_align_size"),
+        "admits a request by its bounded footprint instead of prompt + max_new_tokens",
+        _ADMISSION,
+    ),
+    Hook(
+        f"{_ADDER}.add_chunked_req",
+        "around",
+        "admission:add_chunked_req",
+        _p("self req"),
+        "keeps the rest of a chunked prompt and its row reserved",
+        _ADMISSION,
+    ),
+    # 3 slots
+    Hook(
+        f"{_ALLOC}.alloc_for_decode",
+        "around",
+        "slots:alloc_for_decode",
+        _p("batch token_per_req"),
+        "full rows take no slot; a row owns its slots before it overwrites one",
+        _ALLOCATION,
+    ),
+    Hook(
+        f"{_BATCH}.new_tokens_required_next_decode",
+        "around",
+        "slots:new_tokens_required_next_decode",
+        _p("self selected_indices"),
+        "the memory check counts what alloc_for_decode will take, so nothing is retracted for it",
+        _ALLOCATION,
+    ),
+    Hook(
+        f"{_BATCH}._get_decode_retraction_order",
+        "after",
+        "slots:get_decode_retraction_order",
+        _p("reqs server_args"),
+        "full-KV neighbours are retracted before budgeted rows",
+        "SGLang has a retraction policy that plugins can provide",
+    ),
+    Hook(
+        f"{_REQ}.reset_for_retract",
+        "after",
+        "slots:reset_for_retract",
+        _p("self"),
+        "a row that is retracted all the same starts over",
+        "with the retraction order",
+    ),
+    # 4 prompt
+    Hook(
+        f"{_ALLOC}.alloc_for_extend",
+        "after",
+        "prompt:alloc_for_extend",
+        _p("batch"),
+        "tells the backend which prompts end in this batch and must be cut",
+        "SGLang passes per-request data from the batch to the attention backend",
+    ),
+    Hook(
+        f"{_REQ}._compute_max_prefix_len",
+        "after",
+        "prompt:compute_max_prefix_len",
+        _p("self input_len"),
+        "the queries that score an over-long prompt are computed, not skipped by a prefix hit",
+        "SGLang keeps queries of cached tokens (it will not)",
+    ),
+    Hook(
+        f"{_REQ}.set_extend_range",
+        "around",
+        "prompt:set_extend_range",
+        _p("self start end"),
+        "the same queries are all in the last prefill chunk",
+        "SGLang lets a request ask for the size of its last chunk",
+    ),
+    # 5 decode
+    Hook(
+        "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new",
+        "after",
+        "decode:forward_batch_init_new",
+        _p("cls batch model_runner capture_hidden_mode return_hidden_states_before_norm"),
+        "carries the step's view from the scheduler's batch to the backend's",
+        "SGLang passes per-request data from the batch to the attention backend",
+    ),
+    Hook(
+        "sglang.srt.layers.attention.attention_registry.attn_backend_wrapper",
+        "after",
+        "decode:attn_backend_wrapper",
+        _p("runner full_attn_backend"),
+        "wraps whichever attention backend the server uses: redirects writes, picks victims",
+        "SGLang lets plugins wrap the attention backend",
+    ),
+    # 6 and 7 what a request and the server report
+    Hook(
+        f"{_TOKENIZER}.generate_request",
+        "around",
+        "report:generate_request",
+        _p("self obj request"),
+        "kv_budget, kv_resident_tokens and kv_overwritten_tokens in meta_info",
+        "SGLang's customized_info may be one value a request instead of one a token",
+    ),
+    Hook(
+        f"{_OPENAI}.serving_chat.OpenAIServingChat._build_chat_response",
+        "after",
+        "report:openai_chat_response",
+        _p("self request ret created"),
+        "the same numbers in the metadata of OpenAI chat responses",
+        "SGLang copies customized_info to OpenAI responses",
+    ),
+    Hook(
+        f"{_OPENAI}.serving_completions.OpenAIServingCompletion._build_completion_response",
+        "after",
+        "report:openai_completion_response",
+        _p("self request ret created"),
+        "the same numbers in the metadata of OpenAI completions",
+        "SGLang copies customized_info to OpenAI responses",
+    ),
+    Hook(
+        f"{_SCHEDULER}.get_internal_state",
+        "after",
+        "metrics:get_internal_state",
+        _p("self recv_req"),
+        "the scheduler's rows and pool for GET /longflow/stats",
+        "SGLang lets plugins add to the internal state",
+    ),
+    Hook(
+        f"{_SCHEDULER}.on_idle",
+        "after",
+        "metrics:on_idle",
+        _p("self"),
+        "gauges fall to zero when nothing runs",
+        "SGLang lets plugins add metrics",
+    ),
+    Hook(
+        "sglang.srt.entrypoints.http_server._setup_and_run_http_server",
+        "before",
+        "http:setup_and_run_http_server",
+        _p(
+            "server_args tokenizer_manager template_manager port_args scheduler_infos "
+            "subprocess_watchdog execute_warmup_func launch_callback"
+        ),
+        "adds GET /longflow/stats to SGLang's own FastAPI app",
+        "SGLang lets plugins add routes",
+    ),
+)

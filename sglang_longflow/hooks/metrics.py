@@ -1,0 +1,133 @@
+"""Stage 7, SGLang side: Prometheus, and the scheduler's part of GET /longflow/stats."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+from sglang_longflow import runtime
+from sglang_longflow.flow.metrics import RowStats, gauges
+from sglang_longflow.hooks import report as _report  # noqa: F401  (same stage, other direction)
+
+#: Gauges are set at most this often; a step costs nothing in between.
+GAUGE_INTERVAL_S = 1.0
+
+
+class Exporter:
+    """Prometheus metrics of the scheduler, on SGLang's /metrics.
+
+    ``sglang_longflow_`` and not ``sglang_longflow:``: promtool rejects colons in metric names.
+    """
+
+    def __init__(self, model_name: str):
+        # Imported late: SGLang sets the multiprocess folder first.
+        from prometheus_client import Counter, Gauge
+
+        names = ["model_name"]
+        self._labels = {"model_name": model_name}
+        self._gauges = {
+            name: Gauge(f"sglang_longflow_{name}", text, names, multiprocess_mode="mostrecent")
+            for name, text in (
+                ("rows_at_budget", "Running requests whose row holds its whole KV budget."),
+                ("budgeted_tokens", "KV slots held by running requests that have a budget."),
+                ("saved_tokens", "KV slots that full KV would hold beyond those for them."),
+            )
+        }
+        self._counters = {
+            name: Counter(f"sglang_longflow_{name}", text, names)
+            for name, text in (
+                ("overwritten_tokens", "Decode steps that overwrote a KV slot, summed over rows."),
+                ("cut_tokens", "Prompt tokens dropped at the end of prefill."),
+                ("retracted_rows", "Budgeted rows that were retracted (should stay 0)."),
+            )
+        }
+        self._seen = dict.fromkeys(self._counters, 0)
+        self._due = 0.0
+
+    def update(self, state: runtime.Runtime, rows: list[RowStats]) -> None:
+        live = gauges(rows)
+        for name, metric in self._gauges.items():
+            metric.labels(**self._labels).set(getattr(live, name))
+        totals = {
+            "overwritten_tokens": state.counters.overwritten_tokens,
+            "cut_tokens": state.counters.cut_tokens,
+            "retracted_rows": state.counters.retracted_budgeted_rows,
+        }
+        for name, total in totals.items():
+            self._counters[name].labels(**self._labels).inc(total - self._seen[name])
+            self._seen[name] = total
+        self._due = time.monotonic() + GAUGE_INTERVAL_S
+
+    @property
+    def is_due(self) -> bool:
+        return time.monotonic() >= self._due
+
+
+_refusals: Any = None
+
+
+def count_refusal(reason: str) -> None:
+    """Count a refused request by reason, in whichever process refused it."""
+    global _refusals
+    if _refusals is None:
+        from prometheus_client import Counter
+
+        _refusals = Counter(
+            "sglang_longflow_refusals", "Requests refused for their KV budget.", ["reason"]
+        )
+    _refusals.labels(reason=reason).inc()
+
+
+def row_stats(req) -> RowStats:
+    """A running request in the stats; ``seq_len`` and ``kv_len`` in tokens of stored K/V."""
+    row = getattr(req, "longflow_row", None)
+    return RowStats(
+        rid=req.rid,
+        seq_len=max(len(req.origin_input_ids) + len(req.output_ids) - 1, req.kv_committed_len),
+        kv_len=req.kv_committed_len,
+        kv_budget=row.budget.tokens if row else 0,
+        kv_policy=row.budget.policy.name if row else "",
+    )
+
+
+def observe_batch(state: runtime.Runtime, batch) -> None:
+    """Before each decode step: peaks always, gauges once a second."""
+    counters = state.counters
+    counters.peak_running_requests = max(counters.peak_running_requests, len(batch.reqs))
+    if state.exporter is not None and state.exporter.is_due:
+        state.exporter.update(state, [row_stats(req) for req in batch.reqs])
+
+
+def on_idle(result, self) -> None:
+    """After ``Scheduler.on_idle``."""
+    state = runtime.current()
+    if state is not None and state.exporter is not None and state.exporter.is_due:
+        state.exporter.update(state, [])
+
+
+def get_internal_state(result, self, recv_req) -> None:
+    """After ``Scheduler.get_internal_state``: adds the key ``longflow``."""
+    state = runtime.current()
+    if state is None:
+        return
+    live = [req for req in self.running_batch.reqs if req.kv is not None and not req.finished()]
+    rows = [row_stats(req) for req in live]
+    result.internal_state["longflow"] = {
+        "settings": {
+            **state.config.as_dict(),
+            "kv_budget_min": state.config.kv_budget_min or state.config.policy().min_budget_tokens,
+            "overlap_schedule": self.enable_overlap,
+            "radix_cache": not self.tree_cache.disable,
+            "device_state_bytes": state.device_state_bytes,
+        },
+        "pool": {
+            "total_tokens": self.max_total_num_tokens,
+            "available_tokens": self.token_to_kv_pool_allocator.available_size(),
+            "evictable_tokens": self.tree_cache.evictable_size(),
+            "budgeted_tokens": gauges(rows).budgeted_tokens,
+        },
+        "requests": [asdict(row) for row in rows],
+        "counters": asdict(state.counters),
+        "queued_requests": len(self.waiting_queue),
+    }

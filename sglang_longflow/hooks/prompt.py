@@ -1,0 +1,67 @@
+"""Stage 4, SGLang side: prompts over budget - 1, from the prefix hit to the last chunk."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+import torch
+
+from sglang_longflow import runtime
+from sglang_longflow.contracts import PrefillView, PromptRow
+from sglang_longflow.flow.prompt import chunk_end, max_prefix_tokens
+from sglang_longflow.hooks.request import bounded_row
+
+
+def _window(req, prompt_tokens: int) -> int:
+    """Queries at the end of the prompt that must be computed together; 0 where it is not cut."""
+    row = bounded_row(req)
+    if row is None or not row.budget.must_cut(prompt_tokens):
+        return 0
+    return row.budget.policy.prompt_window_tokens
+
+
+def compute_max_prefix_len(result: int, self, input_len: int) -> int:
+    """After ``Req._compute_max_prefix_len``."""
+    return max_prefix_tokens(result, input_len, _window(self, input_len))
+
+
+def set_extend_range(original, self, start: int, end: int) -> None:
+    """Around ``Req.set_extend_range``."""
+    prompt_tokens = len(self.full_untruncated_fill_ids)
+    return original(self, start, chunk_end(start, end, prompt_tokens, _window(self, prompt_tokens)))
+
+
+def alloc_for_extend(result, batch) -> None:
+    """After ``alloc_for_extend``: note the prompts that end in this batch and are too long."""
+    batch.longflow_view = None
+    if runtime.current() is None:
+        return
+    ends = list(accumulate(batch.extend_lens))
+    rows = []
+    for i, req in enumerate(batch.reqs):
+        row = bounded_row(req)
+        prompt_tokens = len(req.full_untruncated_fill_ids)
+        is_last_chunk = req.extend_range.end == prompt_tokens
+        if row is None or not is_last_chunk or not row.budget.must_cut(prompt_tokens):
+            continue
+        if req.sampling_params.max_new_tokens == 0:
+            continue  # nothing will be decoded
+        keep_tokens = row.budget.tokens - 1
+        row.cut_tokens = prompt_tokens - keep_tokens
+        row.prompt_keep = torch.empty(
+            batch.model_config.num_hidden_layers,
+            keep_tokens,
+            dtype=torch.int64,
+            device=batch.device,
+        )
+        rows.append(
+            PromptRow(
+                query_end=ends[i],
+                req_pool_idx=req.req_pool_idx,
+                prompt_tokens=prompt_tokens,
+                budget=row.budget,
+                keep=row.prompt_keep,
+            )
+        )
+    if rows:
+        batch.longflow_view = PrefillView(tuple(rows))

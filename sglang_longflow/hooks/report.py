@@ -1,0 +1,62 @@
+"""Stage 6, SGLang side: the row's numbers on their way to meta_info and OpenAI metadata."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from sglang_longflow.config import config_from
+from sglang_longflow.flow.release import report
+
+CUSTOMIZED_INFO_KEY = "longflow"
+
+
+class LatestReport(list):
+    """Stands in ``Req.customized_info`` for a list with one entry a token.
+
+    SGLang slices that list by the tokens it is about to send and appends the slice to the
+    response; any slice of this one is the report of now, once.
+    """
+
+    def __init__(self, req):
+        super().__init__()
+        self._req = req
+
+    def __getitem__(self, index):
+        req = self._req
+        tokens = len(req.output_ids_through_stop)
+        return [asdict(report(req.longflow_row, len(req.origin_input_ids), tokens))]
+
+
+def _spread(meta_info: dict) -> None:
+    reports = meta_info.pop(CUSTOMIZED_INFO_KEY, None)
+    latest = next((entry for entry in reversed(reports or []) if entry), None)
+    if latest:
+        meta_info.update(latest)
+
+
+async def generate_request(original, self, obj, request=None):
+    """Around ``TokenizerManager.generate_request``, through which every response passes."""
+    has_budgets = config_from(self.server_args) is not None
+    async for out in original(self, obj, request):
+        if has_budgets:
+            for item in out if isinstance(out, list) else [out]:
+                if isinstance(item, dict) and isinstance(item.get("meta_info"), dict):
+                    _spread(item["meta_info"])
+        yield out
+
+
+def _metadata(response, serving, ret: list[dict]) -> None:
+    if config_from(serving.tokenizer_manager.server_args) is None or getattr(response, "metadata", None) is None:
+        return
+    for key in ("kv_budget", "kv_resident_tokens", "kv_overwritten_tokens", "kv_cut_tokens"):
+        values = [item["meta_info"].get(key) for item in ret]
+        if any(value is not None for value in values):
+            response.metadata[key] = values[0] if len(values) == 1 else values
+
+
+def openai_chat_response(response, self, request, ret, created) -> None:
+    _metadata(response, self, ret)
+
+
+def openai_completion_response(response, self, request, ret, created) -> None:
+    _metadata(response, self, ret)

@@ -1,0 +1,66 @@
+"""Start of a scheduler process: activate, verify, and look at what SGLang built."""
+
+from __future__ import annotations
+
+import logging
+
+from sglang_longflow import runtime, support
+from sglang_longflow.errors import ConfigError, UnsupportedSetup
+from sglang_longflow.hooks import metrics, verify
+
+logger = logging.getLogger(__name__)
+
+
+def init(original, self, server_args, *args, **kwargs) -> None:
+    """Around ``Scheduler.__init__``."""
+    state = runtime.activate(server_args)
+    if state is None:
+        return original(self, server_args, *args, **kwargs)
+    support.refuse_flags(server_args)
+    verify.require_all()
+    original(self, server_args, *args, **kwargs)
+    _check_pools(self, state)
+    if server_args.enable_metrics and self.ps.tp_rank == 0:
+        state.exporter = metrics.Exporter(server_args.served_model_name)
+    if self.ps.tp_rank == 0:
+        logger.info(
+            "longflow: kv_budget=%d policy=%s pool=%d tokens, rows that fit at the budget=%s, "
+            "device state=%.2f MiB",
+            state.config.kv_budget,
+            state.config.kv_policy,
+            self.max_total_num_tokens,
+            self.max_total_num_tokens // state.config.kv_budget if state.config.kv_budget else "-",
+            state.device_state_bytes / 2**20,
+        )
+
+
+def _check_pools(scheduler, state: runtime.Runtime) -> None:
+    from sglang.srt.mem_cache.chunk_cache import ChunkCache
+    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+    from sglang.srt.mem_cache.radix_cache import RadixCache
+
+    from sglang_longflow.backend.attention import LongFlowAttnBackend
+
+    budget, pool_tokens = state.config.kv_budget, scheduler.max_total_num_tokens
+    if budget > pool_tokens:
+        raise ConfigError(
+            f"kv_budget={budget}: larger than the whole KV pool of {pool_tokens} tokens; lower "
+            f"--kv-budget or give the pool more memory (--mem-fraction-static)"
+        )
+    if type(scheduler.tree_cache) not in (RadixCache, ChunkCache):
+        raise UnsupportedSetup(
+            f"prefix cache {type(scheduler.tree_cache).__name__}: not supported with a KV budget; "
+            f"use SGLang's default radix cache"
+        )
+    kv_pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
+    if type(kv_pool) is not MHATokenToKVPool:
+        raise UnsupportedSetup(
+            f"KV pool {type(kv_pool).__name__}: only SGLang's MHATokenToKVPool is supported with a "
+            f"KV budget"
+        )
+    backend = scheduler.tp_worker.model_runner.attn_backend
+    if not isinstance(backend, LongFlowAttnBackend):
+        raise UnsupportedSetup(
+            f"attention backend {type(backend).__name__}: was not wrapped; choose another "
+            f"--attention-backend"
+        )

@@ -1,0 +1,184 @@
+"""Stage 3, SGLang side: slots for a decode step, and rows that become owners of theirs.
+
+Region map of a bounded row in ``req_to_token[req_pool_idx]``:
+
+    [0, cache_protected_len)                 the radix tree's slots, locked by this request
+    [cache_protected_len, kv_allocated_len)  the row's own slots
+    owned row:  cache_protected_len == 0 and kv_allocated_len == budget, for good
+
+``kv_committed_len`` and ``kv_allocated_len`` are SGLang's and stay resident lengths here;
+``seq_lens`` stays logical.
+"""
+
+from __future__ import annotations
+
+import torch
+from sglang.srt.mem_cache.allocation import alloc_token_slots
+
+from sglang_longflow import runtime
+from sglang_longflow.contracts import DecodeView, RowMove
+from sglang_longflow.flow.slots import DecodeRow, Step, retraction_order, slots_required
+from sglang_longflow.hooks import metrics
+from sglang_longflow.hooks.request import bounded_row, row_of
+
+
+def decode_row(req) -> DecodeRow:
+    """A running request as `flow.slots` sees it."""
+    row = bounded_row(req)
+    if row is None:
+        return DecodeRow(None, req.kv_committed_len)
+    return DecodeRow(
+        budget=row.budget,
+        kv_len=req.kv_committed_len,
+        tree_slots=req.cache_protected_len,
+        owned=row.owned,
+        must_cut=row.prompt_keep is not None,
+        last_node=req.last_node,
+    )
+
+
+def new_tokens_required_next_decode(original, self, selected_indices=None):
+    """Around ``ScheduleBatch.new_tokens_required_next_decode``."""
+    if runtime.current() is None:
+        return original(self, selected_indices)
+    reqs = self.reqs if selected_indices is None else [self.reqs[i] for i in selected_indices]
+    if not any(bounded_row(req) for req in reqs):
+        return original(self, selected_indices)
+    return slots_required([decode_row(req) for req in reqs])
+
+
+def get_decode_retraction_order(order, reqs, server_args):
+    """After ``ScheduleBatch._get_decode_retraction_order``: budgeted rows are kept longest."""
+    if runtime.current() is None:
+        return order
+    return retraction_order(order, [bounded_row(req) is not None for req in reqs])
+
+
+def reset_for_retract(result, self) -> None:
+    """After ``Req.reset_for_retract``."""
+    row = row_of(self)
+    if row is None:
+        return
+    if not row.budget.is_full:
+        runtime.current().counters.retracted_budgeted_rows += 1
+    row.reset()
+    self.skip_radix_cache_insert = False
+
+
+def alloc_for_decode(original, batch, token_per_req):
+    """Around ``alloc_for_decode``: [bs] int64 pool slots; 0, SGLang's padding slot, for full rows.
+
+    Mutates ``req_to_token``, the requests' lengths and the tree's locks, and leaves the step's
+    view on the batch.
+    """
+    batch.longflow_view = None
+    state = runtime.current()
+    if state is None or not any(bounded_row(req) for req in batch.reqs):
+        if state is not None:
+            metrics.observe_batch(state, batch)
+        return original(batch, token_per_req)
+
+    rows = [decode_row(req) for req in batch.reqs]
+    _insert_prompts(batch, rows)
+    rows = [decode_row(req) for req in batch.reqs]
+    # Give back first, take afterwards: a node that no one else holds can be evicted to make room
+    # for its own copy, which is safe because the backend reads every source slot of the step
+    # before it writes any.
+    sources = [_give_back(batch, req, row) for req, row in zip(batch.reqs, rows, strict=True)]
+    taken = alloc_token_slots(batch.tree_cache, sum(row.new_slots for row in rows))
+
+    req_to_token = batch.req_to_token_pool
+    appended, kv_lens, overwrite, fresh, full_rows, moves = [], [], [], [], [], []
+    offset = 0
+    for i, (req, row, source) in enumerate(zip(batch.reqs, rows, sources, strict=True)):
+        managed = bounded_row(req)
+        step, count = row.step, row.new_slots
+        slots = taken[offset : offset + count]
+        offset += count
+        if step is Step.APPEND:
+            appended.append(i)
+            req.kv.kv_allocated_len += 1
+            kv_len = row.kv_len + 1
+        else:
+            kv_len = row.budget.tokens
+            if count:
+                req_to_token.write((req.req_pool_idx, slice(0, count)), slots.to(torch.int32))
+                moves.append(_move(managed, step, source, slots))
+            if step is Step.CUT:
+                req.kv.kv_allocated_len = kv_len
+                managed.prompt_keep = None
+                batch.batch_is_full = False  # the prompt's slots are free for others now
+                state.counters.cut_tokens += managed.cut_tokens
+            else:
+                managed.overwritten_tokens += 1
+                state.counters.overwritten_tokens += 1
+            # SGLang adds 1 for every row after this call; a full row does not grow.
+            req.kv_committed_len = kv_len - 1
+        kv_lens.append(kv_len)
+        overwrite.append(step is not Step.APPEND)
+        fresh.append(step is Step.CUT)
+        if managed is not None and kv_len == managed.budget.tokens:
+            full_rows.append((i, managed.budget, managed.overwritten_tokens))
+
+    out_cache_loc = _write_appended(batch, rows, appended, taken)
+    batch.longflow_view = DecodeView(kv_lens, overwrite, fresh, full_rows, moves)
+    metrics.observe_batch(state, batch)
+    return out_cache_loc
+
+
+def _insert_prompts(batch, rows: list[DecodeRow]) -> None:
+    """Leave prompts that are about to be cut in the radix tree, whole, for later requests.
+
+    SGLang does it when it processes the prefill's result, which under overlap scheduling comes
+    after this step.
+    """
+    for req, row in zip(batch.reqs, rows, strict=True):
+        if row.step is Step.CUT and not batch.tree_cache.disable:
+            batch.tree_cache.cache_unfinished_req(req)
+
+
+def _give_back(batch, req, row: DecodeRow) -> torch.Tensor | None:
+    """Turn a row into an owner: its tree nodes (or old slots) may be evicted from here on.
+
+    Returns the pool slots [n] int64 that hold what the row must keep; None where nothing moves.
+    """
+    if row.step not in (Step.OWN, Step.CUT):
+        return None
+    moved = row.kv_len if row.step is Step.CUT else row.tree_slots
+    source = batch.req_to_token_pool.req_to_token[req.req_pool_idx, :moved].to(torch.int64)
+    tree = batch.tree_cache
+    if req.last_node is not None:
+        tree.dec_lock_ref(req.last_node)
+        req.last_node = tree.root_node
+    if row.step is Step.CUT and row.kv_len > row.tree_slots:
+        tree.token_to_kv_pool_allocator.free(source[row.tree_slots :])
+    req.cache_protected_len = 0
+    req.prefix_indices = req.prefix_indices[:0]
+    # From now on its tokens do not describe its slots: nothing of it may enter the tree.
+    req.skip_radix_cache_insert = True
+    row_of(req).owned = True
+    return source
+
+
+def _move(managed, step: Step, source: torch.Tensor, slots: torch.Tensor) -> RowMove:
+    if step is Step.CUT:
+        return RowMove(source, slots[: managed.budget.tokens - 1], managed.prompt_keep)
+    return RowMove(source, slots)
+
+
+def _write_appended(batch, rows, appended: list[int], taken: torch.Tensor) -> torch.Tensor:
+    """Write the appended slots into their rows; returns the batch's ``out_cache_loc``."""
+    out_cache_loc = torch.zeros(len(rows), dtype=torch.int64, device=taken.device)
+    if not appended:
+        return out_cache_loc
+    ends = [0]
+    for row in rows:
+        ends.append(ends[-1] + row.new_slots)
+    index = torch.tensor([appended, [ends[i] for i in appended]], dtype=torch.int64)
+    batch_index, taken_index = index.to(taken.device, non_blocking=True)
+    slots = taken[taken_index].to(torch.int64)
+    out_cache_loc[batch_index] = slots
+    batch.req_to_token_pool.write(
+        (batch.req_pool_indices[batch_index], batch.seq_lens[batch_index]), slots.to(torch.int32)
+    )
+    return out_cache_loc

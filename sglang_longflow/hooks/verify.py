@@ -1,0 +1,81 @@
+"""Start-up check: every hook of the manifest really wraps its target, with the known signature.
+
+SGLang logs and swallows a hook that could not be applied, so without this check a server could run
+half hooked.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sglang_longflow.errors import HookNotApplied
+from sglang_longflow.hooks.manifest import MANIFEST, Hook
+
+
+@dataclass(frozen=True)
+class HookStatus:
+    """Result for one hook; `problem` is empty where all is well."""
+
+    hook: Hook
+    problem: str
+
+
+def _resolve(target: str) -> Any:
+    parent_path, name = target.rsplit(".", 1)
+    parent = pkgutil.resolve_name(parent_path)
+    value = inspect.getattr_static(parent, name)
+    return value.__func__ if isinstance(value, classmethod | staticmethod) else value
+
+
+def _wrapped_by(function: Callable[..., Any] | None, handler: Callable[..., Any]) -> bool:
+    """Whether one of the wrappers around the original closes over `handler`."""
+    while function is not None:
+        cells = getattr(function, "__closure__", None) or ()
+        if any(cell.cell_contents is handler for cell in cells):
+            return True
+        function = getattr(function, "__wrapped__", None)
+    return False
+
+
+def _signature_problem(hook: Hook, function: Callable[..., Any]) -> str:
+    names = tuple(inspect.signature(inspect.unwrap(function)).parameters)
+    if hook.first_parameters_only:
+        names = names[: len(hook.parameters)]
+    if names != hook.parameters:
+        return f"signature changed: expected ({', '.join(hook.parameters)}), found ({', '.join(names)})"
+    return ""
+
+
+def check_hook(hook: Hook, *, applied: bool = True) -> HookStatus:
+    """Check one hook; with ``applied=False`` only that the target exists as expected."""
+    try:
+        function = _resolve(hook.target)
+    except (ImportError, AttributeError, ValueError) as error:
+        return HookStatus(hook, f"target is missing: {error}")
+    problem = _signature_problem(hook, function)
+    if not problem and applied and not _wrapped_by(function, hook.handler()):
+        problem = "not applied: SGLang did not wrap the target (see its log)"
+    return HookStatus(hook, problem)
+
+
+def check_all(*, applied: bool = True) -> list[HookStatus]:
+    """Check every hook of the manifest."""
+    return [check_hook(hook, applied=applied) for hook in MANIFEST]
+
+
+def require_all() -> None:
+    """Stop a half-hooked server.
+
+    Raises
+    ------
+    HookNotApplied
+        Names each target and what is wrong with it.
+    """
+    broken = [status for status in check_all() if status.problem]
+    if broken:
+        details = "; ".join(f"{s.hook.target}: {s.problem}" for s in broken)
+        raise HookNotApplied(f"{len(broken)} hook(s) did not land: {details}")

@@ -1,0 +1,1 @@
+"""Where the server runs when there is no GPU."""

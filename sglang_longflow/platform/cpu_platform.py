@@ -1,0 +1,28 @@
+"""The platform class; imported by SGLang only where `cpu.activate` asked for it."""
+
+from __future__ import annotations
+
+from sglang.srt.platforms.cpu import CpuDeviceMixin
+from sglang.srt.platforms.interface import PlatformEnum, SRTPlatform
+
+
+class LongFlowCpuPlatform(CpuDeviceMixin, SRTPlatform):
+    """SGLang on a CPU in plain PyTorch: attention ``torch_native``, standard KV pool."""
+
+    _enum = PlatformEnum.OOT
+
+    def is_pin_memory_available(self, device=None) -> bool:
+        return False
+
+    def get_default_attention_backend(self) -> str:
+        return "torch_native"
+
+    def get_mha_kv_pool_cls(self) -> type:
+        from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+
+        return MHATokenToKVPool
+
+    def get_paged_allocator_cls(self) -> type:
+        from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
+
+        return PagedTokenToKVPoolAllocator

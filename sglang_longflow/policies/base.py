@@ -1,0 +1,104 @@
+"""What a policy is given and what it answers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+
+
+class FullRows:
+    """Full rows of one layer that share a policy and a budget, at the end of a decode step.
+
+    Attributes
+    ----------
+    budget_tokens : int
+        Slots of each row, all of them taken.
+    overwrites : list of int
+        For each row: how many tokens it has overwritten so far; 0 where it filled in this step.
+    recent : torch.Tensor or None
+        [n, protect_recent_tokens] int64 row indices of the tokens written last; None where the
+        policy protects none.
+    """
+
+    def __init__(
+        self,
+        *,
+        budget_tokens: int,
+        overwrites: list[int],
+        device: torch.device,
+        compute_scores: Callable[[], torch.Tensor],
+        recent: torch.Tensor | None = None,
+    ):
+        self.budget_tokens = budget_tokens
+        self.overwrites = overwrites
+        self.device = device
+        self.recent = recent
+        self._compute_scores = compute_scores
+
+    @cached_property
+    def removal_scores(self) -> torch.Tensor:
+        """[n, budget_tokens] float32, LongFlow's score of every slot; computed when asked for."""
+        return self._compute_scores()
+
+
+@dataclass(frozen=True)
+class PromptEnd:
+    """One layer's view of a prompt that must be cut.
+
+    Attributes
+    ----------
+    prompt_tokens : int
+    keep_tokens : int
+        How many tokens may stay: budget - 1.
+    score_earlier : callable
+        ``score_earlier(window)`` is the SnapKV score [prompt_tokens - window] float32 of the
+        tokens before the last `window` ones (`longflow_kernels.prompt_scores`).
+    device : torch.device
+    """
+
+    prompt_tokens: int
+    keep_tokens: int
+    score_earlier: Callable[[int], torch.Tensor]
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Policy(ABC):
+    """Picks the slot that a full row overwrites next. Fields are the hyper-parameters.
+
+    Attributes
+    ----------
+    protect_sink_tokens : int
+        The first tokens of the sequence are never overwritten; they sit at row indices
+        ``0 .. protect_sink_tokens - 1``.
+    protect_recent_tokens : int
+        The tokens written last are never overwritten.
+    """
+
+    name: ClassVar[str]
+    #: Queries at the end of a prompt that `prompt_keep` looks at; they are always recomputed,
+    #: so a prefix hit ends before them.
+    prompt_window_tokens: ClassVar[int] = 0
+
+    protect_sink_tokens: int = 0
+    protect_recent_tokens: int = 0
+
+    @property
+    def min_budget_tokens(self) -> int:
+        """Smallest budget with which the policy still has a choice."""
+        cut = self.prompt_window_tokens + self.protect_sink_tokens + 2
+        decode = self.protect_sink_tokens + self.protect_recent_tokens + 2
+        return max(cut, decode)
+
+    @abstractmethod
+    def victims(self, rows: FullRows) -> torch.Tensor:
+        """Row index [n] int64 of the slot each row overwrites with its next token."""
+
+    @abstractmethod
+    def prompt_keep(self, prompt: PromptEnd) -> torch.Tensor:
+        """Prompt positions [keep_tokens] int64, ascending, that stay resident in this layer."""

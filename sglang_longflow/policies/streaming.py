@@ -1,0 +1,40 @@
+"""Attention sinks and a ring: the cheapest policy, and the usual baseline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from sglang_longflow.policies.base import FullRows, Policy, PromptEnd
+
+
+@dataclass(frozen=True)
+class Streaming(Policy):
+    """Keep the first ``protect_sink_tokens`` tokens and overwrite the oldest of the others.
+
+    Source: StreamingLLM, arXiv 2309.17453. Deviations: keys keep the RoPE position they were
+    written with (the paper re-rotates them to their place in the cache), and the number of sinks is
+    the server's ``protect_sink_tokens`` (the paper uses 4).
+    """
+
+    name: ClassVar[str] = "streaming"
+
+    def victims(self, rows: FullRows) -> torch.Tensor:
+        sinks = self.protect_sink_tokens
+        ring = rows.budget_tokens - sinks
+        picks = [sinks + done % ring for done in rows.overwrites]
+        return torch.tensor(picks, dtype=torch.int64).to(rows.device, non_blocking=True)
+
+    def prompt_keep(self, prompt: PromptEnd) -> torch.Tensor:
+        sinks = self.protect_sink_tokens
+        recent = prompt.keep_tokens - sinks
+        return torch.cat(
+            [
+                torch.arange(sinks, device=prompt.device),
+                torch.arange(
+                    prompt.prompt_tokens - recent, prompt.prompt_tokens, device=prompt.device
+                ),
+            ]
+        )

@@ -1,0 +1,158 @@
+"""What a budget server supports: the refusals, each with the flag to change, and its defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sglang_longflow.errors import UnsupportedSetup
+
+#: SGLang releases that the hooks were written for and tested with.
+TESTED_SGLANG = ("0.5.17",)
+#: Smallest prefill chunk: twice the window of queries that scores an over-long prompt.
+MIN_CHUNKED_PREFILL_SIZE = 64
+
+
+@dataclass(frozen=True)
+class FlagRule:
+    """A server argument that must not be set together with a KV budget."""
+
+    field: str
+    is_fine: Any  # value -> bool
+    feature: str
+    fix: str
+
+
+def _unset(value: Any) -> bool:
+    return not value
+
+
+FLAG_RULES: tuple[FlagRule, ...] = (
+    FlagRule("speculative_algorithm", _unset, "speculative decoding", "drop --speculative-algorithm"),
+    FlagRule("page_size", lambda v: v in (None, 1), "pages of several tokens", "set --page-size 1"),
+    FlagRule(
+        "disaggregation_mode",
+        lambda v: v in (None, "null"),
+        "prefill/decode disaggregation",
+        "drop --disaggregation-mode",
+    ),
+    FlagRule("enable_hierarchical_cache", _unset, "HiCache", "drop --enable-hierarchical-cache"),
+    FlagRule("enable_lmcache", _unset, "LMCache", "drop --enable-lmcache"),
+    FlagRule("enable_flexkv", _unset, "FlexKV", "drop --enable-flexkv"),
+    FlagRule("enable_hisparse", _unset, "HiSparse", "drop --enable-hisparse"),
+    FlagRule("radix_cache_backend", _unset, "another radix cache", "drop --radix-cache-backend"),
+    FlagRule("enable_mixed_chunk", _unset, "mixed prefill/decode", "drop --enable-mixed-chunk"),
+    FlagRule(
+        "enable_priority_preemption",
+        _unset,
+        "preemption of running requests by priority",
+        "drop --enable-priority-preemption",
+    ),
+    FlagRule("pp_size", lambda v: v in (None, 1), "pipeline parallelism", "set --pp-size 1"),
+    FlagRule("dcp_size", lambda v: v in (None, 1), "decode context parallelism", "set --dcp-size 1"),
+    FlagRule("enable_dp_attention", _unset, "data-parallel attention", "drop --enable-dp-attention"),
+    FlagRule(
+        "enable_two_batch_overlap",
+        _unset,
+        "two-batch overlap",
+        "drop --enable-two-batch-overlap",
+    ),
+    FlagRule("enable_pdmux", _unset, "PD multiplexing", "drop --enable-pdmux"),
+    FlagRule("enable_unified_memory", _unset, "unified memory", "drop --enable-unified-memory"),
+    FlagRule(
+        "tokenizer_worker_num",
+        lambda v: v in (None, 1),
+        "several tokenizer workers",
+        "set --tokenizer-worker-num 1",
+    ),
+    FlagRule("dllm_algorithm", _unset, "diffusion language models", "drop --dllm-algorithm"),
+    FlagRule("enable_session_radix_cache", _unset, "session cache", "drop the session cache flag"),
+    FlagRule(
+        "strip_thinking_cache", _unset, "stripping of the thinking cache", "drop --strip-thinking-cache"
+    ),
+    FlagRule(
+        "chunked_prefill_size",
+        lambda v: v is None or v <= 0 or v >= MIN_CHUNKED_PREFILL_SIZE,
+        f"prefill chunks under {MIN_CHUNKED_PREFILL_SIZE} tokens",
+        f"set --chunked-prefill-size to at least {MIN_CHUNKED_PREFILL_SIZE}, or -1",
+    ),
+)
+
+
+def flag_conflicts(server_args: Any) -> list[str]:
+    """One line for each server argument that does not go with a KV budget, with the fix."""
+    return [
+        f"{rule.field}={getattr(server_args, rule.field)!r}: {rule.feature} is not supported "
+        f"with a KV budget; {rule.fix}"
+        for rule in FLAG_RULES
+        if not rule.is_fine(getattr(server_args, rule.field, None))
+    ]
+
+
+def refuse_flags(server_args: Any) -> None:
+    """Raise UnsupportedSetup for the first conflicting server argument."""
+    conflicts = flag_conflicts(server_args)
+    if conflicts:
+        raise UnsupportedSetup(conflicts[0])
+
+
+def model_conflict(hf_config: Any, *, uses_mla: bool, sliding_window: int | None) -> str:
+    """Why a model's attention cannot have a KV budget; empty where it can."""
+    kind = getattr(hf_config, "model_type", "?")
+    if uses_mla:
+        return f"model_type={kind!r}: MLA attention is not supported with a KV budget"
+    if sliding_window is not None and sliding_window > 0:
+        return (
+            f"model_type={kind!r}: sliding-window layers (window {sliding_window}) are not "
+            f"supported with a KV budget"
+        )
+    for field in ("layers_block_type", "hybrid_override_pattern", "mamba_d_state", "ssm_cfg"):
+        if getattr(hf_config, field, None):
+            return f"model_type={kind!r}: linear-attention layers ({field}) are not supported"
+    layer_types = getattr(hf_config, "layer_types", None) or ()
+    other = sorted({t for t in layer_types if t not in ("full_attention", "attention")})
+    if other:
+        return f"model_type={kind!r}: layers of type {other} are not supported with a KV budget"
+    if getattr(hf_config, "is_encoder_decoder", False):
+        return f"model_type={kind!r}: encoder-decoder models are not supported with a KV budget"
+    return ""
+
+
+def refuse_model(server_args: Any) -> None:
+    """Raise UnsupportedSetup where the model's attention cannot have a KV budget."""
+    from sglang.srt.configs.model_config import AttentionArch
+
+    if server_args.model_path.lower() in ("none", "dummy"):
+        return
+    model = server_args.get_model_config()
+    conflict = model_conflict(
+        model.hf_text_config,
+        uses_mla=model.attention_arch == AttentionArch.MLA,
+        sliding_window=getattr(model, "sliding_window_size", None),
+    )
+    if conflict:
+        raise UnsupportedSetup(f"{conflict}; drop --kv-budget or choose another --model-path")
+
+
+def apply_defaults(server_args: Any) -> dict[str, Any]:
+    """Set what a budget server needs and the operator left open; returns what was set.
+
+    On a GPU the decode step scores in plain PyTorch for now, which CUDA graphs cannot hold, and the
+    prompt's last queries are read in the prefill step: both graphs are off.
+    """
+    changed: dict[str, Any] = {}
+
+    def default(field: str, value: Any) -> None:
+        if getattr(server_args, field, None) in (None, False):
+            setattr(server_args, field, value)
+            changed[field] = value
+
+    default("page_size", 1)
+    if torch.cuda.is_available():
+        backends = ("attention_backend", "prefill_attention_backend", "decode_attention_backend")
+        if all(getattr(server_args, field) is None for field in backends):
+            default("attention_backend", "flashinfer")
+        default("disable_cuda_graph", True)
+    return changed
