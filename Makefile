@@ -28,7 +28,8 @@ demo: env ## one-command demo on the CPU
 
 .PHONY: test
 test: env ## all tests that need no GPU, the end-to-end ones included
-	@"$(VENV)/bin/python" -m pytest -m "not gpu" $(PYTEST_ARGS)
+	@model="$${LONGFLOW_TEST_MODEL:-$$("$(VENV)/bin/python" -m sglang_longflow.demo_model --path)}"; \
+	LONGFLOW_TEST_MODEL="$$model" "$(VENV)/bin/python" -m pytest -m "not gpu" $(PYTEST_ARGS)
 
 .PHONY: test-gpu
 test-gpu: $(if $(GPU_PYTHON),,env) ## tests that need an NVIDIA GPU

@@ -61,7 +61,7 @@ pip_run() {
     quiet=()
   else
     (
-      while sleep 30; do
+      while sleep 30 >/dev/null && kill -0 "$$"; do
         say "  ... still installing ($(du -sh "$VENV" 2>/dev/null | cut -f1) on disk)"
       done
     ) 2>/dev/null &

@@ -1,1 +1,83 @@
-def main(): pass
+"""The console script ``longflow``. Each subcommand imports what it needs only when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import NoReturn
+
+from sglang_longflow import __version__
+from sglang_longflow.errors import LongFlowError
+
+
+class UsageError(LongFlowError):
+    """The command line is wrong."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors become one line, printed by `main`."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+COMMANDS = {
+    "serve": "start an SGLang server with a KV budget per request",
+    "demo": "show budgets at work: one real server, a small model, with and without a budget",
+    "doctor": "check this installation, and server arguments given after --",
+    "plan": "work out what a budget buys on a given GPU, without one",
+}
+
+
+def _serve(argv: list[str]) -> int:
+    from sglang_longflow import serve
+
+    return serve.run(argv)
+
+
+def _module_command(name: str, argv: list[str]) -> int:
+    import importlib
+
+    module = importlib.import_module(f"sglang_longflow.{name}")
+    parser = _Parser(prog=f"longflow {name}", description=COMMANDS[name])
+    module.add_arguments(parser)
+    if name == "doctor":  # the rest is server arguments to judge
+        arguments, rest = parser.parse_known_args(argv)
+        arguments.server_arguments = [word for word in rest if word != "--"]
+    else:
+        arguments = parser.parse_args(argv)
+    return module.run(arguments)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a subcommand; 2 after an error of the command line or the settings."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = _Parser(
+        prog="longflow",
+        description="A fixed KV-cache budget per request for SGLang.",
+        epilog="longflow COMMAND --help explains a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"longflow {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, text in COMMANDS.items():
+        commands.add_parser(name, help=text, add_help=False)
+    command = ""
+    try:
+        # Only the first word is judged here: the rest belongs to the subcommand.
+        command = parser.parse_args(argv[:1]).command
+        if command == "serve":
+            return _serve(argv[1:])
+        return _module_command(command, argv[1:])
+    except LongFlowError as error:
+        name = f"longflow {command}".strip()
+        print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        return getattr(error, "exit_status", 2)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `longflow plan | head`
+        sys.stderr.close()
+        return 141
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

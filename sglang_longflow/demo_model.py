@@ -258,21 +258,26 @@ def _dequantise(gguf: Path, out: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prepare the cache, printing one line per step; 0, or 1 after a one-line error."""
+    """Prepare the cache, one line on stderr per step; 0, or 1 after a one-line error.
+
+    With ``--path`` the folder is printed on stdout, for scripts.
+    """
     arguments = sys.argv[1:] if argv is None else argv
     start = time.monotonic()
+
+    def tell(line: str) -> None:
+        print(f"[{time.monotonic() - start:4.0f}s] {line}", file=sys.stderr, flush=True)
+
     try:
         if len(arguments) == 3 and arguments[0] == "--dequantise":
             _dequantise(Path(arguments[1]), Path(arguments[2]))
-        elif arguments:
-            print("usage: python -m sglang_longflow.demo_model", file=sys.stderr)
+        elif arguments not in ([], ["--path"]):
+            print("usage: python -m sglang_longflow.demo_model [--path]", file=sys.stderr)
             return 2
         else:
-            prepare_model(
-                progress=lambda line: print(
-                    f"[{time.monotonic() - start:4.0f}s] {line}", flush=True
-                )
-            )
+            folder = prepare_model(progress=tell)
+            if arguments:
+                print(folder)
     except DemoModelError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

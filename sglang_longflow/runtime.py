@@ -10,7 +10,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sglang_longflow.config import LongFlowConfig, config_from
+from sglang_longflow.contracts import DecodeView, PrefillView
 from sglang_longflow.flow.metrics import Counters
+
+
+@dataclass(frozen=True)
+class PendingView:
+    """The view of the forward pass that is being launched, and whose it is.
+
+    SGLang copies a ForwardBatch field by field on its way to the backend, so the view cannot ride
+    on it; the request ids say that both mean the same batch.
+    """
+
+    rids: list[str]
+    view: DecodeView | PrefillView | None
 
 
 @dataclass
@@ -25,12 +38,33 @@ class Runtime:
         Prometheus exporter (`hooks.metrics.Exporter`), where the server has metrics on.
     device_state_bytes : int
         Bytes of `flow.decode.DecodeState`, for the banner and the stats.
+    pending_view : PendingView or None
+        Set when SGLang builds a forward batch, taken once by the attention backend.
     """
 
     config: LongFlowConfig
     counters: Counters = field(default_factory=Counters)
     exporter: Any = None
     device_state_bytes: int = 0
+    pending_view: PendingView | None = None
+
+    def take_view(self, rids: list[str] | None) -> DecodeView | PrefillView | None:
+        """The view of the batch with these request ids, once; None for SGLang's dummy batches.
+
+        Raises
+        ------
+        RuntimeError
+            A real batch arrives without its view: going on would overwrite the wrong slots.
+        """
+        if rids is None:
+            return None
+        pending, self.pending_view = self.pending_view, None
+        if pending is None or pending.rids != rids:
+            raise RuntimeError(
+                f"longflow: batch {rids} reached the attention backend with the view of "
+                f"{pending.rids if pending else None}"
+            )
+        return pending.view
 
 
 _current: Runtime | None = None

@@ -98,7 +98,7 @@ class LongFlowAttnBackend(AttentionBackend):
         raise RuntimeError("longflow: decode CUDA graphs are off with a KV budget")
 
     def init_forward_metadata(self, forward_batch):
-        view = getattr(forward_batch, "longflow_view", None)
+        view = runtime.current().take_view(forward_batch.rids)
         self._prefill = view if isinstance(view, PrefillView) else None
         if isinstance(view, DecodeView):
             self._decode = self._begin_decode(forward_batch, view)

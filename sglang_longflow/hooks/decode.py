@@ -7,9 +7,10 @@ from sglang_longflow import runtime
 
 def forward_batch_init_new(forward_batch, cls, batch, model_runner, **kwargs) -> None:
     """After ``ForwardBatch.init_new``."""
-    forward_batch.longflow_view = (
-        None if runtime.current() is None else getattr(batch, "longflow_view", None)
-    )
+    state = runtime.current()
+    if state is not None:
+        view = getattr(batch, "longflow_view", None)
+        state.pending_view = runtime.PendingView(forward_batch.rids, view)
 
 
 def attn_backend_wrapper(backend, runner, full_attn_backend):

@@ -40,9 +40,11 @@ TEXT = (
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _two_threads():
+def _one_thread():
+    # Two OpenMP threads wait for each other at every small matmul; beside a busy-looping server
+    # on a 2-core machine that is many times slower than one thread.
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 

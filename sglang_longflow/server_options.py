@@ -1,0 +1,239 @@
+"""The server arguments of the installed SGLang, by name and type, and YAML files that set them.
+
+They are read from the source text of SGLang's ``ServerArgs``: importing it takes ten seconds and
+hundreds of megabytes, which a typo in a YAML file should not cost, and which `longflow serve`, that
+only supervises the server, should not hold. A test compares the table with SGLang's own parser.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import importlib.util
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+from sglang_longflow.errors import ConfigError
+
+#: The plugin's own flags (`config.FLAGS`), whose module imports torch; a test compares the two.
+KV_OPTIONS = {
+    "kv_budget": "int",
+    "kv_policy": "str",
+    "kv_budget_min": "int",
+    "kv_budget_max": "int",
+    "kv_budget_allow_full": "flag",
+    "kv_protect_sink_tokens": "int",
+    "kv_protect_recent_tokens": "int",
+}
+_EXPECTED = {
+    "int": "an integer",
+    "float": "a number",
+    "str": "a text",
+    "flag": "true or false",
+    "switch": "true or false",
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One server argument.
+
+    Attributes
+    ----------
+    name : str
+        Field of ServerArgs.
+    flags : tuple of str
+        As written on the command line, the main one first.
+    kind : str
+        "int", "float", "str", "flag" (``--x``), "switch" (``--x`` or ``--no-x``), or "any" where
+        SGLang has a parser of its own for the value.
+    nargs : str or None
+        As in argparse.
+    """
+
+    name: str
+    flags: tuple[str, ...]
+    kind: str
+    nargs: str | None = None
+
+
+def sglang_source() -> Path:
+    """Folder of the installed SGLang, found without importing it."""
+    spec = importlib.util.find_spec("sglang")
+    if spec is None or spec.origin is None:
+        raise ConfigError("SGLang is not installed: pip install sglang==0.5.17")
+    return Path(spec.origin).parent
+
+
+@lru_cache(maxsize=1)
+def server_options() -> tuple[Option, ...]:
+    """Every server argument, the plugin's own included."""
+    tree = ast.parse((sglang_source() / "srt/server_args.py").read_text(encoding="utf-8"))
+    body = next(n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "ServerArgs")
+    found = [option for node in body if (option := _from_field(node))]
+    method = next(n for n in body if isinstance(n, ast.FunctionDef) and n.name == "add_cli_args")
+    found += [option for node in ast.walk(method) if (option := _from_add_argument(node))]
+    ours = (Option(n, ("--" + n.replace("_", "-"),), kind) for n, kind in KV_OPTIONS.items())
+    return (*found, *ours)
+
+
+def _from_field(node: ast.stmt) -> Option | None:
+    """``name: A[type, Arg(...)] = default`` of the dataclass; None for other statements."""
+    if not isinstance(node, ast.AnnAssign) or not isinstance(node.annotation, ast.Subscript):
+        return None
+    if ast.unparse(node.annotation.value) != "A" or not isinstance(node.target, ast.Name):
+        return None
+    type_node, *metadata = node.annotation.slice.elts  # type: ignore[attr-defined]
+    calls = [m for m in metadata if isinstance(m, ast.Call) and ast.unparse(m.func) == "Arg"]
+    arg = {k.arg: k.value for k in calls[0].keywords} if calls else {}
+    only_namespace = all(isinstance(m, ast.Call) for m in metadata) and not calls
+    if "no_cli" in arg or only_namespace:  # the second kind is added by add_argument
+        return None
+    name = node.target.id
+    main = _constant(arg.get("cli_name")) or "--" + name.replace("_", "-")
+    aliases = ast.literal_eval(arg["aliases"]) if "aliases" in arg else []
+    kind, nargs = _kind_of(ast.unparse(type_node))
+    nargs = _constant(arg.get("nargs")) or nargs
+    if "type_parser" in arg:
+        kind, nargs = "any", None
+    if "action" in arg:
+        boolean = "BooleanOptionalAction" in ast.unparse(arg["action"])
+        more = arg.get("action_kwargs", ast.Dict([], []))
+        named = {_constant(key): value for key, value in zip(more.keys, more.values)}  # type: ignore[attr-defined]
+        kind, nargs = ("switch", None) if boolean else ("any", _constant(named.get("nargs")))
+    return Option(name, (main, *aliases), kind, nargs)
+
+
+def _from_add_argument(node: ast.AST) -> Option | None:
+    """``parser.add_argument("--x", ...)``: dynamic choices and deprecated names."""
+    if not isinstance(node, ast.Call) or not ast.unparse(node.func).endswith(".add_argument"):
+        return None
+    flags = tuple(ast.literal_eval(arg) for arg in node.args)
+    arg = {k.arg: k.value for k in node.keywords}
+    name = _constant(arg.get("dest")) or flags[0][2:].replace("-", "_")
+    action = ast.unparse(arg["action"]) if "action" in arg else ""
+    if action and "AliasStore" not in action:
+        return Option(name, flags, "flag")
+    kind, _ = _kind_of(ast.unparse(arg["type"]) if "type" in arg else "str")
+    return Option(name, flags, kind, _constant(arg.get("nargs")))
+
+
+def _constant(node: ast.expr | None) -> Any:
+    return None if node is None else ast.literal_eval(node)
+
+
+def _kind_of(annotation: str) -> tuple[str, str | None]:
+    """Kind and nargs of an annotation such as ``Optional[List[int]]``."""
+    text = annotation.replace(" ", "").removesuffix("|None")
+    if text.startswith("Optional["):
+        text = text[len("Optional[") : -1]
+    if text.lower().startswith("list["):
+        return _kind_of(text[5:-1])[0], "+"
+    kinds = {"bool": "flag", "int": "int", "float": "float", "str": "str"}
+    return kinds.get(text, "any"), None
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """A parser for server arguments; its namespace holds only what was given."""
+    parser = _Parser(prog="longflow serve", add_help=False, argument_default=argparse.SUPPRESS)
+    types: dict[str, Any] = {"int": int, "float": float}
+    for option in server_options():
+        if "--config" in option.flags:
+            continue
+        if option.kind == "flag":
+            parser.add_argument(*option.flags, dest=option.name, action="store_true")
+        elif option.kind == "switch":
+            action = argparse.BooleanOptionalAction
+            parser.add_argument(*option.flags, dest=option.name, action=action)
+        else:
+            convert = types.get(option.kind, str)
+            parser.add_argument(*option.flags, dest=option.name, type=convert, nargs=option.nargs)
+    return parser
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """``; did you mean X?``, or nothing where nothing is near."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def yaml_arguments(path: Path) -> list[str]:
+    """Command-line arguments for what a YAML file sets.
+
+    Raises
+    ------
+    ConfigError
+        No such file, not YAML, an unknown key, or a value of the wrong type.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"config={str(path)!r}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or "not a text file"
+        raise ConfigError(f"{path}: not valid YAML{where}: {reason}") from error
+    if content is None:
+        return []
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected `argument: value` lines, found {content!r:.60}")
+    by_key = {
+        key: option
+        for option in server_options()
+        for key in (option.name, *(flag.lstrip("-").replace("-", "_") for flag in option.flags))
+    }
+    arguments: list[str] = []
+    for key, value in content.items():
+        option = by_key.get(str(key).replace("-", "_"))
+        if option is None or option.name == "config":
+            known = [name.replace("_", "-") for name in by_key]
+            close = nearest(str(key).replace("_", "-"), known)
+            raise ConfigError(f"{path}: unknown key {key!r}{close}")
+        arguments += _tokens(path, str(key), option, value)
+    return arguments
+
+
+def _tokens(path: Path, key: str, option: Option, value: Any) -> list[str]:
+    """Command-line form of one setting of a YAML file."""
+    flag = option.flags[0]
+    if value is None:
+        return []
+    if option.kind in ("flag", "switch"):
+        if not isinstance(value, bool):
+            raise _wrong_type(path, key, option, value)
+        if value:
+            return [flag]
+        return ["--no-" + flag[2:]] if option.kind == "switch" else []
+    values = value if isinstance(value, list) and option.nargs else [value]
+    for item in values:
+        if not _fits(option.kind, item):
+            raise _wrong_type(path, key, option, value)
+    texts = [json.dumps(v) if isinstance(v, dict | list) else str(v) for v in values]
+    # One word with "=", so that a value that starts with a dash is not taken for a flag.
+    return [flag, *texts] if option.nargs else [f"{flag}={texts[0]}"]
+
+
+def _fits(kind: str, value: Any) -> bool:
+    if kind == "any":
+        return True
+    if isinstance(value, bool):
+        return False
+    accepted = {"int": int, "float": int | float, "str": str | int | float}
+    return isinstance(value, accepted[kind])
+
+
+def _wrong_type(path: Path, key: str, option: Option, value: Any) -> ConfigError:
+    many = " (or a list of them)" if option.nargs else ""
+    return ConfigError(f"{path}: {key}={value!r}: expected {_EXPECTED[option.kind]}{many}")

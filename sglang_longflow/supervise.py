@@ -1,0 +1,223 @@
+"""An SGLang server as a child process: started, watched until it answers, and ended for certain."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import signal
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import BinaryIO
+
+from sglang_longflow.errors import LongFlowError
+
+RECENT_LINES = 2000
+POLL_INTERVAL_S = 0.3
+_PR_SET_PDEATHSIG = 1
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_EXCEPTION = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception|Setup|NotApplied): .+)$")
+_USAGE = re.compile(r"^[\w. -]+: (error: .+)$")
+# What SGLang's main process raises when a scheduler has already printed the reason.
+_POINTS_ELSEWHERE = "see the error messages above"
+
+
+class ServerEnded(LongFlowError):
+    """The server is gone; the message says how, and quotes its log."""
+
+    exit_status = 1
+
+
+def last_error(lines: Iterable[str]) -> str:
+    """The line of a log that says best why the process ended; empty for an empty log."""
+    cleaned = [text for line in lines if (text := _ANSI.sub("", line).strip())]
+    for pattern in (_EXCEPTION, _USAGE):
+        for line in reversed(cleaned):
+            match = pattern.match(line)
+            if match and _POINTS_ELSEWHERE not in line:
+                return match.group(1)
+    return cleaned[-1] if cleaned else ""
+
+
+def describe_status(returncode: int) -> str:
+    """``exit status 1`` or ``signal 9``, from a Popen return code."""
+    return f"signal {-returncode}" if returncode < 0 else f"exit status {returncode}"
+
+
+def _end_with_parent() -> None:
+    """In the child: get SIGTERM when the supervisor dies, however it dies."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+class Server:
+    """``python -m sglang.launch_server`` in a process group of its own.
+
+    The group makes sure that nothing is left behind: SGLang's schedulers belong to it, and it is
+    killed as a whole once the main process has ended. Signals go to the main process alone, which
+    drains its requests first. As a context manager it stops the server at the end.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        Server arguments.
+    url : str
+        Where the server will answer.
+    echo : binary file, optional
+        Gets the server's output as it comes; without it only the last lines are kept.
+    """
+
+    def __init__(self, arguments: Sequence[str], url: str, echo: BinaryIO | None = None):
+        self.url = url
+        self.recent: deque[str] = deque(maxlen=RECENT_LINES)
+        self.forwarded: int | None = None
+        self._echo = echo
+        self._killed = False
+        self._started = time.monotonic()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "sglang.launch_server", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            preexec_fn=_end_with_parent,  # noqa: PLW1509 (no thread of ours runs yet)
+        )
+        self._pump = threading.Thread(target=self._read_output, name="server-output", daemon=True)
+        self._pump.start()
+
+    def _read_output(self) -> None:
+        pipe = self.process.stdout
+        assert pipe is not None
+        unfinished = b""
+        while chunk := os.read(pipe.fileno(), 65536):
+            if self._echo is not None:
+                with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
+                    self._echo.write(chunk)
+                    self._echo.flush()
+            # Progress bars rewrite their line with "\r".
+            *lines, unfinished = (unfinished + chunk).replace(b"\r", b"\n").split(b"\n")
+            self.recent.extend(line.decode(errors="replace") for line in lines)
+        if unfinished:
+            self.recent.append(unfinished.decode(errors="replace"))
+
+    def answers(self) -> bool:
+        """Whether ``GET /health`` is 200 now."""
+        context = None
+        if self.url.startswith("https"):
+            # Our own child on this machine: its certificate names another host.
+            context = ssl._create_unverified_context()
+        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+        if context is not None:
+            handlers.append(urllib.request.HTTPSHandler(context=context))
+        try:
+            opener = urllib.request.build_opener(*handlers)
+            with opener.open(self.url + "/health", timeout=5) as response:
+                return response.status == 200
+        except (OSError, urllib.error.URLError, ValueError):
+            return False
+
+    def wait_ready(self, timeout_s: float | None = None) -> float:
+        """Wait until the server answers; returns seconds since it was started.
+
+        Raises
+        ------
+        ServerEnded
+            It ended before, or did not answer in time. No process of it is left.
+        """
+        while self.process.poll() is None:
+            # A port that answers is ours only while the child lives: checked in this order.
+            if self.answers() and self.process.poll() is None:
+                return time.monotonic() - self._started
+            if timeout_s is not None and time.monotonic() - self._started > timeout_s:
+                self.kill()
+                raise ServerEnded(f"the server did not answer within {timeout_s:.0f} s")
+            time.sleep(POLL_INTERVAL_S)
+        raise self._ended("ended during start-up")
+
+    def _ended(self, how: str) -> ServerEnded:
+        status = describe_status(self.process.returncode)
+        self.kill()
+        reason = last_error(self.recent) or "it printed nothing"
+        return ServerEnded(f"the server {how} ({status}): {reason}")
+
+    def wait(self) -> int:
+        """Wait for the end of a server that was ready; returns its exit status.
+
+        0 after a forwarded SIGTERM or SIGINT: SGLang drains its requests and then kills its whole
+        process tree, itself included, so its own status would read signal 9.
+
+        Raises
+        ------
+        ServerEnded
+            It was not asked to end, and did so with an error.
+        """
+        while self.process.poll() is None:
+            time.sleep(POLL_INTERVAL_S)
+        if self.forwarded is not None:
+            interrupted = self._killed
+            self.kill()
+            return 128 + self.forwarded if interrupted else 0
+        if self.process.returncode == 0:
+            self.kill()
+            return 0
+        raise self._ended("ended")
+
+    def forward(self, signum: int) -> None:
+        """Pass a signal on; a second one kills, for those who do not want to wait."""
+        # Runs in a signal handler: nothing here may wait for a lock that poll() holds.
+        if self.forwarded is not None:
+            self._kill_group()
+            return
+        self.forwarded = signum
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signum)
+
+    def _kill_group(self) -> None:
+        self._killed = self._killed or self.process.poll() is None
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def stop(self, grace_s: float = 30.0) -> None:
+        """End the server: SIGTERM first, the whole group after the grace time."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(grace_s)
+        self.kill()
+
+    def kill(self) -> None:
+        """Kill whatever is left of the process group."""
+        self._kill_group()
+        self.process.wait()
+        self._pump.join(timeout=5)
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+
+@contextlib.contextmanager
+def forwarding(server: Server) -> Iterator[None]:
+    """Forward SIGTERM, SIGINT and SIGHUP to the server while the block runs."""
+
+    def handler(signum: int, frame: object) -> None:
+        # A closed terminal means the same as a request to end.
+        server.forward(signal.SIGTERM if signum == signal.SIGHUP else signum)
+
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    previous = {signum: signal.signal(signum, handler) for signum in signals}
+    try:
+        yield
+    finally:
+        for signum, old in previous.items():
+            signal.signal(signum, old)

@@ -1,0 +1,49 @@
+"""Fixtures: the small real model, tiny random models, and engines shared by a module."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct, from LONGFLOW_TEST_MODEL or prepared once in the cache."""
+    if folder := os.environ.get("LONGFLOW_TEST_MODEL"):
+        return Path(folder)
+    from sglang_longflow.demo_model import prepare_model
+
+    return prepare_model()
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory):
+    """``tiny_models(kind)`` is the folder of a tiny random model, built once a session."""
+    import harness
+
+    built: dict[str, Path] = {}
+
+    def get(kind: str) -> Path:
+        if kind not in built:
+            built[kind] = harness.build_tiny_model(kind, tmp_path_factory.mktemp(kind))
+        return built[kind]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def tiny_with_tokenizer(smollm2, tmp_path_factory) -> Path:
+    """A tiny random Llama with SmolLM2's tokenizer and chat template."""
+    import harness
+    from transformers import AutoTokenizer
+
+    folder = harness.build_tiny_model(
+        "llama", tmp_path_factory.mktemp("text"), vocab_size=49152, num_hidden_layers=2
+    )
+    AutoTokenizer.from_pretrained(smollm2).save_pretrained(folder)
+    return folder

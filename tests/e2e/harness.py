@@ -1,0 +1,229 @@
+"""Real engines and servers for the end-to-end tests."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+STRICT = {
+    "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
+    "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1",
+    "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE": "1",
+}
+TINY = dict(
+    vocab_size=512,
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=4096,
+)
+
+
+def tiny_config(kind: str, **changes):
+    """A tiny configuration of one of the supported geometries."""
+    from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
+
+    values = {**TINY, **changes}
+    if kind == "mha":
+        return LlamaConfig(**{**values, "num_key_value_heads": 4})
+    if kind == "mqa":
+        return LlamaConfig(**{**values, "num_key_value_heads": 1})
+    if kind == "qwen3":
+        return Qwen3Config(**values, head_dim=32)
+    if kind == "mistral":
+        return MistralConfig(**values, sliding_window=None)
+    if kind == "qwen3_moe":
+        moe = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, head_dim=32)
+        return Qwen3MoeConfig(**values, **moe)
+    return {"llama": LlamaConfig, "qwen2": Qwen2Config}[kind](**values)
+
+
+def build_tiny_model(kind: str, folder: Path, seed: int = 0, **changes) -> Path:
+    """Random weights with peaked attention, saved where SGLang and Hugging Face load them."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(tiny_config(kind, **changes), dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.5 if "embed" in name or "lm_head" in name else 0.2)
+            elif name.endswith("bias"):
+                parameter.normal_(0, 0.1)
+    model.save_pretrained(folder)
+    return folder
+
+
+def prompt(length: int, seed: int, vocab_size: int = 512) -> list[int]:
+    """Random token ids, away from special tokens."""
+    import random
+
+    generator = random.Random(seed)
+    return [generator.randrange(3, vocab_size) for _ in range(length)]
+
+
+@contextlib.contextmanager
+def environment(**values: str):
+    """Environment variables for the length of a block (children inherit them)."""
+    old = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in old.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+DEVICE = os.environ.get("LONGFLOW_TEST_DEVICE", "cpu")
+
+
+@contextlib.contextmanager
+def engine(model: Path, *, probe: bool = False, env: dict[str, str] | None = None, **arguments):
+    """An `sglang.Engine` fed with token ids, strict memory checks on.
+
+    With ``probe`` the scheduler runs under `probe.run_scheduler_process`; the engine then has
+    ``probe_report()``.
+    """
+    from sglang.srt.entrypoints.engine import Engine
+
+    report_file = Path(tempfile.mkstemp(suffix=".json")[1])
+    defaults = dict(
+        model_path=str(model),
+        skip_tokenizer_init=True,
+        dtype="float32",
+        max_total_tokens=4000,
+        random_seed=1,
+        sleep_on_idle=True,
+        log_level="error",
+        port=free_port(),
+    )
+    if DEVICE == "cpu":
+        defaults["device"] = "cpu"
+        env = {"OMP_NUM_THREADS": "1", **(env or {})}  # beside other processes, more is slower
+    cls = Engine
+    if probe:
+        import probe as probe_module
+
+        class ProbedEngine(Engine):
+            run_scheduler_process_func = staticmethod(probe_module.run_scheduler_process)
+
+            def probe_report(self) -> dict:
+                """The report of the next time the scheduler idles."""
+                asked, deadline = time.time(), time.monotonic() + 30
+                while report_file.stat().st_mtime <= asked:
+                    assert time.monotonic() < deadline, "the scheduler did not become idle"
+                    time.sleep(0.05)
+                return json.loads(report_file.read_text())
+
+        cls = ProbedEngine
+    with environment(**STRICT, LONGFLOW_PROBE_FILE=str(report_file), **(env or {})):
+        running = cls(**{**defaults, **arguments})
+    try:
+        yield running
+    finally:
+        running.shutdown()
+        report_file.unlink(missing_ok=True)
+
+
+def greedy(new_tokens: int, **custom_params) -> dict:
+    """Sampling parameters of a greedy request; keywords are its ``custom_params``."""
+    params = {"temperature": 0, "max_new_tokens": new_tokens, "ignore_eos": True}
+    if custom_params:
+        params["custom_params"] = custom_params
+    return params
+
+
+def outputs(results) -> list[list[int]]:
+    return [item["output_ids"] for item in (results if isinstance(results, list) else [results])]
+
+
+class Server:
+    """`python -m sglang.launch_server` in a process group of its own, and a small client."""
+
+    def __init__(self, arguments: list[str], env: dict[str, str] | None = None):
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = Path(tempfile.mkstemp(suffix=".log")[1])
+        device = ["--device", "cpu"] if DEVICE == "cpu" else []
+        command = [sys.executable, "-m", "sglang.launch_server", "--port", str(self.port)]
+        with self.log.open("w") as out:
+            self.process = subprocess.Popen(
+                [*command, *device, *arguments],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **STRICT, **(env or {})},
+                start_new_session=True,
+            )
+
+    def wait_ready(self, timeout_s: float = 400) -> Server:
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"server ended ({self.process.returncode}):\n{self.tail()}")
+            if "The server is fired up" in self.log.read_text():
+                return self
+            time.sleep(0.5)
+        raise TimeoutError(self.tail())
+
+    def wait_failed(self, timeout_s: float = 400) -> str:
+        """Wait for the process to end; returns its log."""
+        self.process.wait(timeout_s)
+        return self.log.read_text()
+
+    def tail(self, lines: int = 40) -> str:
+        return "\n".join(self.log.read_text().splitlines()[-lines:])
+
+    def request(self, path: str, body: dict | None = None, timeout_s: float = 300):
+        """(status, parsed JSON or text)."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            self.url + path, data=data, headers={"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=timeout_s) as response:
+                status, text = response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            status, text = error.code, error.read().decode()
+        try:
+            return status, json.loads(text)
+        except json.JSONDecodeError:
+            return status, text
+
+    def generate(self, body: dict):
+        status, answer = self.request("/generate", body)
+        assert status == 200, answer
+        return answer
+
+    def stop(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.log.unlink(missing_ok=True)
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()

@@ -1,0 +1,166 @@
+"""A scheduler that checks itself after every step; runs in the scheduler's process.
+
+It looks at the real pools, rows and radix tree, independent of the plugin's own bookkeeping, and
+stops the scheduler (so the test fails) at the first violation.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from pathlib import Path
+
+import torch
+
+
+class Probe:
+    """Checks and peaks; written to LONGFLOW_PROBE_FILE whenever the scheduler idles."""
+
+    def __init__(self, scheduler):
+        self.scheduler = scheduler
+        self.file = Path(os.environ["LONGFLOW_PROBE_FILE"])
+        self.tree_sums: dict[int, torch.Tensor] = {}
+        self.report = {
+            "steps": 0,
+            "peak_running": 0,
+            "peak_full_rows": 0,
+            "retractions": 0,
+            "tree_slots_checked": 0,
+            "overlap": scheduler.enable_overlap,
+            "radix": not scheduler.tree_cache.disable,
+            "peak_used_slots": 0,
+        }
+
+    def _live(self):
+        batches = [self.scheduler.running_batch, self.scheduler.last_batch]
+        reqs = {id(r): r for batch in batches if batch is not None for r in batch.reqs}
+        return [r for r in reqs.values() if r.kv is not None]
+
+    def _tree_slots(self) -> list[int]:
+        if self.scheduler.tree_cache.disable:
+            return []
+        found, stack = [], [self.scheduler.tree_cache.root_node]
+        while stack:
+            node = stack.pop()
+            found += [] if isinstance(node.value, list) else node.value.tolist()
+            stack.extend(node.children.values())
+        return found
+
+    def _bytes_of(self, slots: list[int]) -> torch.Tensor:
+        """[len(slots)] one number a slot that changes when any K or V byte of any layer does."""
+        pool = self.scheduler.token_to_kv_pool_allocator.get_kvcache()
+        index = torch.tensor(slots, device=pool.k_buffer[0].device)
+        total = torch.zeros(len(slots), dtype=torch.float64, device=index.device)
+        for layer in range(pool.layer_num):
+            for factor, buffer in ((1.0, pool.k_buffer[layer]), (1.7, pool.v_buffer[layer])):
+                values = buffer[index].double().flatten(1)
+                weights = torch.arange(1, values.shape[1] + 1, device=index.device).double()
+                total += factor * (layer + 1) * (values * weights).sum(dim=1)
+        return total.cpu()
+
+    def check(self) -> None:
+        scheduler = self.scheduler
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        allocator = scheduler.token_to_kv_pool_allocator
+        pools = (allocator.free_pages, allocator.release_pages)
+        free = {slot for pages in pools if pages is not None for slot in pages.tolist()}
+        tree = self._tree_slots()
+        tree_set = set(tree)
+        assert len(tree_set) == len(tree), "a slot is twice in the radix tree"
+        assert not tree_set & free, "a slot of the radix tree is free"
+        owned: set[int] = set()
+        full_rows = 0
+        reqs = self._live()
+        for req in reqs:
+            row = getattr(req, "longflow_row", None)
+            slots = scheduler.req_to_token_pool.req_to_token[
+                req.req_pool_idx, : req.kv.kv_allocated_len
+            ].tolist()
+            assert len(set(slots)) == len(slots), f"{req.rid}: a slot is twice in its row"
+            assert not set(slots) & free, f"{req.rid}: holds a free slot"
+            mine = set(slots[req.cache_protected_len :])
+            assert not mine & owned, f"{req.rid}: shares an own slot with another row"
+            owned |= mine
+            if row is None or row.budget.is_full:
+                continue
+            decoding = row.owned or row.overwritten_tokens
+            if decoding:
+                assert len(slots) == row.budget.tokens, f"{req.rid}: row of {len(slots)}"
+                assert not set(slots) & tree_set, f"{req.rid}: overwrites a shared slot"
+                full_rows += 1
+            prompt = len(req.full_untruncated_fill_ids)
+            assert len(slots) <= max(row.budget.tokens, prompt), f"{req.rid}: over its budget"
+        total = scheduler.max_total_num_tokens
+        chunked = scheduler.chunked_req
+        if chunked is None:
+            held = len(free) + len(tree_set) + len(owned - tree_set)
+            assert held == total, f"{held} slots accounted for, the pool has {total}"
+        if tree:
+            sums = dict(zip(tree, self._bytes_of(tree), strict=True))
+            for slot, value in sums.items():
+                old = self.tree_sums.get(slot)
+                assert old is None or torch.equal(old, value), f"tree slot {slot} was written"
+            self.tree_sums = sums
+            self.report["tree_slots_checked"] += len(sums)
+        else:
+            self.tree_sums = {}
+        report = self.report
+        report["steps"] += 1
+        report["peak_running"] = max(report["peak_running"], len(scheduler.running_batch.reqs))
+        report["peak_full_rows"] = max(report["peak_full_rows"], full_rows)
+        report["peak_used_slots"] = max(report["peak_used_slots"], total - len(free))
+
+    def write(self) -> None:
+        tree = self.scheduler.tree_cache
+        self.report["idle_available"] = self.scheduler.token_to_kv_pool_allocator.available_size()
+        self.report["idle_evictable"] = 0 if tree.disable else tree.evictable_size()
+        self.report["idle_protected"] = 0 if tree.disable else tree.protected_size()
+        self.report["total"] = self.scheduler.max_total_num_tokens
+        temporary = self.file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.report))
+        temporary.replace(self.file)
+
+
+def run_scheduler_process(*args, **kwargs):
+    """SGLang's entry point of a scheduler process, with the probe attached."""
+    from sglang.srt.managers import scheduler as module
+    from sglang.srt.managers.scheduler_components import invariant_checker
+    from sglang.srt.plugins import load_plugins
+
+    load_plugins()
+    probes: list[Probe] = []
+    stock_init = module.Scheduler.__init__
+    stock_busy = invariant_checker.SchedulerInvariantChecker.self_check_during_busy
+    stock_idle = module.Scheduler.on_idle
+    stock_retract = module.ScheduleBatch.retract_decode
+
+    @functools.wraps(stock_init)  # hooks.verify looks through wrappers
+    def init(self, *a, **k):
+        stock_init(self, *a, **k)
+        probes.append(Probe(self))
+
+    @functools.wraps(stock_busy)  # hooks.verify looks through wrappers
+    def busy(self):
+        stock_busy(self)
+        if self.get_last_batch() is not None:
+            probes[0].check()
+
+    @functools.wraps(stock_idle)  # hooks.verify looks through wrappers
+    def idle(self):
+        stock_idle(self)
+        if self.is_fully_idle():
+            probes[0].write()
+
+    @functools.wraps(stock_retract)  # hooks.verify looks through wrappers
+    def retract(self, *a, **k):
+        result = stock_retract(self, *a, **k)
+        probes[0].report["retractions"] += len(result[0]) + len(result[2])
+        return result
+
+    module.Scheduler.__init__ = init
+    module.Scheduler.on_idle = idle
+    module.ScheduleBatch.retract_decode = retract
+    invariant_checker.SchedulerInvariantChecker.self_check_during_busy = busy
+    return module.run_scheduler_process(*args, **kwargs)

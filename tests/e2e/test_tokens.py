@@ -1,0 +1,143 @@
+"""Greedy tokens equal an independent plain-PyTorch LongFlow decode (requirement 1)."""
+
+from __future__ import annotations
+
+import harness
+import longflow_oracle
+import pytest
+import torch
+from harness import greedy, prompt
+
+pytestmark = pytest.mark.e2e
+BUDGETS = (48, 64, 97)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Beside a live scheduler on two cores, more threads are slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def load(folder):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def expected(model, ids, budget, new_tokens, **options):
+    return longflow_oracle.generate(model, ids, budget, new_tokens, **options).output_ids
+
+
+def test_real_model_alone_and_in_a_batch(smollm2):
+    """SmolLM2, prompts shorter and longer than the budget, 200 new tokens."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    texts = [
+        "Janet's ducks lay 16 eggs per day. She eats three for breakfast every morning. How many "
+        "does she sell? Think step by step.",
+        " ".join(f"Box {i} holds {i * 7 % 13} apples and {i * 5 % 11} pears." for i in range(9)),
+        "The capital of France is",
+    ]
+    ids = [tokenizer(text)["input_ids"] for text in texts]
+    assert len(ids[0]) < 48 < 97 < len(ids[1])
+    model = load(smollm2)
+    wanted = {
+        (i, budget): expected(model, ids[i], budget, 200)
+        for i, budget in ((0, 48), (1, 97), (1, 64), (2, 64))
+    }
+    with harness.engine(smollm2, probe=True, kv_budget=64) as engine:
+        alone = engine.generate(input_ids=[ids[0]], sampling_params=[greedy(200, kv_budget=48)])
+        assert harness.outputs(alone)[0] == wanted[0, 48]
+        together = engine.generate(
+            input_ids=[ids[i] for i, _ in wanted],
+            sampling_params=[greedy(200, kv_budget=b) for _, b in wanted],
+        )
+        assert harness.outputs(together) == list(wanted.values())
+        for (i, budget), item in zip(wanted, together, strict=True):
+            meta = item["meta_info"]
+            assert meta["kv_budget"] == meta["kv_resident_tokens"] == budget
+            stored = len(ids[i]) + 199
+            dropped = meta["kv_overwritten_tokens"] + meta["kv_cut_tokens"]
+            assert dropped == stored - budget
+        assert engine.probe_report()["peak_full_rows"] == len(wanted)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral", "mha", "mqa"])
+def test_every_geometry(tiny_models, kind):
+    """Tiny random models: every budget, short and long prompts, all in one batch."""
+    folder = tiny_models(kind)
+    model = load(folder)
+    cases = [(prompt(length, seed), budget) for seed, length in enumerate((9, 47, 96, 200))
+             for budget in BUDGETS]
+    wanted = [expected(model, ids, budget, 220) for ids, budget in cases]
+    with harness.engine(folder, probe=True, kv_budget=64, max_total_tokens=3000) as engine:
+        got = engine.generate(
+            input_ids=[ids for ids, _ in cases],
+            sampling_params=[greedy(220, kv_budget=budget) for _, budget in cases],
+        )
+        assert harness.outputs(got) == wanted
+        alone = engine.generate(input_ids=[cases[4][0]], sampling_params=[greedy(220, kv_budget=64)])
+        assert harness.outputs(alone)[0] == wanted[4]
+        report = engine.probe_report()
+        assert report["overlap"] and report["radix"] and report["retractions"] == 0
+
+
+def test_mixture_of_experts(tiny_models):
+    """A tiny Qwen3-MoE: its rows stay bounded and equal themselves alone and in a batch."""
+    folder = tiny_models("qwen3_moe")
+    cases = [prompt(length, seed) for seed, length in enumerate((20, 120))]
+    with harness.engine(folder, probe=True, kv_budget=64) as engine:
+        alone = [engine.generate(input_ids=[c], sampling_params=[greedy(150)]) for c in cases]
+        together = engine.generate(input_ids=cases, sampling_params=[greedy(150)] * 2)
+        assert harness.outputs(together) == [harness.outputs(a)[0] for a in alone]
+        assert all(item["meta_info"]["kv_resident_tokens"] == 64 for item in together)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        dict(disable_overlap_schedule=True),
+        dict(disable_radix_cache=True),
+        dict(chunked_prefill_size=64),
+        dict(chunked_prefill_size=64, disable_radix_cache=True, disable_overlap_schedule=True),
+    ],
+    ids=lambda arguments: "-".join(arguments),
+)
+def test_scheduling_does_not_change_tokens(tiny_models, arguments):
+    """Overlap off, radix cache off, prompts in chunks: the same tokens."""
+    folder = tiny_models("llama")
+    model = load(folder)
+    cases = [(prompt(length, 50 + length), budget) for length in (30, 150, 333) for budget in BUDGETS]
+    wanted = [expected(model, ids, budget, 120) for ids, budget in cases]
+    with harness.engine(folder, probe=True, kv_budget=64, **arguments) as engine:
+        for _ in range(2):  # the second time with whatever the first left in the cache
+            got = engine.generate(
+                input_ids=[ids for ids, _ in cases],
+                sampling_params=[greedy(120, kv_budget=budget) for _, budget in cases],
+            )
+            assert harness.outputs(got) == wanted
+        report = engine.probe_report()
+        assert report["overlap"] == ("disable_overlap_schedule" not in arguments)
+        assert report["radix"] == ("disable_radix_cache" not in arguments)
+
+
+def test_protected_tokens_and_streaming_policy(tiny_models):
+    """protect_sink_tokens, protect_recent_tokens and the streaming policy follow the oracle."""
+    folder = tiny_models("llama")
+    model = load(folder)
+    protect = dict(protect_sink_tokens=4, protect_recent_tokens=7)
+    cases = [(prompt(length, 80 + length), budget, policy)
+             for length in (10, 130) for budget in BUDGETS for policy in ("longflow", "streaming")]
+    wanted = [expected(model, ids, b, 200, policy=p, **protect) for ids, b, p in cases]
+    with harness.engine(
+        folder, probe=True, kv_budget=64, kv_protect_sink_tokens=4, kv_protect_recent_tokens=7
+    ) as engine:
+        got = engine.generate(
+            input_ids=[ids for ids, _, _ in cases],
+            sampling_params=[greedy(200, kv_budget=b, kv_policy=p) for _, b, p in cases],
+        )
+        assert harness.outputs(got) == wanted

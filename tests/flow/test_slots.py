@@ -1,0 +1,201 @@
+"""Which row takes a slot, which overwrites, and what a whole step needs from the pool."""
+
+import random
+
+import pytest
+
+from sglang_longflow.contracts import KVBudget
+from sglang_longflow.flow.slots import DecodeRow, Step, retraction_order, slots_required
+from sglang_longflow.policies import make_policy
+
+POLICY = make_policy("streaming")
+
+
+class Node:
+    def __init__(self, length, parent=None, locks=0):
+        self.key, self.parent, self.lock_ref = [0] * length, parent, locks
+
+
+ROOT = Node(0, locks=1)
+
+
+def row(tokens, kv_len, tree=0, last=ROOT, *, owned=False, must_cut=False):
+    return DecodeRow(KVBudget(tokens, POLICY), kv_len, tree, owned, must_cut, last)
+
+
+@pytest.mark.parametrize("kv_len", [0, 1, 19, 20, 21, 10**6])
+def test_unbounded_rows_always_append(kv_len):
+    for budget in (None, KVBudget(0, POLICY)):
+        plain = DecodeRow(budget, kv_len)
+        assert plain.step is Step.APPEND
+        assert plain.new_slots == 1
+
+
+@pytest.mark.parametrize(
+    ("kv_len", "owned", "must_cut", "step", "new"),
+    [
+        (0, False, False, Step.APPEND, 1),
+        (18, False, False, Step.APPEND, 1),
+        (19, False, False, Step.APPEND, 1),  # fills the row
+        (20, False, False, Step.OWN, 12),  # copies the tree's slots, all but its own
+        (20, True, False, Step.OVERWRITE, 0),
+        (20, False, True, Step.CUT, 20),  # a prompt of exactly the budget is cut
+        (500, False, True, Step.CUT, 20),
+    ],
+)
+def test_step_of_a_bounded_row(kv_len, owned, must_cut, step, new):
+    it = row(20, kv_len, 0 if owned else 12, owned=owned, must_cut=must_cut)
+    assert it.step is step
+    assert it.new_slots == new
+
+
+def test_row_without_tree_slots_becomes_owner_for_nothing():
+    assert row(20, 20).step is Step.OWN
+    assert row(20, 20).new_slots == 0
+
+
+@pytest.mark.parametrize(("prompt", "tokens"), [(5, 20), (19, 20), (20, 20), (100, 20), (1, 2)])
+def test_life_of_a_row_appends_then_owns_once_then_overwrites(prompt, tokens):
+    kv_len, tree, owned = prompt, prompt, False
+    must_cut = KVBudget(tokens, POLICY).must_cut(prompt)
+    steps = []
+    for _ in range(40):
+        it = row(tokens, kv_len, tree, owned=owned, must_cut=must_cut)
+        steps.append(it.step)
+        if it.step is Step.APPEND:
+            kv_len += 1
+        else:
+            kv_len, tree, owned, must_cut = tokens, 0, True, False
+    appends = max(0, tokens - prompt)
+    first = Step.CUT if prompt > tokens - 1 else Step.OWN
+    assert steps[:appends] == [Step.APPEND] * appends
+    assert steps[appends] is first
+    assert set(steps[appends + 1 :]) == {Step.OVERWRITE}
+
+
+def test_no_rows_require_nothing():
+    assert slots_required([]) == 0
+
+
+def test_appending_rows_require_one_each():
+    assert slots_required([row(20, 5), row(20, 6), DecodeRow(None, 900)]) == 3
+
+
+def test_full_owners_require_nothing():
+    assert slots_required([row(20, 20, owned=True)] * 50) == 0
+
+
+def test_sole_holder_gets_its_nodes_back_in_the_same_step():
+    a = Node(7, ROOT, 1)
+    b = Node(5, a, 1)
+    assert slots_required([row(20, 20, 12, b)]) == 0
+
+
+def test_node_that_someone_else_holds_does_not_come_back():
+    a = Node(7, ROOT, 2)
+    b = Node(5, a, 1)
+    assert slots_required([row(20, 20, 12, b)]) == 7
+
+
+@pytest.mark.parametrize(("locks", "required"), [(2, 8), (3, 16)])
+def test_shared_node_comes_back_when_all_its_holders_own_in_one_step(locks, required):
+    # Each of the two takes 8; the node's 8 come back once, and only if nobody else holds it.
+    shared = Node(8, ROOT, locks)
+    assert slots_required([row(20, 20, 8, shared), row(30, 30, 8, shared)]) == required
+
+
+def test_holder_that_only_appends_keeps_the_node():
+    shared = Node(8, ROOT, 2)
+    assert slots_required([row(20, 20, 8, shared), row(30, 20, 8, shared)]) == 8 + 1
+
+
+def test_holder_that_owned_before_is_no_holder():
+    shared = Node(8, ROOT, 1)
+    assert slots_required([row(20, 20, 8, shared), row(30, 30, 0, ROOT, owned=True)]) == 0
+
+
+def test_cut_row_returns_its_own_prompt_slots():
+    assert slots_required([row(20, 500, 0, ROOT, must_cut=True)]) == 0
+    assert slots_required([row(20, 25, 10, Node(10, ROOT, 2), must_cut=True)]) == 20 - 15
+    assert slots_required([row(20, 25, 10, Node(10, ROOT, 1), must_cut=True)]) == 0
+
+
+def test_surplus_of_one_row_serves_the_others_but_the_total_is_never_negative():
+    big_cut = row(20, 500, 0, ROOT, must_cut=True)
+    assert slots_required([big_cut] + [row(20, 5)] * 480) == 0
+    assert slots_required([big_cut] + [row(20, 5)] * 481) == 1
+
+
+def test_cut_and_own_share_a_node_in_one_step():
+    shared = Node(10, ROOT, 2)
+    rows = [row(8, 12, 10, shared, must_cut=True), row(20, 20, 10, shared)]
+    # Taken 8 + 10; back: the cut row's own 2, and the node's 10 once.
+    assert slots_required(rows) == 18 - 2 - 10
+
+
+@pytest.mark.parametrize("case", range(60))
+def test_required_slots_equal_a_naive_count_over_single_slots(case):
+    rng = random.Random(case)
+    nodes = [ROOT]
+    for _ in range(rng.randint(1, 8)):
+        nodes.append(Node(rng.randint(1, 9), rng.choice(nodes)))
+    rows, held = [], {}
+    for _ in range(rng.randint(1, 7)):
+        last = rng.choice(nodes)
+        path, here = [], last
+        while here is not ROOT:
+            path.append(here)
+            here = here.parent
+        tree = sum(len(n.key) for n in path)
+        own = rng.randint(0, 6)
+        kind = rng.choice(["append", "own", "cut", "owned"])
+        kv_len = tree + own
+        if kind == "owned" or kv_len < 2:
+            rows.append(row(9, 9, 0, ROOT, owned=True))
+            continue
+        tokens = {"append": kv_len + 1, "own": kv_len, "cut": rng.randint(2, kv_len)}[kind]
+        rows.append(row(tokens, kv_len, tree, last, must_cut=kind == "cut"))
+        for n in path:
+            n.lock_ref += 1
+            held.setdefault(n, []).append(kind)
+    if rng.random() < 0.5:
+        outsider = rng.choice(nodes[1:])
+        outsider.lock_ref += 1
+        held.setdefault(outsider, []).append("outsider")
+    taken = back = 0
+    for it in rows:
+        if it.owned:
+            continue
+        if it.must_cut:
+            taken += it.budget.tokens
+            back += it.kv_len - it.tree_slots
+        else:
+            taken += 1 if it.kv_len < it.budget.tokens else it.tree_slots
+    for n, kinds in held.items():
+        if all(kind in ("own", "cut") for kind in kinds):
+            back += len(n.key)
+    assert slots_required(rows) == max(0, taken - back)
+
+
+@pytest.mark.parametrize(
+    ("order", "bounded", "expected"),
+    [
+        ([], [], []),
+        ([2, 0, 1], [False, False, False], [2, 0, 1]),
+        ([2, 0, 1], [True, True, True], [2, 0, 1]),
+        ([3, 1, 0, 2], [True, False, True, False], [0, 2, 3, 1]),
+    ],
+)
+def test_retraction_takes_unbounded_rows_first_and_keeps_the_order(order, bounded, expected):
+    assert retraction_order(order, bounded) == expected
+
+
+def test_retraction_order_is_a_stable_partition():
+    rng = random.Random(0)
+    for _ in range(50):
+        n = rng.randint(0, 20)
+        order = rng.sample(range(n), n)
+        bounded = [rng.random() < 0.5 for _ in range(n)]
+        got = retraction_order(order, bounded)
+        assert sorted(got) == sorted(order)
+        assert got == sorted(order, key=lambda i: not bounded[i])  # sorted() is stable
