@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from typing import Any
 
 from sglang_longflow.errors import ConfigError
@@ -75,6 +74,10 @@ class LongFlowConfig:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
                 raise ConfigError(f"{name}={value!r}: expected an integer number of tokens")
+        if not isinstance(self.kv_budget_allow_full, bool):
+            raise ConfigError(
+                f"kv_budget_allow_full={self.kv_budget_allow_full!r}: expected true or false"
+            )
         for name in ("kv_protect_sink_tokens", "kv_protect_recent_tokens"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
@@ -133,9 +136,4 @@ def config_from(source: Any) -> LongFlowConfig | None:
                     f"set --kv-budget N (or 0 for full KV by default), or drop it"
                 )
         return None
-    return _make(tuple((k, v) for k, v in values.items() if v is not None))
-
-
-@lru_cache(maxsize=16)
-def _make(values: tuple[tuple[str, Any], ...]) -> LongFlowConfig:
-    return LongFlowConfig(**dict(values))
+    return LongFlowConfig(**{k: v for k, v in values.items() if v is not None})

@@ -131,7 +131,9 @@ def check_entry_points(environ: dict[str, str] | os._Environ[str], has_cuda: boo
         else:
             rows.append(Check(label, "fail", f"{group} does not list it", REINSTALL))
     needed = [PLUGIN] if has_cuda else [PLUGIN, PLATFORM]
-    allowed = [name.strip() for name in environ.get("SGLANG_PLUGINS", "").split(",") if name.strip()]
+    allowed = [
+        name.strip() for name in environ.get("SGLANG_PLUGINS", "").split(",") if name.strip()
+    ]
     missing = [name for name in needed if name not in allowed]
     if allowed and missing:
         detail = f"SGLANG_PLUGINS={environ['SGLANG_PLUGINS']!r} keeps out {' and '.join(missing)}"
@@ -218,7 +220,7 @@ def check_device() -> list[Check]:
     try:
         importlib.import_module("flashinfer")
     except Exception as error:
-        fix = f"pip install flashinfer_python=={_required('flashinfer_python[cu13]') or '0.6.15.post1'}"
+        fix = "pip install --force-reinstall sglang==0.5.17 (it brings the right FlashInfer)"
         rows.append(Check("flashinfer", "fail", f"cannot be imported: {error}", fix))
     else:
         rows.append(Check("flashinfer", "ok", _installed("flashinfer_python") or "importable"))

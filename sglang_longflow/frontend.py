@@ -17,9 +17,9 @@
 ``SglSamplingParams`` has no room for ``custom_params``, and the interpreter runs expressions later,
 in a thread for each state. So a budget is attached to the expression when the program makes it, in
 the one field that SGLang's interpreter copies as it is and never sends: ``dtype``. The endpoint
-takes it out again. Nothing depends on a thread, so fork, join, run_batch and streaming need no care;
-SGLang's own ``RuntimeEndpoint`` refuses such an expression ("Invalid dtype") instead of ignoring
-the budget.
+takes it out again. Nothing depends on a thread, so fork, join, run_batch and streaming need no
+care; SGLang's own ``RuntimeEndpoint`` refuses such an expression ("Invalid dtype") instead of
+ignoring the budget.
 """
 
 from __future__ import annotations

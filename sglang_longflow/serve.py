@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import re
 import shlex
-import socket
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from sglang_longflow import __version__
-from sglang_longflow.errors import ConfigError, LongFlowError, UnsupportedSetup
+from sglang_longflow.errors import ConfigError, UnsupportedSetup
+from sglang_longflow.preflight import check_model, check_port, judge_aside
 from sglang_longflow.server_options import (
     KV_OPTIONS,
     make_parser,
@@ -27,7 +23,6 @@ from sglang_longflow.server_options import (
 from sglang_longflow.supervise import Server, ServerEnded, forwarding
 
 DEFAULT_PORT = 30000  # SGLang's
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 USAGE = """\
 usage: longflow serve [MODEL] [--config FILE.yaml] [--kv-budget TOKENS] [any SGLang server argument]
 
@@ -74,6 +69,13 @@ class Settings:
     @property
     def host(self) -> str:
         return self.values.get("host", "127.0.0.1")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables for the server, where the operator has not set them."""
+        # Threads that spin while they wait slow each other down where cores are shared: three
+        # times on a busy machine with two cores. A GPU server has no such threads in its way.
+        return {"OMP_WAIT_POLICY": "PASSIVE"} if self.values.get("device") == "cpu" else {}
 
     @property
     def url(self) -> str:
@@ -124,97 +126,15 @@ def read_settings(argv: list[str]) -> Settings:
     settings = Settings([*from_yaml, *rest], values, notes)
     if model is not None:
         if "model_path" in vars(given):
-            raise ConfigError(f"model_path={given.model_path!r}: the model is also given as {model!r}")
+            raise ConfigError(
+                f"model_path={given.model_path!r}: the model is also given as {model!r}"
+            )
         values["model_path"] = model
     if settings.model.startswith("~"):  # in a YAML file no shell expands it
         values["model_path"] = str(Path(settings.model).expanduser())
     if "model_path" in values:
         settings.arguments.append(f"--model-path={settings.model}")
     return settings
-
-
-def check_model(model: str) -> None:
-    """Refuse a model that cannot exist, before anything slow is started."""
-    if not model:
-        raise ConfigError("model_path: not set; longflow serve MODEL, or model-path in the YAML file")
-    path = Path(model)
-    if "://" in model or model.lower() in ("none", "dummy") or path.is_file():
-        return
-    if path.is_dir():
-        if not any((path / name).is_file() for name in ("config.json", "params.json")):
-            raise ConfigError(f"model_path={model!r}: the folder has no config.json")
-    elif model.startswith(("/", ".")) or not _HUB_NAME.fullmatch(model):
-        raise ConfigError(
-            f"model_path={model!r}: no such folder, and not a Hugging Face name (org/name)"
-        )
-
-
-def _can_bind(host: str, port: int) -> None:
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    with socket.socket(family, kind, protocol) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uvicorn does
-        probe.bind(address)
-
-
-def check_port(host: str, port: int) -> None:
-    """Refuse a port that cannot be listened on."""
-    if not 0 < port < 65536:
-        raise ConfigError(f"port={port}: expected 1 to 65535")
-    try:
-        _can_bind(host, port)
-    except socket.gaierror as error:
-        raise ConfigError(f"host={host!r}: {error.strerror}") from error
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        free = free_port(host, port + 1)
-        raise ConfigError(f"port={port}: {reason} on {host}; try --port {free}") from error
-
-
-def free_port(host: str, start: int) -> int:
-    """The first port from `start` on that can be listened on now."""
-    for port in range(start, 65536):
-        try:
-            _can_bind(host, port)
-        except OSError:
-            continue
-        return port
-    raise ConfigError(f"no free port from {start} on")
-
-
-def judge(values: dict[str, Any]) -> dict[str, Any]:
-    """What the plugin's own checks say about server arguments.
-
-    Returns ``{"device": "cuda" or "cpu", "kv": settings or None, "conflicts": [...]}``.
-    """
-    import torch
-
-    from sglang_longflow.config import config_from
-    from sglang_longflow.support import flag_conflicts
-
-    arguments = SimpleNamespace(**values)
-    config = config_from(arguments)
-    kv = None
-    if config is not None:
-        floor = config.kv_budget_min or config.policy().min_budget_tokens
-        kv = {**config.as_dict(), "kv_budget_min": floor, "allows_full": config.allows_full}
-    return {
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "kv": kv,
-        "conflicts": flag_conflicts(arguments) if config else [],
-    }
-
-
-def _judge_aside(values: dict[str, Any]) -> dict[str, Any]:
-    """`judge` in a process of its own: torch would stay in the supervisor's memory otherwise."""
-    try:
-        with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
-            return pool.submit(judge, values).result()
-    except LongFlowError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"cannot check the settings: {error}; run longflow doctor") from error
 
 
 def prepare(argv: list[str]) -> tuple[Settings, dict[str, Any]]:
@@ -228,7 +148,7 @@ def prepare(argv: list[str]) -> tuple[Settings, dict[str, Any]]:
     settings = read_settings(argv)
     check_model(settings.model)
     check_port(settings.host, settings.port)
-    found = _judge_aside(settings.values)
+    found = judge_aside(settings.values)
     if found["conflicts"]:
         raise UnsupportedSetup(found["conflicts"][0])
     settings.default("host", "127.0.0.1", "--host=127.0.0.1")
@@ -301,7 +221,8 @@ def run(argv: list[str]) -> int:
         return 0
     settings, found = prepare(argv)
     _print_banner(banner(settings, found["kv"]))
-    server = Server(settings.arguments, settings.url, echo=getattr(sys.stderr, "buffer", None))
+    echo = getattr(sys.stderr, "buffer", None)
+    server = Server(settings.arguments, settings.url, echo, settings.environment)
     with forwarding(server):
         try:
             seconds = server.wait_ready()

@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import BinaryIO
 
 from sglang_longflow.errors import LongFlowError
@@ -62,7 +62,8 @@ class Server:
 
     The group makes sure that nothing is left behind: SGLang's schedulers belong to it, and it is
     killed as a whole once the main process has ended. Signals go to the main process alone, which
-    drains its requests first. As a context manager it stops the server at the end.
+    drains its requests first. As a context manager it stops the server at the end, at once where
+    the block raises.
 
     Parameters
     ----------
@@ -72,9 +73,17 @@ class Server:
         Where the server will answer.
     echo : binary file, optional
         Gets the server's output as it comes; without it only the last lines are kept.
+    environment : mapping, optional
+        Variables for the server; those that are set already win.
     """
 
-    def __init__(self, arguments: Sequence[str], url: str, echo: BinaryIO | None = None):
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        url: str,
+        echo: BinaryIO | None = None,
+        environment: Mapping[str, str] | None = None,
+    ):
         self.url = url
         self.recent: deque[str] = deque(maxlen=RECENT_LINES)
         self.forwarded: int | None = None
@@ -87,8 +96,8 @@ class Server:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            preexec_fn=_end_with_parent,  # noqa: PLW1509 (no thread of ours runs yet)
+            env={**(environment or {}), **os.environ, "PYTHONUNBUFFERED": "1"},
+            preexec_fn=_end_with_parent,  # safe: no thread of ours runs yet
         )
         self._pump = threading.Thread(target=self._read_output, name="server-output", daemon=True)
         self._pump.start()
@@ -202,8 +211,11 @@ class Server:
     def __enter__(self) -> Server:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.stop()
+    def __exit__(self, kind: object, *exc: object) -> None:
+        if kind is None:
+            self.stop()
+        else:
+            self.kill()
 
 
 @contextlib.contextmanager

@@ -133,7 +133,7 @@ def admission_need(
     total_tokens: int,
     hit_tokens: int,
     own_hit_tokens: int,
-    credited_hit_tokens: int,
+    held_hit_tokens: int,
 ) -> int:
     """Slots that must be free or evictable, beyond the locked prefix hit, to admit a request.
 
@@ -147,11 +147,11 @@ def admission_need(
         Prefix found in the tree and locked by this request.
     own_hit_tokens : int
         Part of it that nobody else holds: it comes back when the row gives its nodes back.
-    credited_hit_tokens : int
-        Part of it that running rows count as theirs (`Reserve.credited`).
+    held_hit_tokens : int
+        Part of it that anyone else holds; running rows may count it as theirs (`reserve_for`).
     """
     prefill = prompt_tokens - hit_tokens
     if budget.must_cut(prompt_tokens) or total_tokens > budget.tokens:
         return max(prefill, budget.tokens - own_hit_tokens)
-    # This request keeps its lock on the shared nodes, so those rows must copy them after all.
-    return max(prefill, total_tokens - hit_tokens) + credited_hit_tokens
+    # This request keeps its lock on shared nodes, so rows that counted on them must copy them.
+    return max(prefill, total_tokens - hit_tokens) + held_hit_tokens

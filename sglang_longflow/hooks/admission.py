@@ -7,7 +7,6 @@ from sglang.srt.managers.schedule_policy import AddReqResult
 from sglang_longflow import runtime
 from sglang_longflow.flow.admission import (
     LiveRow,
-    Reserve,
     admission_need,
     node_tokens,
     path_to_root,
@@ -34,12 +33,10 @@ def live_row(req) -> LiveRow | None:
 
 def adder_init(result, self, *args, **kwargs) -> None:
     """After ``PrefillAdder.__init__``."""
-    self.longflow_reserve = Reserve([], frozenset())
     if runtime.current() is None or self.running_batch is None:
         return
     rows = [row for req in self.running_batch.reqs if (row := live_row(req)) is not None]
-    self.longflow_reserve = reserve_for(rows)
-    self.rem_total_token_offset += self.longflow_reserve.total_slots
+    self.rem_total_token_offset += reserve_for(rows).total_slots
 
 
 def running_offset(original, self, req):
@@ -47,22 +44,22 @@ def running_offset(original, self, req):
     return original(self, req) if bounded_row(req) is None else 0
 
 
-def _need(adder, req, *, lock_held: bool) -> int:
+def _need(req, *, lock_held: bool) -> int:
     """Slots for `req` beyond its prefix hit; `lock_held` says whether it holds its lock already."""
     mine = 1 if lock_held else 0
-    own_hit = credited = 0
+    own_hit = held_by_others = 0
     for node in path_to_root(req.last_node):
         if node.lock_ref == mine:
             own_hit += node_tokens(node)
-        if id(node) in adder.longflow_reserve.credited:
-            credited += node_tokens(node)
+        elif not lock_held:
+            held_by_others += node_tokens(node)
     return admission_need(
         bounded_row(req).budget,
         prompt_tokens=len(req.full_untruncated_fill_ids),
         total_tokens=len(req.origin_input_ids) + req.sampling_params.max_new_tokens,
         hit_tokens=len(req.prefix_indices),
         own_hit_tokens=own_hit,
-        credited_hit_tokens=credited,
+        held_hit_tokens=held_by_others,
     )
 
 
@@ -102,7 +99,7 @@ def add_one_req(original, self, req, has_chunked_req, truncation_align_size):
     left = prompt_tokens - len(req.prefix_indices)
     if self.rem_chunk_tokens is not None and self.rem_chunk_tokens < min(left, window):
         return AddReqResult.OTHER  # the window goes into one chunk: wait for the next batch
-    need = _need(self, req, lock_held=False)
+    need = _need(req, lock_held=False)
     with self._lock_node(req.last_node):
         if need > self.rem_total_tokens:
             return AddReqResult.NO_TOKEN
@@ -121,8 +118,13 @@ def add_chunked_req(original, self, req):
     """Around ``PrefillAdder.add_chunked_req``: the next chunk of the one chunked request."""
     if bounded_row(req) is None:
         return original(self, req)
-    need = _need(self, req, lock_held=True)
+    need = _need(req, lock_held=True)
     before = self.rem_total_token_offset
     result = _stock_counts_prompt_only(original, self, req)
     self.rem_total_token_offset = before + need
+    if req.extend_range.end == len(req.full_untruncated_fill_ids):
+        return None  # `chunk_end` ran to the end of the prompt after SGLang had called it cut short
+    if self.rem_chunk_tokens is not None:
+        # `chunk_end` may have shortened the chunk: no second request may be chunked in its place.
+        self.rem_chunk_tokens = min(self.rem_chunk_tokens, 0)
     return result

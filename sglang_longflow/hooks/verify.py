@@ -6,9 +6,10 @@ half hooked.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +32,16 @@ def _resolve(target: str) -> Any:
     return value.__func__ if isinstance(value, classmethod | staticmethod) else value
 
 
+def _closed_over(function: Callable[..., Any]) -> Iterator[Any]:
+    for cell in getattr(function, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # an empty cell of somebody else's wrapper
+            yield cell.cell_contents
+
+
 def _wrapped_by(function: Callable[..., Any] | None, handler: Callable[..., Any]) -> bool:
     """Whether one of the wrappers around the original closes over `handler`."""
     while function is not None:
-        cells = getattr(function, "__closure__", None) or ()
-        if any(cell.cell_contents is handler for cell in cells):
+        if any(value is handler for value in _closed_over(function)):
             return True
         function = getattr(function, "__wrapped__", None)
     return False

@@ -22,8 +22,9 @@ STRICT = {
 }
 TINY = dict(
     vocab_size=512,
-    hidden_size=64,
-    intermediate_size=128,
+    hidden_size=256,
+    head_dim=64,  # the smallest that FlashInfer has kernels for
+    intermediate_size=256,
     num_hidden_layers=3,
     num_attention_heads=4,
     num_key_value_heads=2,
@@ -41,11 +42,11 @@ def tiny_config(kind: str, **changes):
     if kind == "mqa":
         return LlamaConfig(**{**values, "num_key_value_heads": 1})
     if kind == "qwen3":
-        return Qwen3Config(**values, head_dim=32)
+        return Qwen3Config(**values)
     if kind == "mistral":
         return MistralConfig(**values, sliding_window=None)
     if kind == "qwen3_moe":
-        moe = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, head_dim=32)
+        moe = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64)
         return Qwen3MoeConfig(**values, **moe)
     return {"llama": LlamaConfig, "qwen2": Qwen2Config}[kind](**values)
 
@@ -60,7 +61,7 @@ def build_tiny_model(kind: str, folder: Path, seed: int = 0, **changes) -> Path:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
-                parameter.normal_(0, 0.5 if "embed" in name or "lm_head" in name else 0.2)
+                parameter.normal_(0, 0.25 if "embed" in name or "lm_head" in name else 0.1)
             elif name.endswith("bias"):
                 parameter.normal_(0, 0.1)
     model.save_pretrained(folder)
@@ -119,7 +120,9 @@ def engine(model: Path, *, probe: bool = False, env: dict[str, str] | None = Non
         log_level="error",
         port=free_port(),
     )
-    if DEVICE == "cpu":
+    if DEVICE == "cuda":
+        defaults["dtype"] = "bfloat16"  # FlashInfer has no float32 kernels
+    else:
         defaults["device"] = "cpu"
         env = {"OMP_NUM_THREADS": "1", **(env or {})}  # beside other processes, more is slower
     cls = Engine

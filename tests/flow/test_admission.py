@@ -8,7 +8,6 @@ them. Its claim is that a budgeted batch never needs retraction.
 import random
 from collections import Counter
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 
 import pytest
 
@@ -660,7 +659,8 @@ def make_request(rng, pool_tokens, families, scale, policies, keeps):
     own = [(rng.random(),) for _ in range(rng.choice([1, rng.randint(1, scale)]))]
     prompt = shared + own if rng.random() < 0.8 else list(family)
     policy = rng.choice(policies)
-    tokens = policy.min_budget_tokens + rng.choice([0, rng.randint(0, scale), rng.randint(0, scale)])
+    extra = rng.choice([0, rng.randint(0, scale), rng.randint(0, scale)])
+    tokens = policy.min_budget_tokens + extra
     max_new = rng.choice([1, rng.randint(1, scale), rng.randint(1, 4 * scale)])
     if rng.random() < keeps:
         tokens = len(prompt) + max_new + rng.randint(0, 3)
@@ -700,18 +700,33 @@ def simulate(seed, *, steps, pool_tokens, scale, chunk=None, radix=True, policie
 
 
 TRAFFIC = {
-    "rows that overwrite": dict(steps=400, pool_tokens=120, scale=20, keeps=0.0),
-    "some rows keep all": dict(steps=400, pool_tokens=120, scale=20, keeps=0.4),
-    "tiny pool": dict(steps=500, pool_tokens=30, scale=8, keeps=0.4),
-    "tiny pool, one prefix": dict(steps=500, pool_tokens=24, scale=6, keeps=0.3, families=1),
-    "roomy pool": dict(steps=120, pool_tokens=400, scale=30, keeps=0.2),
-    "no radix cache": dict(steps=400, pool_tokens=120, scale=20, keeps=0.4, radix=False),
-    "chunked prompts": dict(
-        steps=150, pool_tokens=600, scale=120, policies=(STREAMING, LONGFLOW), chunk=64
-    ),
-    "chunked, all overwrite": dict(
-        steps=150, pool_tokens=600, scale=120, policies=(STREAMING, LONGFLOW), chunk=64, keeps=0.0
-    ),
+    "rows that overwrite": {"steps": 400, "pool_tokens": 120, "scale": 20, "keeps": 0.0},
+    "some rows keep all": {"steps": 400, "pool_tokens": 120, "scale": 20, "keeps": 0.4},
+    "tiny pool": {"steps": 500, "pool_tokens": 30, "scale": 8, "keeps": 0.4},
+    "tiny pool, one prefix": {
+        "steps": 500,
+        "pool_tokens": 24,
+        "scale": 6,
+        "keeps": 0.3,
+        "families": 1,
+    },
+    "roomy pool": {"steps": 120, "pool_tokens": 400, "scale": 30, "keeps": 0.2},
+    "no radix cache": {"steps": 400, "pool_tokens": 120, "scale": 20, "keeps": 0.4, "radix": False},
+    "chunked prompts": {
+        "steps": 150,
+        "pool_tokens": 600,
+        "scale": 120,
+        "policies": (STREAMING, LONGFLOW),
+        "chunk": 64,
+    },
+    "chunked, all overwrite": {
+        "steps": 150,
+        "pool_tokens": 600,
+        "scale": 120,
+        "policies": (STREAMING, LONGFLOW),
+        "chunk": 64,
+        "keeps": 0.0,
+    },
 }
 
 

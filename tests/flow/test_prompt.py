@@ -1,6 +1,7 @@
 """Chunks of a prompt that will be cut: the last one holds the whole window of queries."""
 
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -25,7 +26,7 @@ def chunks(prompt, start, size_of, window=WINDOW):
 def check(prompt, start, made, window=WINDOW):
     assert made[0][0] == start
     assert made[-1][1] == prompt
-    assert all(a[1] == b[0] for a, b in zip(made, made[1:]))
+    assert all(a[1] == b[0] for a, b in pairwise(made))
     first, end = made[-1]
     assert end - first >= min(window, prompt - start)
     assert first <= max(start, prompt - window)

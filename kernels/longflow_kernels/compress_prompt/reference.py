@@ -36,6 +36,8 @@ def prompt_scores(
     """
     window, q_heads, head_dim = q_window.shape
     kv_heads = k_earlier.shape[1]
+    if q_heads % kv_heads:
+        raise ValueError(f"num_q_heads={q_heads} is not a multiple of num_kv_heads={kv_heads}")
     group = q_heads // kv_heads
     total = torch.zeros(k_earlier.shape[0], dtype=torch.float32, device=k_earlier.device)
     # One KV head at a time bounds the float32 logits to [group * window, earlier].

@@ -1,0 +1,294 @@
+"""``longflow demo``: one real server, the same questions with and without a budget."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from sglang_longflow import demo_report
+from sglang_longflow.errors import ConfigError, LongFlowError
+from sglang_longflow.preflight import free_port
+from sglang_longflow.serve import prepare
+from sglang_longflow.supervise import Server
+
+POLL_INTERVAL_S = 0.2
+LINE_INTERVAL_S = 5.0
+START_TIMEOUT_S = 420.0
+FIRST_PORT = 30000
+# Requests go to this machine: a proxy from the environment has no business with them.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class DemoError(LongFlowError):
+    """The demo could not be carried through."""
+
+    exit_status = 1
+
+
+@dataclass
+class Answer:
+    """One request as it comes in; `meta` is the server's ``meta_info``, the last one received."""
+
+    prompt: str
+    text: str = ""
+    meta: dict[str, Any] = field(default_factory=dict)
+    problem: str = ""
+
+    @property
+    def generated_tokens(self) -> int:
+        return self.meta.get("completion_tokens", 0)
+
+
+@dataclass
+class Phase:
+    """All questions at once with one budget (0: full KV), and what the server said meanwhile."""
+
+    budget: int
+    answers: list[Answer]
+    wall_s: float = 0.0
+    peak_running: int = 0
+    peak_slots: int = 0
+    pool_tokens: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"budget {self.budget}" if self.budget else "full KV"
+
+    @property
+    def generated_tokens(self) -> int:
+        return sum(answer.generated_tokens for answer in self.answers)
+
+    def observe(self, stats: dict[str, Any]) -> int:
+        """Take one answer of GET /longflow/stats; returns the requests running now."""
+        rows = stats["requests"]
+        self.pool_tokens = stats["pool"]["total_tokens"]
+        self.peak_running = max(self.peak_running, len(rows))
+        self.peak_slots = max(self.peak_slots, sum(row["kv_len"] for row in rows))
+        return len(rows)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--budget", type=int, default=96, help="KV budget of a request, default %(default)s tokens")
+    add("--max-new-tokens", type=int, default=200, help="per answer, default %(default)s")
+    add("--requests", type=int, default=8, help="questions asked at once, 1 to 8 (the default)")
+    add("--pool", type=int, default=1200, help="KV pool of the server, default %(default)s tokens")
+    add("--port", default="auto", help="default: the first free one")
+    add("--model", type=Path, help="model folder; default: SmolLM2-135M, fetched once (93 MB)")
+    add("--verbose", action="store_true", help="show the server's output")
+
+
+def load_questions(count: int) -> list[str]:
+    """The first `count` questions of the package's GSM8K sample."""
+    text = (resources.files("sglang_longflow") / "data/gsm8k_demo.jsonl").read_text("utf-8")
+    questions = [json.loads(line)["question"] for line in text.splitlines()]
+    if not 1 <= count <= len(questions):
+        raise ConfigError(f"requests={count}: expected 1 to {len(questions)}")
+    return questions[:count]
+
+
+def render_prompts(model: Path, questions: list[str]) -> tuple[list[str], int]:
+    """Questions in the model's chat format, and the tokens of the longest."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(model))
+    except (OSError, ValueError) as error:
+        raise DemoError(f"model={str(model)!r}: its tokenizer cannot be loaded: {error}") from error
+    prompts = questions
+    if tokenizer.chat_template:
+        prompts = [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+            )
+            for question in questions
+        ]
+    return prompts, max(len(tokenizer(prompt)["input_ids"]) for prompt in prompts)
+
+
+def _post(url: str, body: dict[str, Any] | None, timeout_s: float = 600) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    return _OPENER.open(request, timeout=timeout_s)
+
+
+def _ask(url: str, answer: Answer, budget: int, max_new_tokens: int) -> None:
+    """Stream one request into `answer`; runs in a thread of its own."""
+    parameters = {
+        "temperature": 0,
+        "max_new_tokens": max_new_tokens,
+        # Every answer has the same length in both phases, so the phases do the same work.
+        "ignore_eos": True,
+        "custom_params": {"kv_budget": budget},
+    }
+    body = {"text": answer.prompt, "sampling_params": parameters, "stream": True}
+    try:
+        with _post(f"{url}/generate", body) as response:
+            for line in response:
+                if not line.startswith(b"data: {"):
+                    continue
+                event = json.loads(line[len(b"data: ") :])
+                if "error" in event:
+                    answer.problem = str(event["error"].get("message", event["error"]))
+                    return
+                answer.text, answer.meta = event["text"], event["meta_info"]
+    except urllib.error.HTTPError as error:
+        answer.problem = f"HTTP {error.code}: {error.read().decode(errors='replace')[:300]}"
+    except (OSError, ValueError, KeyError) as error:
+        answer.problem = f"{type(error).__name__}: {error}"
+
+
+def run_phase(
+    url: str,
+    prompts: list[str],
+    budget: int,
+    max_new_tokens: int,
+    show: Callable[[Phase, int, float], None],
+) -> Phase:
+    """Send every prompt at once and watch the server until all are answered."""
+    phase = Phase(budget, [Answer(prompt) for prompt in prompts])
+    threads = [
+        threading.Thread(target=_ask, args=(url, answer, budget, max_new_tokens), daemon=True)
+        for answer in phase.answers
+    ]
+    start = time.monotonic()
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        try:
+            with _post(f"{url}/longflow/stats", None, timeout_s=60) as response:
+                running = phase.observe(json.load(response))
+        except (OSError, ValueError) as error:
+            raise DemoError(f"{url}/longflow/stats does not answer: {error}") from error
+        show(phase, running, time.monotonic() - start)
+        time.sleep(POLL_INTERVAL_S)
+    phase.wall_s = time.monotonic() - start
+    show(phase, 0, phase.wall_s)
+    for number, answer in enumerate(phase.answers, 1):
+        if answer.problem:
+            raise DemoError(f"{phase.name}, request {number}: {answer.problem}")
+    return phase
+
+
+class _Lines:
+    """Progress as plain lines, for logs."""
+
+    def __init__(self, total: int):
+        self._total = total
+        self._due = 0.0
+
+    def __call__(self, phase: Phase, running: int, seconds: float) -> None:
+        if seconds >= self._due:
+            self._due = seconds + LINE_INTERVAL_S
+            print(
+                f"  {phase.name}: {seconds:4.0f} s, {running} running, "
+                f"{phase.generated_tokens:,} of {self._total:,} tokens",
+                flush=True,
+            )
+
+
+class _Bars(AbstractContextManager["_Bars"]):
+    """One progress bar for each request, for terminals."""
+
+    def __init__(self, requests: int, max_new_tokens: int):
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        self._progress = Progress(
+            TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn()
+        )
+        self._tasks = [
+            self._progress.add_task(f"request {i + 1}", total=max_new_tokens)
+            for i in range(requests)
+        ]
+
+    def __call__(self, phase: Phase, running: int, seconds: float) -> None:
+        for task, answer in zip(self._tasks, phase.answers):
+            budget, resident = phase.budget, answer.meta.get("kv_resident_tokens", 0)
+            slots = f"{resident}/{budget} slots" if budget else f"{resident} slots"
+            self._progress.update(
+                task, completed=answer.generated_tokens, description=f"{phase.name} {slots:>14}"
+            )
+
+    def __enter__(self) -> _Bars:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._progress.stop()
+
+
+def _server_arguments(args: argparse.Namespace, model: Path, port: int) -> list[str]:
+    return [
+        str(model),
+        f"--port={port}",
+        f"--kv-budget={args.budget}",
+        "--kv-budget-allow-full",
+        f"--max-total-tokens={args.pool}",
+        "--dtype=bfloat16",
+        "--random-seed=1",
+        "--log-level=warning",
+    ]
+
+
+def _default_model() -> Path:
+    from sglang_longflow.demo_model import prepare_model
+
+    return prepare_model(progress=lambda line: print(f"  {line}", flush=True))
+
+
+def _port(text: str) -> int:
+    if text == "auto":
+        return free_port("127.0.0.1", FIRST_PORT)
+    if not text.isdecimal():
+        raise ConfigError(f"port={text!r}: expected a number, or auto")
+    return int(text)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the demo and print its tables."""
+    if args.max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens={args.max_new_tokens}: expected at least 1")
+    questions = load_questions(args.requests)
+    began = time.monotonic()
+    model = args.model or _default_model()
+    port = _port(args.port)
+    settings, _ = prepare(_server_arguments(args, model, port))
+    echo = getattr(sys.stderr, "buffer", None) if args.verbose else None
+    # Nothing here is worth draining: SIGTERM ends the block below like Ctrl+C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with Server(settings.arguments, settings.url, echo, settings.environment) as server:
+        print(f"starting a server for {model.name}: KV pool {args.pool:,} tokens", flush=True)
+        prompts, longest = render_prompts(model, questions)
+        if longest + args.max_new_tokens >= args.pool:
+            raise ConfigError(
+                f"max_new_tokens={args.max_new_tokens}: with a prompt of {longest} tokens, full KV "
+                f"needs more than the whole pool={args.pool}"
+            )
+        seconds = server.wait_ready(START_TIMEOUT_S)
+        print(f"ready in {seconds:.0f} s; asking {len(prompts)} questions at once", flush=True)
+        phases = []
+        for budget in (args.budget, 0):
+            # No phase profits from prompts that the other left in the prefix cache.
+            with _post(f"{settings.url}/flush_cache", {}) as response:
+                response.read()
+            total = len(prompts) * args.max_new_tokens
+            with (
+                _Bars(len(prompts), args.max_new_tokens)
+                if sys.stdout.isatty()
+                else nullcontext(_Lines(total))
+            ) as show:
+                phases.append(run_phase(settings.url, prompts, budget, args.max_new_tokens, show))
+    demo_report.show(*phases, total_s=time.monotonic() - began)
+    return 0

@@ -1,0 +1,79 @@
+"""The tables at the end of ``longflow demo``. Every number in them came from the server."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from sglang_longflow.demo import Phase
+
+SAMPLE_CHARACTERS = 200
+CLOSING = (
+    "These are answers of a small model (SmolLM2 has 135M parameters), too small to get such "
+    "questions right with either cache. What is shown is memory."
+)
+
+
+def request_table(phase: Phase) -> Table:
+    """One row a request of the phase with a budget."""
+    table = Table(title=f"Requests with a budget of {phase.budget} KV slots", box=box.SIMPLE)
+    for name in ("request", "prompt", "generated", "length", "budget", "KV slots", "saved"):
+        table.add_column(name, justify="right")
+    for number, answer in enumerate(phase.answers, 1):
+        meta = answer.meta
+        slots = meta["kv_resident_tokens"]
+        # As the server counts: what is resident, cut and overwritten is all K/V of the request.
+        stored = slots + meta["kv_overwritten_tokens"] + meta["kv_cut_tokens"]
+        table.add_row(
+            str(number),
+            f"{meta['prompt_tokens']:,}",
+            f"{meta['completion_tokens']:,}",
+            f"{meta['prompt_tokens'] + meta['completion_tokens']:,}",
+            f"{meta['kv_budget']:,}",
+            f"{slots:,}",
+            f"{1 - slots / stored:.0%}",
+        )
+    return table
+
+
+def pool_table(budgeted: Phase, full: Phase) -> Table:
+    """Both phases side by side."""
+    title = f"The same questions in the same KV pool of {budgeted.pool_tokens:,} tokens"
+    table = Table(title=title, box=box.SIMPLE)
+    table.add_column("")
+    rows = {
+        "peak running requests": lambda p: f"{p.peak_running} of {len(p.answers)}",
+        "peak KV slots held": lambda p: f"{p.peak_slots:,}",
+        "generated tokens": lambda p: f"{p.generated_tokens:,}",
+        "wall time": lambda p: f"{p.wall_s:.1f} s",
+        "output tokens/s": lambda p: f"{p.generated_tokens / p.wall_s:.1f}",
+    }
+    for phase in (budgeted, full):
+        table.add_column(phase.name, justify="right")
+    for label, text in rows.items():
+        table.add_row(label, text(budgeted), text(full))
+    return table
+
+
+def show(budgeted: Phase, full: Phase, *, total_s: float) -> None:
+    """Print tables, a sample answer and what the numbers do not say."""
+    width = max(80, shutil.get_terminal_size().columns)
+    console = Console(width=min(width, 100), highlight=False)
+    console.print(request_table(budgeted))
+    console.print(pool_table(budgeted, full))
+    sample = " ".join(budgeted.answers[0].text[:SAMPLE_CHARACTERS].split())
+    console.print("Start of answer 1, with the budget:", style="bold")
+    console.print(f"  {sample}", markup=False)
+    console.print()
+    if full.peak_running >= budgeted.peak_running:
+        console.print("Full KV ran as many requests at once: a smaller --pool shows a difference.")
+    console.print(CLOSING)
+    console.print(
+        "Answers do not stop at the end of their text, so that both phases do the same work. "
+        f"Everything took {total_s:.0f} s."
+    )

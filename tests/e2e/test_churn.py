@@ -1,0 +1,83 @@
+"""Hundreds of mixed requests with aborts; SGLang's strict checks and ours after every step (4)."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import harness
+import pytest
+from harness import greedy, prompt
+
+pytestmark = pytest.mark.e2e
+
+
+async def churn(engine, count: int, seed: int) -> dict[str, int]:
+    generator = random.Random(seed)
+    prefixes = [prompt(60, 7000 + i) for i in range(4)]
+    done = {"finished": 0, "aborted": 0}
+
+    async def one(i: int) -> None:
+        length = generator.choice((1, 8, 30, 95, 96, 97, 140, 260))
+        ids = prompt(length, 8000 + i)
+        if generator.random() < 0.5:
+            ids = generator.choice(prefixes) + ids
+        budget = generator.choice((0, 40, 64, 96, 97, 200))
+        policy = generator.choice(("longflow", "streaming"))
+        new_tokens = generator.choice((1, 2, 20, 90, 200))
+        await asyncio.sleep(generator.random() * 3)
+        rid = f"churn-{i}"
+        stream = await engine.async_generate(
+            input_ids=ids,
+            sampling_params=greedy(new_tokens, kv_budget=budget, kv_policy=policy),
+            rid=rid,
+            stream=True,
+        )
+        abort_after = generator.randrange(1, 60) if generator.random() < 0.25 else None
+        chunks, last = 0, None
+        async for last in stream:
+            chunks += 1
+            if chunks == abort_after:
+                engine.tokenizer_manager.abort_request(rid)
+        meta = last["meta_info"]
+        if meta["finish_reason"]["type"] == "abort":
+            done["aborted"] += 1
+            return
+        assert meta["completion_tokens"] == new_tokens
+        stored = len(ids) + new_tokens - 1
+        parts = ("kv_resident_tokens", "kv_overwritten_tokens", "kv_cut_tokens")
+        assert sum(meta[part] for part in parts) == stored, meta
+        if budget:
+            assert meta["kv_resident_tokens"] <= budget
+        done["finished"] += 1
+
+    await asyncio.gather(*(one(i) for i in range(count)))
+    return done
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        dict(max_total_tokens=2500, chunked_prefill_size=128),
+        dict(max_total_tokens=2500, chunked_prefill_size=128, disable_overlap_schedule=True),
+    ],
+    ids=["overlap", "no-overlap"],
+)
+def test_nothing_leaks_and_no_budget_is_exceeded(tiny_models, arguments):
+    with harness.engine(
+        tiny_models("llama"),
+        probe=True,
+        kv_budget=96,
+        kv_budget_allow_full=True,
+        stream_interval=4,
+        **arguments,
+    ) as engine:
+        done = engine.loop.run_until_complete(churn(engine, 300, seed=5))
+        assert done["finished"] + done["aborted"] == 300
+        assert done["aborted"] >= 10 and done["finished"] >= 200
+        report = engine.probe_report()
+        assert report["idle_available"] + report["idle_evictable"] == report["total"]
+        assert report["idle_protected"] == 0
+        assert report["peak_full_rows"] > 5
+        engine.flush_cache()
+        assert engine.probe_report()["idle_available"] == report["total"]

@@ -1,0 +1,215 @@
+"""Over HTTP, with text: OpenAI bodies, streaming, stop, n, logprobs, stats, metrics, bad input (6)."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.request
+
+import harness
+import pytest
+
+pytestmark = pytest.mark.e2e
+LONG = " ".join(f"Box {i} holds {i * 7 % 13} apples." for i in range(40))
+
+
+@pytest.fixture(scope="module")
+def server(tiny_with_tokenizer):
+    arguments = ["--model-path", str(tiny_with_tokenizer), "--dtype", "float32"]
+    arguments += ["--max-total-tokens", "3000", "--chunked-prefill-size", "128"]
+    arguments += ["--kv-budget", "96", "--kv-budget-min", "48", "--kv-budget-max", "500"]
+    arguments += ["--enable-metrics", "--sleep-on-idle"]
+    with harness.Server(arguments) as running:
+        yield running.wait_ready()
+
+
+def generate(server, text="Hello there", new_tokens=150, custom_params=None, **body):
+    params = {"temperature": 0, "max_new_tokens": new_tokens, "ignore_eos": True}
+    params |= body.pop("sampling_params", {})
+    if custom_params is not None:
+        params["custom_params"] = custom_params
+    return server.request("/generate", {"text": text, "sampling_params": params, **body})
+
+
+def kv(meta: dict) -> tuple[int, int, int]:
+    return meta["kv_budget"], meta["kv_resident_tokens"], meta["kv_overwritten_tokens"]
+
+
+def test_generate_reports_its_row(server):
+    status, answer = generate(server)
+    assert status == 200
+    stored = answer["meta_info"]["prompt_tokens"] + 149
+    assert kv(answer["meta_info"]) == (96, 96, stored - 96)
+    assert generate(server, custom_params={"kv_budget": 64})[1]["meta_info"]["kv_budget"] == 64
+
+
+def test_openai_bodies(server):
+    body = {"model": "m", "max_tokens": 120, "temperature": 0, "ignore_eos": True}
+    body["custom_params"] = {"kv_budget": 80}
+    status, answer = server.request("/v1/completions", {"prompt": "Once upon", **body})
+    assert status == 200, answer
+    assert kv(answer["metadata"])[:2] == (80, 80)
+    chat = {"messages": [{"role": "user", "content": "Hi"}], **body}
+    status, answer = server.request("/v1/chat/completions", chat)
+    assert status == 200, answer
+    assert kv(answer["metadata"])[:2] == (80, 80)
+    status, answer = server.request("/v1/completions", {"prompt": "Once", "n": 2, **body})
+    assert answer["metadata"]["kv_budget"] == [80, 80]
+
+
+def test_openai_client(server):
+    import openai
+
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key="none")
+    extra = {"custom_params": {"kv_budget": 80}, "ignore_eos": True}
+    messages = [{"role": "user", "content": LONG + " How many apples are in box 3?"}]
+    stream = client.chat.completions.create(
+        model="m", messages=messages, max_tokens=100, stream=True, extra_body=extra
+    )
+    assert len([chunk for chunk in stream if chunk.choices]) > 10
+    with pytest.raises(openai.BadRequestError, match="kv_budget=501"):
+        client.completions.create(
+            model="m", prompt="x", extra_body={"custom_params": {"kv_budget": 501}}
+        )
+
+
+def test_streaming_reports_grow(server):
+    body = {"text": "Hello", "stream": True, "sampling_params": {"temperature": 0}}
+    body["sampling_params"] |= {"max_new_tokens": 150, "ignore_eos": True}
+    request = urllib.request.Request(
+        server.url + "/generate",
+        data=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    seen = []
+    with urllib.request.urlopen(request) as response:
+        for line in response:
+            if line.startswith(b"data: {"):
+                seen.append(kv(json.loads(line[6:])["meta_info"]))
+    assert len(seen) > 20
+    assert seen == sorted(seen)
+    assert seen[0][1] < 96 == seen[-1][1]
+
+
+def test_stop_string_n_and_logprobs(server):
+    _, plain = generate(server, new_tokens=140)
+    stop = plain["text"][len(plain["text"]) // 2 :][:6]
+    _, stopped = generate(server, new_tokens=140, sampling_params={"stop": [stop]})
+    assert stopped["meta_info"]["finish_reason"]["type"] == "stop"
+    assert plain["text"].startswith(stopped["text"])
+    _, several = generate(server, new_tokens=130, sampling_params={"n": 3})
+    assert [item["output_ids"] for item in several] == [several[0]["output_ids"]] * 3
+    assert all(item["meta_info"]["kv_resident_tokens"] == 96 for item in several)
+    _, scored = generate(server, new_tokens=140, return_logprob=True, top_logprobs_num=2)
+    logprobs = scored["meta_info"]["output_token_logprobs"]
+    assert len(logprobs) == 140
+    assert [token for _, token, _ in logprobs] == plain["output_ids"]
+
+
+def test_long_prompt_with_input_logprobs(server):
+    """Longer than the budget and than a chunk; every input token gets its logprob."""
+    _, answer = generate(server, LONG, 60, return_logprob=True, logprob_start_len=0)
+    meta = answer["meta_info"]
+    assert meta["prompt_tokens"] > 256
+    assert len(meta["input_token_logprobs"]) == meta["prompt_tokens"]
+    assert meta["kv_cut_tokens"] == meta["prompt_tokens"] - 95
+
+
+def test_stats(server):
+    status, stats = server.request("/longflow/stats")
+    assert status == 200
+    assert set(stats) >= {"settings", "pool", "requests"}
+    assert stats["settings"]["kv_budget"] == 96
+    assert set(stats["pool"]) == {
+        "total_tokens", "available_tokens", "evictable_tokens", "budgeted_tokens"
+    }
+    assert stats["pool"]["total_tokens"] == 3000
+    body = {"text": "Hello", "sampling_params": {"max_new_tokens": 900, "ignore_eos": True}}
+    request = urllib.request.Request(
+        server.url + "/generate",
+        data=json.dumps({**body, "stream": True, "rid": "watched"}).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request) as response:
+        for number, _ in enumerate(response):
+            if number > 300:
+                break
+        _, stats = server.request("/longflow/stats")
+        (row,) = stats["requests"]
+        assert row["rid"] == "watched" and row["kv_policy"] == "longflow"
+        assert row["kv_len"] == row["kv_budget"] == 96 < row["seq_len"]
+        assert stats["pool"]["budgeted_tokens"] == 96
+    # the client went away: SGLang aborts the request
+
+
+def test_metrics(server):
+    generate(server, custom_params={"kv_budget": 5})  # refused
+    status, text = server.request("/metrics")
+    assert status == 200
+    values = dict(re.findall(r"^(sglang_longflow_\w+)(?:\{[^}]*\})? ([\d.e+]+)$", text, re.M))
+    assert float(values["sglang_longflow_overwritten_tokens_total"]) > 100
+    assert float(values["sglang_longflow_cut_tokens_total"]) > 100
+    assert {"sglang_longflow_rows_at_budget", "sglang_longflow_saved_tokens"} <= set(values)
+    assert 'sglang_longflow_refusals_total{reason="below_policy_minimum"}' in text
+    assert not re.search(r"^sglang_longflow:", text, re.M)
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"kv_budget": "many"}, ("kv_budget='many'", "integer")),
+        ({"kv_budget": 96.5}, ("kv_budget=96.5", "integer")),
+        ({"kv_budget": True}, ("kv_budget=True", "integer")),
+        ({"kv_budget": -3}, ("kv_budget=-3", "positive")),
+        ({"kv_budget": 501}, ("kv_budget=501", "maximum 500")),
+        ({"kv_budget": 40}, ("kv_budget=40", "minimum 48")),
+        ({"kv_budget": 20}, ("kv_budget=20", "below 34", "longflow")),
+        ({"kv_budget": 0}, ("kv_budget=0", "--kv-budget-allow-full")),
+        ({"kv_policy": "oracle"}, ("kv_policy='oracle'", "longflow, streaming")),
+        ({"kv_policy": 7}, ("kv_policy=7", "unknown policy")),
+    ],
+)
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/v1/chat/completions"])
+def test_bad_requests_are_400_and_the_server_lives_on(server, params, words, path):
+    body = {
+        "/generate": {"text": "x", "sampling_params": {"custom_params": params}},
+        "/v1/completions": {"model": "m", "prompt": "x", "custom_params": params},
+        "/v1/chat/completions": {
+            "model": "m",
+            "messages": [{"role": "user", "content": "x"}],
+            "custom_params": params,
+        },
+    }[path]
+    status, answer = server.request(path, body)
+    assert status == 400
+    assert all(word in json.dumps(answer) for word in words), answer
+    assert generate(server, new_tokens=3)[0] == 200
+
+
+def test_a_request_that_never_fits_is_refused(server):
+    """2,990 prompt tokens and a row of 96 do not fit a pool of 3,000 at once... but 2,900 do."""
+    status, answer = server.request(
+        "/generate", {"input_ids": harness.prompt(3100, 1), "sampling_params": {"max_new_tokens": 9}}
+    )
+    assert status == 400 and "3100" in json.dumps(answer)
+    assert generate(server, new_tokens=3)[0] == 200
+
+
+def test_frontend_program(server):
+    """sgl.function with a budget per call (SGLang drops custom_params on its own)."""
+    import sglang as sgl
+
+    from sglang_longflow import frontend
+
+    backend = sgl.RuntimeEndpoint(server.url)
+
+    @sgl.function
+    def two_answers(s, question):
+        s += question
+        s += frontend.gen("short", max_tokens=150, ignore_eos=True, kv_budget=64)
+        s += frontend.gen("long", max_tokens=20, ignore_eos=True, kv_budget=400)
+
+    state = two_answers.run(question="Hello there", backend=backend, temperature=0)
+    assert state.get_meta_info("short")["kv_budget"] == 64
+    assert state.get_meta_info("short")["kv_resident_tokens"] == 64
+    assert state.get_meta_info("long")["kv_budget"] == 400

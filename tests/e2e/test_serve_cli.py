@@ -1,0 +1,158 @@
+"""``longflow serve`` with real servers: what it says when they fail, and what it leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+START_S = 300
+
+
+@pytest.fixture(scope="module")
+def model() -> str:
+    path = os.environ.get("LONGFLOW_TEST_MODEL")
+    if not path:
+        pytest.skip("LONGFLOW_TEST_MODEL is not set (folder of the demo model)")
+    return path
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def serving(folder: Path, *arguments: str):
+    """A running ``longflow serve``; its output goes to files, so that nothing can block."""
+    command = [sys.executable, "-m", "sglang_longflow.cli", "serve", *arguments]
+    with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
+        process = subprocess.Popen(command, stdout=out, stderr=err)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Live processes below `pid` with their command lines."""
+    parents: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, IndexError):
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+            if fields[0] != "Z":
+                parents.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    found, todo = {}, [pid]
+    while todo:
+        for child in parents.get(todo.pop(), []):
+            with contextlib.suppress(OSError):
+                text = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ")
+                found[child] = text.decode(errors="replace")
+                todo.append(child)
+    return found
+
+
+def alive(pids) -> list[int]:
+    """Which of them still run; a zombie that waits for its parent does not."""
+    running = []
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
+                running.append(pid)
+    return running
+
+
+def gone(pids, seconds: float = 20) -> bool:
+    end = time.monotonic() + seconds
+    while alive(pids) and time.monotonic() < end:
+        time.sleep(0.2)
+    return not alive(pids)
+
+
+def scheduler_of(pid: int) -> int:
+    """The scheduler process, once SGLang has renamed it, while the server is still starting."""
+    end = time.monotonic() + START_S
+    while time.monotonic() < end:
+        for child, text in descendants(pid).items():
+            if text.startswith("sglang::scheduler"):
+                return child
+        time.sleep(0.1)
+    raise AssertionError("no scheduler process appeared")
+
+
+def test_scheduler_killed_during_start(tmp_path, model, port):
+    with serving(tmp_path, model, "--kv-budget=96", f"--port={port}") as process:
+        victim = scheduler_of(process.pid)
+        family = descendants(process.pid)
+        os.kill(victim, signal.SIGKILL)
+        status = process.wait(START_S)
+    assert status == 1
+    last = (tmp_path / "err").read_text().rstrip().splitlines()[-1]
+    assert last.startswith("longflow serve: error: the server ended during start-up (")
+    assert "scheduler died" in last and "-9" in last
+    assert "ready in" not in (tmp_path / "out").read_text()
+    assert gone(family), "processes were left behind"
+
+
+def test_serves_until_sigterm(tmp_path, model, port):
+    arguments = ("--kv-budget=96", "--max-total-tokens=1200", f"--port={port}")
+    with serving(tmp_path, model, *arguments) as process:
+        end = time.monotonic() + START_S
+        while "ready in" not in (tmp_path / "out").read_text() and time.monotonic() < end:
+            assert process.poll() is None, (tmp_path / "err").read_text()[-2000:]
+            time.sleep(0.5)
+        family = descendants(process.pid)
+        process.terminate()
+        status = process.wait(120)
+    assert status == 0
+    assert f"http://127.0.0.1:{port}/longflow/stats" in (tmp_path / "out").read_text()
+    assert gone(family), "processes were left behind"
+
+
+def test_supervisor_killed_leaves_no_server(tmp_path, model, port):
+    """SIGKILL cannot be handled: the kernel tells the server that its parent is gone."""
+    with serving(tmp_path, model, "--kv-budget=96", f"--port={port}") as process:
+        end = time.monotonic() + START_S
+        while not (family := descendants(process.pid)) or not any(
+            "launch_server" in text for text in family.values()
+        ):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        time.sleep(2)
+        family = descendants(process.pid)
+        process.kill()
+        assert gone(family, 60), "processes were left behind"
+
+
+def run_serve(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sglang_longflow.cli", "serve", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=START_S)
+
+
+def test_port_in_use(model):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run_serve(model, "--kv-budget=96", f"--port={port}")
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert f"port={port}" in line and "--port " in line
+
+
+def test_model_folder_missing():
+    done = run_serve("./no-such-model", "--kv-budget=96")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("longflow serve: error: model_path='./no-such-model'")

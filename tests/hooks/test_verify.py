@@ -1,0 +1,204 @@
+"""A half-hooked server never starts. Imports SGLang (slow), and only inside the tests."""
+
+import dataclasses
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from sglang_longflow.errors import HookNotApplied
+from sglang_longflow.hooks import verify
+from sglang_longflow.hooks.manifest import MANIFEST
+
+
+def original(self, budget):
+    return budget
+
+
+def handler(function, self, budget):
+    return function(self, budget)
+
+
+class Target:
+    """Stands in for SGLang: its methods are what hooks are checked against."""
+
+    def plain(self, budget):
+        return budget
+
+
+def wrap(function, inner_handler):
+    """As SGLang's HookRegistry wraps: a closure over the handler, with ``__wrapped__``."""
+
+    def wrapper(*args, **kwargs):
+        return inner_handler(function, *args, **kwargs)
+
+    wrapper.__wrapped__ = function
+    return wrapper
+
+
+@pytest.fixture
+def hook(monkeypatch):
+    """A row of the manifest whose target and handler are in this module; not applied yet."""
+    module = sys.modules[__name__]
+    fake = type(sys)("longflow_fake_sglang")
+    fake.Target = type("Target", (), {"plain": Target.plain})
+    fake.Target.of_class = classmethod(lambda cls, budget: budget)
+    fake.Target.of_none = staticmethod(lambda budget: budget)
+    monkeypatch.setitem(sys.modules, fake.__name__, fake)
+    monkeypatch.setitem(sys.modules, "sglang_longflow.hooks.fake", module)
+    return dataclasses.replace(
+        MANIFEST[0],
+        target=f"{fake.__name__}.Target.plain",
+        kind="around",
+        handler_path="fake:handler",
+        parameters=("self", "budget"),
+        first_parameters_only=False,
+    )
+
+
+def apply(hook, with_handler=handler):
+    cls = sys.modules["longflow_fake_sglang"].Target
+    cls.plain = wrap(cls.plain, with_handler)
+
+
+def require(monkeypatch, *hooks):
+    monkeypatch.setattr(verify, "MANIFEST", hooks)
+    verify.require_all()
+
+
+def test_an_applied_hook_passes(monkeypatch, hook):
+    apply(hook)
+    require(monkeypatch, hook)
+
+
+def test_a_hook_under_another_plugins_wrapper_passes(monkeypatch, hook):
+    apply(hook)
+    apply(hook, lambda function, *args: function(*args))
+    require(monkeypatch, hook)
+
+
+def test_an_unapplied_hook_stops_the_start(monkeypatch, hook):
+    with pytest.raises(HookNotApplied, match=rf"{hook.target}: not applied"):
+        require(monkeypatch, hook)
+
+
+def test_a_target_that_only_others_wrapped_is_unapplied(monkeypatch, hook):
+    apply(hook, lambda function, *args: function(*args))
+    with pytest.raises(HookNotApplied, match="not applied"):
+        require(monkeypatch, hook)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "longflow_fake_sglang.Target.gone",
+        "longflow_fake_sglang.Gone.plain",
+        "longflow_no_such_module.Target.plain",
+        "sglang_longflow.no_such_module.function",
+    ],
+)
+def test_a_missing_target_stops_the_start_and_is_named(monkeypatch, hook, target):
+    apply(hook)
+    with pytest.raises(HookNotApplied, match=rf"{target}: target is missing"):
+        require(monkeypatch, dataclasses.replace(hook, target=target))
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [(), ("self",), ("budget", "self"), ("self", "tokens"), ("self", "budget", "more")],
+)
+def test_a_changed_signature_stops_the_start_even_when_applied(monkeypatch, hook, parameters):
+    apply(hook)
+    with pytest.raises(HookNotApplied) as caught:
+        require(monkeypatch, dataclasses.replace(hook, parameters=parameters))
+    message = str(caught.value)
+    assert f"{hook.target}: signature changed" in message
+    assert f"expected ({', '.join(parameters)})" in message
+    assert "found (self, budget)" in message
+
+
+@pytest.mark.parametrize(("parameters", "fine"), [(("self",), True), (("budget",), False)])
+def test_first_parameters_only_compares_the_start(hook, parameters, fine):
+    apply(hook)
+    status = verify.check_hook(
+        dataclasses.replace(hook, parameters=parameters, first_parameters_only=True)
+    )
+    assert (status.problem == "") is fine
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("of_class", ("cls", "budget")), ("of_none", ("budget",))]
+)
+def test_class_and_static_methods_are_read_with_all_their_parameters(hook, name, parameters):
+    target = f"longflow_fake_sglang.Target.{name}"
+    changed = dataclasses.replace(hook, target=target, parameters=parameters)
+    assert verify.check_hook(changed, applied=False).problem == ""
+    assert "not applied" in verify.check_hook(changed).problem
+
+
+def test_every_problem_is_counted_and_named(monkeypatch, hook):
+    rows = [
+        hook,
+        dataclasses.replace(hook, target="longflow_fake_sglang.Target.gone"),
+        dataclasses.replace(hook, parameters=("self",)),
+    ]
+    with pytest.raises(HookNotApplied, match=r"^3 hook\(s\) did not land: ") as caught:
+        require(monkeypatch, *rows)
+    for part in ("not applied", "target is missing", "signature changed"):
+        assert str(caught.value).count(part) == 1
+
+
+def test_check_without_applied_asks_only_for_the_target(hook):
+    assert verify.check_hook(hook, applied=False).problem == ""
+
+
+def test_empty_cells_of_a_closure_are_no_crash(hook):
+    """A wrapper whose cell is not filled (yet, or deleted) must read as not applied."""
+
+    def make():
+        def wrapper(self, budget):
+            return unset
+
+        wrapper.__wrapped__ = Target.plain
+        return wrapper
+        unset = None
+
+    sys.modules["longflow_fake_sglang"].Target.plain = make()
+    assert "not applied" in verify.check_hook(hook).problem
+
+
+# The real manifest
+
+
+def test_manifest_names_each_target_once_and_never_replaces():
+    targets = [hook.target for hook in MANIFEST]
+    assert len(targets) == len(set(targets))
+    assert {hook.kind for hook in MANIFEST} <= {"before", "after", "around"}
+    assert all(hook.why and hook.remove_when for hook in MANIFEST)
+
+
+def test_real_hooks_match_sglang_and_are_found_once_applied():
+    """Applied for good, but without a budget every hook passes through."""
+    import sglang
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    from sglang_longflow.plugin import load_plugin
+
+    assert sglang.__version__ == "0.5.17"
+    assert [s for s in verify.check_all(applied=False) if s.problem] == []
+    with pytest.raises(HookNotApplied, match=rf"^{len(MANIFEST)} hook\(s\) did not land"):
+        verify.require_all()
+    load_plugin()
+    load_plugin()
+    HookRegistry.apply_hooks()
+    verify.require_all()
+
+
+def test_verify_itself_imports_no_sglang():
+    code = "import sys; import sglang_longflow.hooks.verify; print('sglang' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "False"
+    importlib.import_module("sglang_longflow.hooks.verify")

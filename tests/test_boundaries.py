@@ -1,0 +1,176 @@
+"""Who may import what, checked on the source."""
+
+import ast
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from sglang_longflow.hooks.manifest import MANIFEST
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "sglang_longflow"
+KERNELS = ROOT / "kernels" / "longflow_kernels"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+KERNEL_SOURCES = sorted(KERNELS.rglob("*.py"))
+PURE = [
+    path
+    for path in SOURCES
+    if path.parent.name in ("flow", "policies")
+    or path.relative_to(PACKAGE).as_posix()
+    in ("contracts.py", "config.py", "errors.py", "plan.py", "geometry.py")
+]
+HOOK_FILES = sorted(
+    path
+    for path in (PACKAGE / "hooks").glob("*.py")
+    if path.name not in ("__init__.py", "manifest.py", "verify.py")
+)
+
+
+def name_of(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def tree_of(path):
+    return ast.parse(path.read_text(), filename=str(path))
+
+
+def imports(tree):
+    """Every imported module, at any depth; relative ones as ``.``."""
+    for here in ast.walk(tree):
+        if isinstance(here, ast.Import):
+            yield from (alias.name for alias in here.names)
+        elif isinstance(here, ast.ImportFrom):
+            yield "." * here.level + (here.module or "")
+
+
+def top(module):
+    return module.split(".")[0]
+
+
+def test_the_lists_are_not_empty():
+    assert len(PURE) >= 12
+    assert len(KERNEL_SOURCES) >= 3
+    assert len(HOOK_FILES) >= 8
+
+
+@pytest.mark.parametrize("path", PURE, ids=name_of)
+def test_pure_modules_never_import_sglang(path):
+    assert [m for m in imports(tree_of(path)) if top(m) == "sglang"] == []
+
+
+@pytest.mark.parametrize("path", PURE, ids=name_of)
+def test_pure_modules_import_only_pure_modules_of_ours(path):
+    allowed = {"flow", "policies", "contracts", "config", "errors", "plan", "geometry"}
+    ours = [m.split(".") for m in imports(tree_of(path)) if top(m) == "sglang_longflow"]
+    assert [m for m in ours if len(m) > 1 and m[1] not in allowed] == []
+
+
+@pytest.mark.parametrize("path", KERNEL_SOURCES, ids=name_of)
+def test_kernels_import_only_torch_triton_stdlib_and_themselves(path):
+    allowed = {"torch", "triton", "longflow_kernels"} | set(sys.stdlib_module_names)
+    assert [m for m in imports(tree_of(path)) if top(m) not in allowed] == []
+
+
+def test_the_folder_kernels_is_no_package():
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+    found = importlib.util.find_spec("kernels")
+    assert found is not None, "SGLang needs the distribution named kernels"
+    assert found.origin is not None, "a namespace package: our folder hides the distribution"
+    assert not Path(found.origin).resolve().is_relative_to(ROOT / "kernels")
+
+
+def reads_environment(tree):
+    for here in ast.walk(tree):
+        if isinstance(here, ast.Attribute) and here.attr in ("environ", "getenv", "putenv"):
+            yield here.lineno
+        if isinstance(here, ast.ImportFrom) and here.module == "os":
+            names = {alias.name for alias in here.names}
+            if names & {"environ", "getenv", "putenv"}:
+                yield here.lineno
+
+
+@pytest.mark.parametrize("path", SOURCES + KERNEL_SOURCES, ids=name_of)
+def test_environment_is_read_in_few_places(path):
+    allowed = path.name.startswith("demo") or path.name in ("doctor.py", "serve.py", "supervise.py")
+    if allowed or name_of(path) == "sglang_longflow/platform/cpu.py":
+        return
+    assert list(reads_environment(tree_of(path))) == []
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "backend").rglob("*.py")), ids=name_of)
+def test_the_backend_never_waits_for_the_device(path):
+    waits = {"item", "cpu", "tolist", "numpy", "synchronize", "nonzero"}
+    calls = [
+        (here.func.attr, here.lineno)
+        for here in ast.walk(tree_of(path))
+        if isinstance(here, ast.Call)
+        and isinstance(here.func, ast.Attribute)
+        and here.func.attr in waits
+    ]
+    assert calls == []
+
+
+@pytest.mark.parametrize("path", SOURCES + KERNEL_SOURCES, ids=name_of)
+def test_files_stay_small(path):
+    assert len(path.read_text().splitlines()) <= 450
+
+
+@pytest.mark.parametrize("hook", MANIFEST, ids=lambda hook: hook.handler_path)
+def test_every_handler_of_the_manifest_exists(hook):
+    module, name = hook.handler_path.split(":")
+    found = [
+        here
+        for here in tree_of(PACKAGE / "hooks" / f"{module}.py").body
+        if isinstance(here, ast.FunctionDef | ast.AsyncFunctionDef) and here.name == name
+    ]
+    assert len(found) == 1
+    # The first argument is the original (around) or the result (after); before gets neither.
+    names = [arg.arg for arg in found[0].args.args]
+    if hook.kind == "around":
+        assert names[0] == "original"
+    else:
+        assert "original" not in names
+
+
+#: Public functions of hooks/*.py that other modules call; everything else is a handler.
+HELPERS = {
+    "admission:live_row",
+    "metrics:count_refusal",
+    "metrics:observe_batch",
+    "metrics:row_stats",
+    "http:stats",
+    "request:bounded_row",
+    "request:row_of",
+    "slots:decode_row",
+}
+
+
+@pytest.mark.parametrize("path", HOOK_FILES, ids=name_of)
+def test_every_public_function_of_a_hook_file_is_in_the_manifest(path):
+    handlers = {hook.handler_path for hook in MANIFEST}
+    public = {
+        f"{path.stem}:{here.name}"
+        for here in tree_of(path).body
+        if isinstance(here, ast.FunctionDef | ast.AsyncFunctionDef)
+        and not here.name.startswith("_")
+    }
+    assert public - handlers - HELPERS == set()
+
+
+@pytest.mark.parametrize("path", HOOK_FILES, ids=name_of)
+def test_every_hook_file_has_a_handler_in_the_manifest(path):
+    assert path.stem in {hook.handler_path.split(":")[0] for hook in MANIFEST}
+
+
+def test_helpers_are_no_handlers_and_exist():
+    assert {hook.handler_path for hook in MANIFEST} & HELPERS == set()
+    for helper in HELPERS:
+        module, name = helper.split(":")
+        assert f"def {name}(" in (PACKAGE / "hooks" / f"{module}.py").read_text()
+
+
+def test_no_tests_package():
+    assert not list((ROOT / "tests").rglob("__init__.py"))

@@ -1,0 +1,384 @@
+"""The console script: parsing, YAML files, checks before the start, banner, doctor. No server."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sglang_longflow import cli, doctor, serve, server_options, supervise
+from sglang_longflow.errors import ConfigError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def yaml_file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "server.yaml"
+    path.write_text(text)
+    return path
+
+
+def error_line(capsys, argv: list[str]) -> str:
+    """Run the command line, which must fail with exactly one line on stderr."""
+    assert cli.main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    return line
+
+
+# ---------------------------------------------------------------- the command itself
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["plan", "--help"]])
+def test_help_is_fast_and_imports_nothing_heavy(argv):
+    code = (
+        "import sys, time; start = time.perf_counter()\n"
+        "from sglang_longflow import cli\n"
+        "try: cli.main(sys.argv[1:])\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "heavy = {'torch', 'sglang', 'transformers', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "print(time.perf_counter() - start)"
+    )
+    seconds = []
+    for _ in range(3):  # the best of three: the machine may be busy
+        done = subprocess.run(
+            [sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True
+        )
+        seconds.append(float(done.stdout.splitlines()[-1]))
+    assert min(seconds) < 0.5
+
+
+def test_plan_runs_without_torch():
+    code = (
+        "import sys\nfrom sglang_longflow import cli\n"
+        "argv = 'plan --model qwen3-1.7b --gpu H100-80G --budget 3200'.split()\n"
+        "cli.main(argv)\nassert 'torch' not in sys.modules and 'sglang' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        ([], "required: COMMAND"),
+        (["serv"], "invalid choice: 'serv'"),
+        (["plan", "--budget", "96"], "required: --model"),
+        (["demo", "--requests", "9"], "requests=9: expected 1 to 8"),
+        (["demo", "--max-new-tokens", "0"], "max_new_tokens=0"),
+        (["demo", "--budget", "x"], "invalid int value: 'x'"),
+        (["demo", "--port", "many", "--model", "m"], "port='many'"),
+    ],
+)
+def test_usage_errors_are_one_line(capsys, argv, text):
+    line = error_line(capsys, argv)
+    assert line.startswith("longflow") and ": error: " in line and text in line
+
+
+# ---------------------------------------------------------------- settings of `serve`
+
+
+def test_every_server_argument_is_known_with_its_type():
+    """The table read from SGLang's source agrees with SGLang's own parser."""
+    code = """
+import argparse, json
+from sglang.srt.server_args import ServerArgs
+parser = argparse.ArgumentParser(add_help=False)
+ServerArgs.add_cli_args(parser)
+rows = [
+    (a.option_strings, a.dest, a.nargs, getattr(a.type, "__name__", "")) for a in parser._actions
+]
+print("TABLE" + json.dumps(rows))
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
+    )
+    text = next(line for line in done.stdout.splitlines() if line.startswith("TABLE"))
+    ours = {flag: a for a in server_options.make_parser()._actions for flag in a.option_strings}
+    for flags, dest, nargs, type_name in json.loads(text[len("TABLE") :]):
+        for flag in flags:
+            if flag == "--config":
+                continue
+            assert ours[flag].dest == dest, flag
+            assert ours[flag].nargs == nargs, flag
+            if nargs != 0 and flag != "--fuseep-mode":  # an int, parsed by our "any"
+                own = ours[flag].type.__name__ if ours[flag].type else ""
+                assert own == (type_name if type_name in ("int", "float") else "str") or not own
+
+
+def test_kv_options_are_the_plugins_flags():
+    from sglang_longflow.config import FLAGS
+
+    kinds = {int: "int", str: "str", bool: "flag"}
+    assert {f.name: kinds[f.type] for f in FLAGS} == server_options.KV_OPTIONS
+
+
+def test_command_line_beats_yaml_beats_default(tmp_path, model, free_port):
+    path = yaml_file(
+        tmp_path, "kv_budget: 128\nkv-budget-allow-full: true\ndtype: float32\nport: 1\n"
+    )
+    argv = [str(model), "--config", str(path), "--kv-budget", "96", f"--port={free_port}"]
+    settings, found = serve.prepare(argv)
+    assert settings.values["kv_budget"] == 96 and settings.port == free_port
+    assert settings.values["dtype"] == "float32" and settings.values["enable_metrics"] is True
+    assert found["kv"]["kv_budget"] == 96 and found["kv"]["allows_full"]
+    # SGLang parses the same words, and there the last one wins too.
+    parsed = server_options.make_parser().parse_args(settings.arguments)
+    assert vars(parsed).items() <= settings.values.items()
+    assert "--config" not in " ".join(settings.arguments)
+
+
+def test_yaml_forms(tmp_path):
+    path = yaml_file(
+        tmp_path,
+        "chunked-prefill-size: -1\ntrust_remote_code: true\nenable-metrics: false\n"
+        "cuda-graph-bs-decode: [1, 2]\nmodel: some/name\npage-size: null\n"
+        "json-model-override-args: '{\"a\": 1}'\n",
+    )
+    settings = serve.read_settings(["--config", str(path)])
+    assert settings.values["chunked_prefill_size"] == -1
+    assert settings.values["trust_remote_code"] is True
+    assert settings.values["cuda_graph_bs_decode"] == [1, 2]
+    assert settings.model == "some/name"
+    assert "enable_metrics" not in settings.values and "page_size" not in settings.values
+    assert settings.values["json_model_override_args"] == '{"a": 1}'
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in CONFIGS.glob("*.yaml")))
+def test_shipped_configs_are_valid(name):
+    settings = serve.read_settings(["--config", str(CONFIGS / name)])
+    assert settings.values["kv_budget"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("kv-bugdet: 96\n", ["unknown key 'kv-bugdet'", "did you mean kv-budget?"]),
+        ("zzz: 1\n", ["unknown key 'zzz'"]),
+        ("kv-budget: many\n", ["kv-budget='many'", "expected an integer"]),
+        ("kv-budget: true\n", ["kv-budget=True", "expected an integer"]),
+        ("kv-budget-allow-full: 1\n", ["kv-budget-allow-full=1", "expected true or false"]),
+        ("mem-fraction-static: high\n", ["mem-fraction-static='high'", "expected a number"]),
+        ("dtype: [a]\n", ["dtype=['a']", "expected a text"]),
+        ("a: b: c\n", ["not valid YAML", "line 1"]),
+        ("just text\n", ["expected `argument: value` lines"]),
+    ],
+)
+def test_yaml_errors_name_file_key_and_value(capsys, tmp_path, text, parts):
+    path = yaml_file(tmp_path, text)
+    line = error_line(capsys, ["serve", "some/model", "--config", str(path)])
+    assert line.startswith("longflow serve: error: ") and path.name in line
+    assert all(part in line for part in parts), line
+
+
+def test_arguments_of_other_plugins_pass_with_a_note(model):
+    settings = serve.read_settings([str(model), "--kv-bugdet", "96"])
+    assert settings.arguments[:2] == ["--kv-bugdet", "96"]
+    assert "did you mean --kv-budget?" in settings.notes[0]
+
+
+def test_model_after_flags(model):
+    settings = serve.read_settings(["--kv-budget", "96", str(model)])
+    assert settings.model == str(model)
+    assert settings.arguments == ["--kv-budget", "96", f"--model-path={model}"]
+
+
+# ---------------------------------------------------------------- checks before the start
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        ([], ["model_path", "not set"]),
+        (["/no/such/folder"], ["model_path='/no/such/folder'", "no such folder"]),
+        (["gpt"], ["model_path='gpt'", "org/name"]),
+        (["some/m", "--model-path", "other/m"], ["other/m", "some/m"]),
+        (["some/m", "--config", "/no/such.yaml"], ["/no/such.yaml", "No such file"]),
+        (["some/m", "--kv-budget", "x"], ["--kv-budget", "'x'"]),
+        (["some/m", "--port", "70000"], ["port=70000", "65535"]),
+        (["some/m", "--host", "no.such.host.invalid"], ["host='no.such.host.invalid'"]),
+    ],
+)
+def test_preflight_errors(capsys, argv, parts):
+    line = error_line(capsys, ["serve", *argv])
+    assert all(part in line for part in parts), line
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (["--kv-budget", "10"], ["kv_budget=10", "34"]),
+        (["--kv-policy", "streaming"], ["kv_policy='streaming'", "--kv-budget"]),
+        (["--kv-budget", "96", "--kv-policy", "x"], ["kv_policy='x'", "longflow"]),
+        (["--kv-budget", "96", "--page-size", "16"], ["page_size=16", "--page-size 1"]),
+        (["--kv-budget", "96", "--tp", "1", "--pp-size=2"], ["pp_size=2", "--pp-size 1"]),
+    ],
+)
+def test_preflight_kv_errors(capsys, model, free_port, argv, parts):
+    line = error_line(capsys, ["serve", str(model), "--port", str(free_port), *argv])
+    assert all(part in line for part in parts), line
+
+
+def test_folder_without_config(capsys, tmp_path):
+    assert "has no config.json" in error_line(capsys, ["serve", str(tmp_path)])
+
+
+def test_port_in_use(capsys, model):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        line = error_line(capsys, ["serve", str(model), "--port", str(port)])
+    assert f"port={port}" in line and "in use" in line and "--port " in line
+
+
+def test_stock_server_gets_a_note(model, free_port):
+    settings, found = serve.prepare([str(model), "--port", str(free_port)])
+    assert found["kv"] is None
+    text = dict(serve.banner(settings, None))
+    assert text["KV budget"] == "none: stock SGLang" and "stats" not in text
+    assert "runs stock SGLang" in text["note"]
+
+
+def test_banner(model, free_port):
+    argv = [str(model), "--port", str(free_port), "--kv-budget=2048", "--kv-budget-max=4096"]
+    settings, found = serve.prepare([*argv, "--kv-protect-sink-tokens=4"])
+    text = dict(serve.banner(settings, found["kv"]))
+    url = f"http://127.0.0.1:{free_port}"
+    assert text["model"] == str(model) and text["port"] == str(free_port) and text["url"] == url
+    assert text["KV budget"] == "2,048 tokens a request, policy longflow"
+    assert text["by request"] == "38 to 4,096 tokens; full KV is refused"
+    assert text["protected"] == "first 4, last 0 tokens"
+    assert text["metrics"] == f"{url}/metrics" and text["stats"] == f"{url}/longflow/stats"
+    assert "0.5.17" in text["longflow"]
+
+
+# ---------------------------------------------------------------- the child's log
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (["Traceback:", "pkg.errors.ConfigError: kv_budget=9: low", "done"],
+         "ConfigError: kv_budget=9: low"),
+        (["ValueError: the reason",
+          "RuntimeError: Initialization failed. Please see the error messages above."],
+         "ValueError: the reason"),
+        (["usage: x", "launch_server.py: error: unrecognized arguments: --foo"],
+         "error: unrecognized arguments: --foo"),
+        (["a.HookNotApplied: one", "noise ignored: SomeError: no"], "HookNotApplied: one"),
+        (["only this", ""], "only this"),
+        ([], ""),
+    ],
+)  # fmt: skip
+def test_last_error(lines, expected):
+    assert supervise.last_error(lines) == expected
+
+
+# ---------------------------------------------------------------- doctor
+
+
+def by_name(rows: list[doctor.Check]) -> dict[str, doctor.Check]:
+    return {row.name: row for row in rows}
+
+
+def test_doctor_json(capsys):
+    status = cli.main(["doctor", "--json", "--", "--kv-budget", "96", "--page-size", "16"])
+    report = json.loads(capsys.readouterr().out)
+    assert status == 1 and report["ok"] is False
+    assert all(set(row) == {"name", "status", "detail", "fix"} for row in report["checks"])
+    failed = [row for row in report["checks"] if row["status"] == "fail"]
+    assert [row["fix"] for row in failed] == ["set --page-size 1"]
+    assert {"hook targets", "hooks applied", "device"} <= {row["name"] for row in report["checks"]}
+
+
+def test_doctor_names_a_missing_hook_target(monkeypatch, capsys):
+    from sglang_longflow.hooks import verify
+
+    gone = dataclasses.replace(
+        verify.MANIFEST[0], target="sglang.srt.server_args.ServerArgs.no_such_method"
+    )
+    monkeypatch.setattr(verify, "MANIFEST", (gone, *verify.MANIFEST[1:]))
+    rows = by_name(doctor.check_hooks())
+    row = rows[f"hook {gone.target}"]
+    assert row.status == "fail" and "missing" in row.detail and "sglang" in row.fix
+    assert "hooks applied" not in rows
+    assert doctor.run(argparse.Namespace(json=False, server_arguments=[])) == 1
+    assert "would not work here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("environ", "has_cuda", "name", "fix"),
+    [
+        ({"SGLANG_PLUGINS": "other"}, True, "SGLANG_PLUGINS", "SGLANG_PLUGINS=other,longflow"),
+        ({"SGLANG_PLUGINS": "longflow"}, False, "SGLANG_PLUGINS", "longflow,longflow_cpu"),
+        ({"SGLANG_PLATFORM": "other"}, True, "SGLANG_PLATFORM", "unset SGLANG_PLATFORM"),
+        ({"SGLANG_PLATFORM": "longflow_cpu"}, True, "SGLANG_PLATFORM", "unset SGLANG_PLATFORM"),
+    ],
+)
+def test_doctor_sees_filtered_plugins(environ, has_cuda, name, fix):
+    row = by_name(doctor.check_entry_points(environ, has_cuda))[name]
+    assert row.status == "fail" and row.fix.endswith(fix)
+
+
+@pytest.mark.parametrize(
+    ("environ", "has_cuda"),
+    [
+        ({}, True),
+        ({"SGLANG_PLUGINS": "longflow"}, True),
+        ({"SGLANG_PLATFORM": "longflow_cpu"}, False),
+    ],
+)
+def test_doctor_accepts_what_lets_the_plugin_in(environ, has_cuda):
+    assert {row.status for row in doctor.check_entry_points(environ, has_cuda)} == {"ok"}
+
+
+def test_doctor_sees_a_folder_that_hides_kernels(monkeypatch):
+    spec = argparse.Namespace(origin=None, submodule_search_locations=["/x/kernels"])
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: spec)
+    row = doctor.check_kernels_package()
+    assert row.status == "fail" and "/x/kernels" in row.detail
+
+
+def test_doctor_versions(monkeypatch):
+    monkeypatch.setattr(doctor, "_installed", {"sglang": "0.5.99", "torch": "2.10.0"}.get)
+    rows = by_name(doctor.check_versions(("0.5.17",)))
+    assert rows["sglang"].fix == "pip install sglang==0.5.17"
+    assert {rows[n].status for n in ("sglang", "torch", "transformers")} == {"fail"}
+
+
+def test_doctor_reports_wrong_server_arguments():
+    (row,) = doctor.check_server_arguments(["--kv-budget", "5"])
+    assert row.status == "fail" and "kv_budget=5" in row.detail
+    (row,) = doctor.check_server_arguments(["--page-size", "16"])
+    assert row.status == "warn" and "stock" in row.detail
+
+
+def test_errors_have_no_traceback(capsys, monkeypatch):
+    monkeypatch.setattr(serve, "run", lambda argv: (_ for _ in ()).throw(ConfigError("a\n  b")))
+    start = time.monotonic()
+    assert cli.main(["serve"]) == 2 and time.monotonic() - start < 1
+    assert capsys.readouterr().err == "longflow serve: error: a b\n"

@@ -1,0 +1,203 @@
+"""The one configuration: every wrong value is refused by name; no budget means inert."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from sglang_longflow.config import FLAG_NAMES, FLAGS, LongFlowConfig, config_from
+from sglang_longflow.errors import ConfigError, LongFlowError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+def test_defaults_are_the_published_algorithm():
+    config = LongFlowConfig(kv_budget=64)
+    assert config.as_dict() == {
+        "kv_budget": 64,
+        "kv_policy": "longflow",
+        "kv_budget_min": None,
+        "kv_budget_max": None,
+        "kv_budget_allow_full": False,
+        "kv_protect_sink_tokens": 0,
+        "kv_protect_recent_tokens": 0,
+    }
+
+
+def test_flags_and_fields_are_the_same():
+    fields = LongFlowConfig(kv_budget=64).as_dict()
+    assert tuple(fields) == FLAG_NAMES
+    for flag in FLAGS[1:]:
+        assert fields[flag.name] == flag.default
+        assert flag.help.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kv_budget": True}, "kv_budget=True: expected an integer"),
+        ({"kv_budget": 64.0}, "kv_budget=64.0: expected an integer"),
+        ({"kv_budget": "64"}, "kv_budget='64': expected an integer"),
+        ({"kv_budget": -1}, "kv_budget=-1: below the minimum 34"),
+        ({"kv_budget": 33}, "kv_budget=33: below the minimum 34"),
+        ({"kv_budget": 1, "kv_policy": "streaming"}, "kv_budget=1: below the minimum 2"),
+        ({"kv_budget": 64, "kv_budget_min": 65}, "kv_budget=64: below the minimum 65"),
+        ({"kv_budget": 64, "kv_budget_min": 33}, "kv_budget_min=33: below 34"),
+        ({"kv_budget": 64, "kv_budget_min": 0}, "kv_budget_min=0: below 34"),
+        ({"kv_budget": 64, "kv_budget_min": False}, "kv_budget_min=False: expected an integer"),
+        ({"kv_budget": 64, "kv_budget_max": 63}, "kv_budget=64: above kv_budget_max=63"),
+        ({"kv_budget": 64, "kv_budget_max": 33}, "kv_budget_max=33: below the minimum 34"),
+        ({"kv_budget": 64, "kv_budget_max": "9"}, "kv_budget_max='9': expected an integer"),
+        (
+            {"kv_budget": 0, "kv_budget_min": 90, "kv_budget_max": 80},
+            "kv_budget_max=80: below the minimum 90",
+        ),
+        ({"kv_budget": 64, "kv_policy": "h2o"}, "kv_policy='h2o': unknown policy; known: longflow"),
+        ({"kv_budget": 64, "kv_policy": ""}, "kv_policy='': unknown policy"),
+        ({"kv_budget": 64, "kv_protect_sink_tokens": -1}, "kv_protect_sink_tokens=-1"),
+        ({"kv_budget": 64, "kv_protect_sink_tokens": True}, "kv_protect_sink_tokens=True"),
+        ({"kv_budget": 64, "kv_protect_recent_tokens": 1.0}, "kv_protect_recent_tokens=1.0"),
+        ({"kv_budget": 64, "kv_protect_sink_tokens": 31}, "kv_budget=64: below the minimum 65"),
+        (
+            {"kv_budget": 64, "kv_protect_sink_tokens": 20, "kv_protect_recent_tokens": 43},
+            "kv_budget=64: below the minimum 65",
+        ),
+    ],
+)
+def test_wrong_settings_are_refused_by_name_and_value(settings, message):
+    with pytest.raises(ConfigError) as caught:
+        LongFlowConfig(**settings)
+    assert str(caught.value).startswith(message)
+    assert isinstance(caught.value, LongFlowError)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kv_budget": 34},
+        {"kv_budget": 2, "kv_policy": "streaming"},
+        {"kv_budget": 0},
+        {"kv_budget": 64, "kv_budget_min": 64, "kv_budget_max": 64},
+        {"kv_budget": 64, "kv_protect_sink_tokens": 30},
+        {"kv_budget": 0, "kv_budget_min": 50, "kv_budget_max": 60},
+    ],
+)
+def test_settings_on_the_edge_are_accepted(settings):
+    assert LongFlowConfig(**settings).kv_budget == settings["kv_budget"]
+
+
+def test_config_is_immutable():
+    with pytest.raises(AttributeError):
+        LongFlowConfig(kv_budget=64).kv_budget = 65
+
+
+@pytest.mark.parametrize(
+    ("settings", "allowed"),
+    [
+        ({"kv_budget": 64}, False),
+        ({"kv_budget": 64, "kv_budget_allow_full": True}, True),
+        ({"kv_budget": 0}, True),
+    ],
+)
+def test_full_kv_is_allowed_by_flag_or_by_default(settings, allowed):
+    assert LongFlowConfig(**settings).allows_full is allowed
+
+
+def test_policies_come_with_the_servers_protections():
+    config = LongFlowConfig(kv_budget=64, kv_protect_sink_tokens=3, kv_protect_recent_tokens=5)
+    for name in (None, "longflow", "streaming"):
+        policy = config.policy(name)
+        assert policy.name == (name or "longflow")
+        assert (policy.protect_sink_tokens, policy.protect_recent_tokens) == (3, 5)
+
+
+# config_from
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        SimpleNamespace(),
+        SimpleNamespace(model_path="x", kv_budget=None),
+        SimpleNamespace(**{flag.name: flag.default for flag in FLAGS}),
+    ],
+)
+def test_without_a_budget_the_plugin_is_inert(source):
+    assert config_from(source) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("kv_policy", "streaming"),
+        ("kv_policy", "unknown"),
+        ("kv_budget_min", 64),
+        ("kv_budget_max", 64),
+        ("kv_budget_allow_full", True),
+        ("kv_protect_sink_tokens", 4),
+        ("kv_protect_recent_tokens", 4),
+    ],
+)
+def test_any_setting_without_a_budget_is_refused(name, value):
+    source = SimpleNamespace(**{flag.name: flag.default for flag in FLAGS})
+    setattr(source, name, value)
+    with pytest.raises(ConfigError, match=rf"{name}={value!r} has no effect without kv_budget"):
+        config_from(source)
+
+
+@pytest.mark.parametrize("budget", [0, 64])
+def test_missing_attributes_get_their_defaults(budget):
+    assert config_from(SimpleNamespace(kv_budget=budget)) == LongFlowConfig(kv_budget=budget)
+
+
+def test_values_arrive_where_they_belong():
+    values = {
+        "kv_budget": 100,
+        "kv_policy": "streaming",
+        "kv_budget_min": 50,
+        "kv_budget_max": 200,
+        "kv_budget_allow_full": True,
+        "kv_protect_sink_tokens": 4,
+        "kv_protect_recent_tokens": 6,
+    }
+    assert config_from(SimpleNamespace(**values)).as_dict() == values
+
+
+def test_a_wrong_value_is_refused_every_time():
+    for _ in range(3):
+        with pytest.raises(ConfigError, match="kv_budget=7"):
+            config_from(SimpleNamespace(kv_budget=7))
+
+
+@pytest.mark.parametrize(("first", "second"), [(70, 70.0), (0, False)])
+def test_validation_does_not_depend_on_what_was_read_before(first, second):
+    config_from(SimpleNamespace(kv_budget=first))
+    with pytest.raises(ConfigError, match="expected an integer"):
+        config_from(SimpleNamespace(kv_budget=second))
+
+
+def test_a_list_is_refused_like_any_other_wrong_value():
+    with pytest.raises(ConfigError, match="expected an integer"):
+        config_from(SimpleNamespace(kv_budget=[64]))
+
+
+# configs/*.yaml
+
+
+def test_there_are_configs():
+    assert "default.yaml" in [path.name for path in CONFIGS]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_configs_parse_and_hold_known_and_valid_settings(path):
+    settings = yaml.safe_load(path.read_text())
+    assert all(isinstance(key, str) and "_" not in key for key in settings)
+    ours = {k.replace("-", "_"): v for k, v in settings.items() if k.startswith("kv-")}
+    ours = {k: v for k, v in ours.items() if k not in SGLANG_KV}
+    assert set(ours) <= set(FLAG_NAMES)
+    assert config_from(SimpleNamespace(**ours)) is not None
+
+
+#: SGLang has arguments of its own that begin with kv.
+SGLANG_KV = {"kv_cache_dtype", "kv_events_config"}
