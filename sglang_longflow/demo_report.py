@@ -21,7 +21,7 @@ CLOSING = (
 
 def request_table(phase: Phase) -> Table:
     """One row a request of the phase with a budget."""
-    table = Table(title=f"Requests with a budget of {phase.budget} KV slots", box=box.SIMPLE)
+    table = Table(box=box.SIMPLE)
     for name in ("request", "prompt", "generated", "length", "budget", "KV slots", "saved"):
         table.add_column(name, justify="right")
     for number, answer in enumerate(phase.answers, 1):
@@ -43,8 +43,7 @@ def request_table(phase: Phase) -> Table:
 
 def pool_table(budgeted: Phase, full: Phase) -> Table:
     """Both phases side by side."""
-    title = f"The same questions in the same KV pool of {budgeted.pool_tokens:,} tokens"
-    table = Table(title=title, box=box.SIMPLE)
+    table = Table(box=box.SIMPLE)
     table.add_column("")
     rows = {
         "peak running requests": lambda p: f"{p.peak_running} of {len(p.answers)}",
@@ -64,7 +63,10 @@ def show(budgeted: Phase, full: Phase, *, total_s: float) -> None:
     """Print tables, a sample answer and what the numbers do not say."""
     width = max(80, shutil.get_terminal_size().columns)
     console = Console(width=min(width, 100), highlight=False)
+    console.print(f"\nRequests with a budget of {budgeted.budget} KV slots", style="bold")
     console.print(request_table(budgeted))
+    pool = f"{budgeted.pool_tokens:,} KV slots"
+    console.print(f"The same questions in the same pool of {pool}, with and without", style="bold")
     console.print(pool_table(budgeted, full))
     sample = " ".join(budgeted.answers[0].text[:SAMPLE_CHARACTERS].split())
     console.print("Start of answer 1, with the budget:", style="bold")
@@ -75,5 +77,5 @@ def show(budgeted: Phase, full: Phase, *, total_s: float) -> None:
     console.print(CLOSING)
     console.print(
         "Answers do not stop at the end of their text, so that both phases do the same work. "
-        f"Everything took {total_s:.0f} s."
+        f"Times depend on what else this machine does. Everything took {total_s:.0f} s."
     )

@@ -1,9 +1,7 @@
-"""The console script: parsing, YAML files, checks before the start, banner, doctor. No server."""
+"""The console script: parsing, YAML files, checks before the start, banner. No server."""
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import json
 import socket
 import subprocess
@@ -13,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sglang_longflow import cli, doctor, serve, server_options, supervise
+from sglang_longflow import cli, serve, server_options, supervise
 from sglang_longflow.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -47,9 +45,6 @@ def error_line(capsys, argv: list[str]) -> str:
     assert captured.out == ""
     (line,) = captured.err.splitlines()
     return line
-
-
-# ---------------------------------------------------------------- the command itself
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["--version"], ["plan", "--help"]])
@@ -96,9 +91,6 @@ def test_plan_runs_without_torch():
 def test_usage_errors_are_one_line(capsys, argv, text):
     line = error_line(capsys, argv)
     assert line.startswith("longflow") and ": error: " in line and text in line
-
-
-# ---------------------------------------------------------------- settings of `serve`
 
 
 def test_every_server_argument_is_known_with_its_type():
@@ -206,9 +198,6 @@ def test_model_after_flags(model):
     assert settings.arguments == ["--kv-budget", "96", f"--model-path={model}"]
 
 
-# ---------------------------------------------------------------- checks before the start
-
-
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [
@@ -276,9 +265,6 @@ def test_banner(model, free_port):
     assert "0.5.17" in text["longflow"]
 
 
-# ---------------------------------------------------------------- the child's log
-
-
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
@@ -296,85 +282,6 @@ def test_banner(model, free_port):
 )  # fmt: skip
 def test_last_error(lines, expected):
     assert supervise.last_error(lines) == expected
-
-
-# ---------------------------------------------------------------- doctor
-
-
-def by_name(rows: list[doctor.Check]) -> dict[str, doctor.Check]:
-    return {row.name: row for row in rows}
-
-
-def test_doctor_json(capsys):
-    status = cli.main(["doctor", "--json", "--", "--kv-budget", "96", "--page-size", "16"])
-    report = json.loads(capsys.readouterr().out)
-    assert status == 1 and report["ok"] is False
-    assert all(set(row) == {"name", "status", "detail", "fix"} for row in report["checks"])
-    failed = [row for row in report["checks"] if row["status"] == "fail"]
-    assert [row["fix"] for row in failed] == ["set --page-size 1"]
-    assert {"hook targets", "hooks applied", "device"} <= {row["name"] for row in report["checks"]}
-
-
-def test_doctor_names_a_missing_hook_target(monkeypatch, capsys):
-    from sglang_longflow.hooks import verify
-
-    gone = dataclasses.replace(
-        verify.MANIFEST[0], target="sglang.srt.server_args.ServerArgs.no_such_method"
-    )
-    monkeypatch.setattr(verify, "MANIFEST", (gone, *verify.MANIFEST[1:]))
-    rows = by_name(doctor.check_hooks())
-    row = rows[f"hook {gone.target}"]
-    assert row.status == "fail" and "missing" in row.detail and "sglang" in row.fix
-    assert "hooks applied" not in rows
-    assert doctor.run(argparse.Namespace(json=False, server_arguments=[])) == 1
-    assert "would not work here" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("environ", "has_cuda", "name", "fix"),
-    [
-        ({"SGLANG_PLUGINS": "other"}, True, "SGLANG_PLUGINS", "SGLANG_PLUGINS=other,longflow"),
-        ({"SGLANG_PLUGINS": "longflow"}, False, "SGLANG_PLUGINS", "longflow,longflow_cpu"),
-        ({"SGLANG_PLATFORM": "other"}, True, "SGLANG_PLATFORM", "unset SGLANG_PLATFORM"),
-        ({"SGLANG_PLATFORM": "longflow_cpu"}, True, "SGLANG_PLATFORM", "unset SGLANG_PLATFORM"),
-    ],
-)
-def test_doctor_sees_filtered_plugins(environ, has_cuda, name, fix):
-    row = by_name(doctor.check_entry_points(environ, has_cuda))[name]
-    assert row.status == "fail" and row.fix.endswith(fix)
-
-
-@pytest.mark.parametrize(
-    ("environ", "has_cuda"),
-    [
-        ({}, True),
-        ({"SGLANG_PLUGINS": "longflow"}, True),
-        ({"SGLANG_PLATFORM": "longflow_cpu"}, False),
-    ],
-)
-def test_doctor_accepts_what_lets_the_plugin_in(environ, has_cuda):
-    assert {row.status for row in doctor.check_entry_points(environ, has_cuda)} == {"ok"}
-
-
-def test_doctor_sees_a_folder_that_hides_kernels(monkeypatch):
-    spec = argparse.Namespace(origin=None, submodule_search_locations=["/x/kernels"])
-    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: spec)
-    row = doctor.check_kernels_package()
-    assert row.status == "fail" and "/x/kernels" in row.detail
-
-
-def test_doctor_versions(monkeypatch):
-    monkeypatch.setattr(doctor, "_installed", {"sglang": "0.5.99", "torch": "2.10.0"}.get)
-    rows = by_name(doctor.check_versions(("0.5.17",)))
-    assert rows["sglang"].fix == "pip install sglang==0.5.17"
-    assert {rows[n].status for n in ("sglang", "torch", "transformers")} == {"fail"}
-
-
-def test_doctor_reports_wrong_server_arguments():
-    (row,) = doctor.check_server_arguments(["--kv-budget", "5"])
-    assert row.status == "fail" and "kv_budget=5" in row.detail
-    (row,) = doctor.check_server_arguments(["--page-size", "16"])
-    assert row.status == "warn" and "stock" in row.detail
 
 
 def test_errors_have_no_traceback(capsys, monkeypatch):

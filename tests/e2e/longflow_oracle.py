@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -31,12 +31,17 @@ class OracleResult:
         there is one entry fewer than there are output tokens.
     victims: victims[step][layer] is the row index chosen at the end of that decode step, to be
         overwritten by the next one; -1 while the row is not full. None without a budget.
+    regrets: for every forced victim, how much higher its score is than the row's lowest, as a
+        share of the row's median score (0 where it is the arg-min).
+    keep_agreement: for every forced cut, the share of positions our own cut would have kept too.
     """
 
     output_ids: list[int]
     margins: list[float]
     kv_lens: list[int]
     victims: list[list[int]] | None
+    regrets: list[float] = field(default_factory=list)
+    keep_agreement: list[float] = field(default_factory=list)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -282,11 +287,15 @@ def generate(
     window: int = 32,
     kernel: int = 5,
     forced_ids: list[int] | None = None,
+    forced_victims: dict[int, list[int]] | None = None,
+    forced_keep: list[list[int]] | None = None,
 ) -> OracleResult:
     """Greedy decoding of one sequence with at most `budget` resident slots a layer.
 
     With `forced_ids`, token t of the output is fed as forced_ids[t], and output_ids still holds
-    our own argmax. The run ends after max_new_tokens, or after a fed (or final) token that is in
+    our own argmax. With `forced_victims`, forced_victims[n][layer] is the row index that the row
+    gives up after n overwrites, and with `forced_keep`, forced_keep[layer] are the positions that
+    survive the cut; how far our own choice was from them is recorded. The run ends after max_new_tokens, or after a fed (or final) token that is in
     `eos_ids`.
     """
     prompt_ids = [int(i) for i in prompt_ids]
@@ -303,6 +312,9 @@ def generate(
     rows = [_Row(capacity) for _ in decoder.layers]
 
     # Prefill: causal attention over the whole prompt; the cut happens afterwards, per layer.
+    regrets: list[float] = []
+    keep_agreement: list[float] = []
+    full_steps = 0
     hidden, cos, sin = decoder.embed(prompt_ids, 0)
     for layer, row in zip(decoder.layers, rows, strict=True):
         scale = layer.self_attn.scaling
@@ -318,6 +330,10 @@ def generate(
             kept = snapkv_keep(
                 q_window, k, budget - 1, scale=scale, kernel=kernel, sinks=sinks
             )
+            if forced_keep is not None:
+                theirs = forced_keep[len(keep_agreement)]
+                keep_agreement.append(len(set(kept) & set(theirs)) / len(kept))
+                kept = theirs
         row.fill(k, v, kept)
 
     output_ids: list[int] = []
@@ -340,7 +356,7 @@ def generate(
         # One decode step: feed `token`, whose position is prompt_len + step.
         position = prompt_len + step
         hidden, cos, sin = decoder.embed([token], position)
-        for layer, row in zip(decoder.layers, rows, strict=True):
+        for number, (layer, row) in enumerate(zip(decoder.layers, rows, strict=True)):
             q, k, v = decoder.qkv(layer, hidden, cos, sin)
             row.write(k, v, position)
             attended, alpha = attend(q, row.k, row.v, layer.self_attn.scaling, causal=False)
@@ -352,6 +368,12 @@ def generate(
             else:
                 scores = removal_scores(alpha[:, 0], row.v).tolist()
                 row.victim = choose_victim(scores, row.positions, sinks, recent)
+                if forced_victims is not None and full_steps in forced_victims:
+                    theirs = forced_victims[full_steps][number]
+                    median = sorted(scores)[len(scores) // 2]
+                    regrets.append((scores[theirs] - scores[row.victim]) / median)
+                    row.victim = theirs
+        full_steps += budget is not None and len(rows[0]) == budget
         if budget is not None and len(rows[0]) == budget:
             ring_next = ring_next + 1 if ring_next + 1 < budget else sinks
         lengths = {len(row) for row in rows}
@@ -359,4 +381,11 @@ def generate(
         kv_lens.append(lengths.pop())
         victims.append([row.victim for row in rows])
 
-    return OracleResult(output_ids, margins, kv_lens, None if budget is None else victims)
+    return OracleResult(
+        output_ids,
+        margins,
+        kv_lens,
+        None if budget is None else victims,
+        regrets,
+        keep_agreement,
+    )

@@ -30,6 +30,7 @@ class Probe:
             "overlap": scheduler.enable_overlap,
             "radix": not scheduler.tree_cache.disable,
             "peak_used_slots": 0,
+            "trace": {},
         }
 
     def _live(self):
@@ -59,10 +60,26 @@ class Probe:
                 total += factor * (layer + 1) * (values * weights).sum(dim=1)
         return total.cpu()
 
+    def _trace(self) -> None:
+        """Record what every row decided on the device: its cut and its victims."""
+        state = self.scheduler.tp_worker.model_runner.attn_backend.state
+        for req in self._live():
+            row = getattr(req, "longflow_row", None)
+            if row is None or row.budget.is_full:
+                continue
+            entry = self.report["trace"].setdefault(req.rid, {"victims": {}, "keep": None})
+            if row.prompt_keep is not None:
+                entry["keep"] = row.prompt_keep.tolist()
+            elif req.kv.kv_allocated_len == row.budget.tokens:
+                victims = state.next_slot[:, req.req_pool_idx].tolist()
+                entry["victims"][row.overwritten_tokens] = victims
+
     def check(self) -> None:
         scheduler = self.scheduler
         if torch.cuda.is_available():
             torch.cuda.synchronize()
+        if os.environ.get("LONGFLOW_PROBE_TRACE"):
+            self._trace()
         allocator = scheduler.token_to_kv_pool_allocator
         pools = (allocator.free_pages, allocator.release_pages)
         free = {slot for pages in pools if pages is not None for slot in pages.tolist()}
