@@ -11,7 +11,7 @@ _registered = False
 
 
 def load_plugin() -> None:
-    """Register every row of the manifest with SGLang's HookRegistry; idempotent, no side effects."""
+    """Register every row of the manifest with SGLang's HookRegistry; idempotent."""
     global _registered
     if _registered:
         return

@@ -1,7 +1,7 @@
 """What one process knows: the configuration, the counters, and the scheduler it serves.
 
-SGLang runs the HTTP server and each scheduler in processes of their own; every hook asks `current()`
-and does nothing where it is None, which is how a server without a budget stays stock.
+SGLang runs the HTTP server and each scheduler in processes of their own. In a scheduler's, every
+hook asks `current()` and does nothing where it is None: a server without a budget stays stock.
 """
 
 from __future__ import annotations

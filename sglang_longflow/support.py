@@ -29,53 +29,42 @@ def _unset(value: Any) -> bool:
     return not value
 
 
+_NOT_SET = (
+    # field, feature, fix
+    ("speculative_algorithm", "speculative decoding", "drop --speculative-algorithm"),
+    ("enable_hierarchical_cache", "HiCache", "drop --enable-hierarchical-cache"),
+    ("enable_lmcache", "LMCache", "drop --enable-lmcache"),
+    ("enable_flexkv", "FlexKV", "drop --enable-flexkv"),
+    ("enable_hisparse", "HiSparse", "drop --enable-hisparse"),
+    ("radix_cache_backend", "another radix cache", "drop --radix-cache-backend"),
+    ("enable_mixed_chunk", "mixing prefill and decode in a batch", "drop --enable-mixed-chunk"),
+    ("enable_dp_attention", "data-parallel attention", "drop --enable-dp-attention"),
+    ("enable_two_batch_overlap", "two-batch overlap", "drop --enable-two-batch-overlap"),
+    ("enable_pdmux", "PD multiplexing", "drop --enable-pdmux"),
+    ("enable_unified_memory", "unified memory", "drop --enable-unified-memory"),
+    ("enable_session_radix_cache", "the session cache", "drop --enable-session-radix-cache"),
+    ("strip_thinking_cache", "stripping the thinking cache", "drop --strip-thinking-cache"),
+    ("dllm_algorithm", "diffusion language models", "drop --dllm-algorithm"),
+)
+_ONE = (
+    ("page_size", "pages of several tokens", "set --page-size 1"),
+    ("pp_size", "pipeline parallelism", "set --pp-size 1"),
+    ("dcp_size", "decode context parallelism", "set --dcp-size 1"),
+    ("tokenizer_worker_num", "several tokenizer workers", "set --tokenizer-worker-num 1"),
+)
 FLAG_RULES: tuple[FlagRule, ...] = (
-    FlagRule("speculative_algorithm", _unset, "speculative decoding", "drop --speculative-algorithm"),
-    FlagRule("page_size", lambda v: v in (None, 1), "pages of several tokens", "set --page-size 1"),
+    *(FlagRule(field, _unset, feature, fix) for field, feature, fix in _NOT_SET),
+    *(FlagRule(field, lambda v: v in (None, 1), feature, fix) for field, feature, fix in _ONE),
     FlagRule(
         "disaggregation_mode",
         lambda v: v in (None, "null"),
         "prefill/decode disaggregation",
         "drop --disaggregation-mode",
     ),
-    FlagRule("enable_hierarchical_cache", _unset, "HiCache", "drop --enable-hierarchical-cache"),
-    FlagRule("enable_lmcache", _unset, "LMCache", "drop --enable-lmcache"),
-    FlagRule("enable_flexkv", _unset, "FlexKV", "drop --enable-flexkv"),
-    FlagRule("enable_hisparse", _unset, "HiSparse", "drop --enable-hisparse"),
-    FlagRule("radix_cache_backend", _unset, "another radix cache", "drop --radix-cache-backend"),
-    FlagRule("enable_mixed_chunk", _unset, "mixed prefill/decode", "drop --enable-mixed-chunk"),
-    FlagRule(
-        "enable_priority_preemption",
-        _unset,
-        "preemption of running requests by priority",
-        "drop --enable-priority-preemption",
-    ),
-    FlagRule("pp_size", lambda v: v in (None, 1), "pipeline parallelism", "set --pp-size 1"),
-    FlagRule("dcp_size", lambda v: v in (None, 1), "decode context parallelism", "set --dcp-size 1"),
-    FlagRule("enable_dp_attention", _unset, "data-parallel attention", "drop --enable-dp-attention"),
-    FlagRule(
-        "enable_two_batch_overlap",
-        _unset,
-        "two-batch overlap",
-        "drop --enable-two-batch-overlap",
-    ),
-    FlagRule("enable_pdmux", _unset, "PD multiplexing", "drop --enable-pdmux"),
-    FlagRule("enable_unified_memory", _unset, "unified memory", "drop --enable-unified-memory"),
-    FlagRule(
-        "tokenizer_worker_num",
-        lambda v: v in (None, 1),
-        "several tokenizer workers",
-        "set --tokenizer-worker-num 1",
-    ),
-    FlagRule("dllm_algorithm", _unset, "diffusion language models", "drop --dllm-algorithm"),
-    FlagRule("enable_session_radix_cache", _unset, "session cache", "drop the session cache flag"),
-    FlagRule(
-        "strip_thinking_cache", _unset, "stripping of the thinking cache", "drop --strip-thinking-cache"
-    ),
     FlagRule(
         "chunked_prefill_size",
         lambda v: v is None or v <= 0 or v >= MIN_CHUNKED_PREFILL_SIZE,
-        f"prefill chunks under {MIN_CHUNKED_PREFILL_SIZE} tokens",
+        f"a prefill chunk under {MIN_CHUNKED_PREFILL_SIZE} tokens",
         f"set --chunked-prefill-size to at least {MIN_CHUNKED_PREFILL_SIZE}, or -1",
     ),
 )
@@ -83,12 +72,20 @@ FLAG_RULES: tuple[FlagRule, ...] = (
 
 def flag_conflicts(server_args: Any) -> list[str]:
     """One line for each server argument that does not go with a KV budget, with the fix."""
-    return [
+    conflicts = [
         f"{rule.field}={getattr(server_args, rule.field)!r}: {rule.feature} is not supported "
         f"with a KV budget; {rule.fix}"
         for rule in FLAG_RULES
         if not rule.is_fine(getattr(server_args, rule.field, None))
     ]
+    if getattr(server_args, "enable_priority_scheduling", False) and not getattr(
+        server_args, "disable_priority_preemption", False
+    ):
+        conflicts.append(
+            "enable_priority_scheduling=True: preemption of running requests by priority is not "
+            "supported with a KV budget; add --disable-priority-preemption"
+        )
+    return conflicts
 
 
 def refuse_flags(server_args: Any) -> None:
@@ -150,7 +147,10 @@ def apply_defaults(server_args: Any) -> dict[str, Any]:
             changed[field] = value
 
     default("page_size", 1)
-    if torch.cuda.is_available():
+    if not torch.cuda.is_available():
+        # An idle scheduler polls; on a CPU it would take a core from the model.
+        default("sleep_on_idle", True)
+    else:
         backends = ("attention_backend", "prefill_attention_backend", "decode_attention_backend")
         if all(getattr(server_args, field) is None for field in backends):
             default("attention_backend", "flashinfer")

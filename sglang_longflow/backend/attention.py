@@ -7,9 +7,9 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
-from longflow_kernels import prompt_scores, removal_scores
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
+from longflow_kernels import prompt_scores, removal_scores
 from sglang_longflow import runtime
 from sglang_longflow.backend.moves import carry_out
 from sglang_longflow.contracts import DecodeView, PrefillView, PromptRow
@@ -115,8 +115,8 @@ class LongFlowAttnBackend(AttentionBackend):
     def _begin_decode(self, forward_batch, view: DecodeView) -> DecodeStep:
         carry_out(view.moves, self.token_to_kv_pool, self.num_layers)
         device = forward_batch.seq_lens.device
-        host = torch.tensor([view.kv_lens, view.overwrite, view.fresh], dtype=torch.int64)
-        kv_lens, overwrite, fresh = host.to(device, non_blocking=True)
+        host = torch.tensor([view.kv_lens, view.overwrite], dtype=torch.int64)
+        kv_lens, overwrite = host.to(device, non_blocking=True)
         if any(view.fresh):
             where = [i for i, is_fresh in enumerate(view.fresh) if is_fresh]
             index = torch.tensor(where).to(device, non_blocking=True)
@@ -147,9 +147,7 @@ class LongFlowAttnBackend(AttentionBackend):
                 pool_index = forward_batch.req_pool_indices[batch_index]
                 slots = self.req_to_token_pool.req_to_token[pool_index, :tokens].to(torch.int64)
                 groups.append(
-                    FullGroup(
-                        policy, tokens, batch_index, pool_index, slots, [n for _, n in part]
-                    )
+                    FullGroup(policy, tokens, batch_index, pool_index, slots, [n for _, n in part])
                 )
         return groups
 

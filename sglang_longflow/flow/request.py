@@ -17,7 +17,7 @@ POLICY_KEY = "kv_policy"
 
 def asks_for_budget(custom_params: Mapping[str, Any] | None) -> bool:
     """Whether a request's ``custom_params`` has one of our keys."""
-    return bool(custom_params) and (BUDGET_KEY in custom_params or POLICY_KEY in custom_params)
+    return any(key in (custom_params or {}) for key in (BUDGET_KEY, POLICY_KEY))
 
 
 def resolve_budget(custom_params: Mapping[str, Any] | None, config: LongFlowConfig) -> KVBudget:
@@ -78,9 +78,7 @@ def resolve_budget(custom_params: Mapping[str, Any] | None, config: LongFlowConf
     return KVBudget(tokens, policy)
 
 
-def check_fits(
-    budget: KVBudget, prompt_tokens: int, max_new_tokens: int, pool_tokens: int
-) -> None:
+def check_fits(budget: KVBudget, prompt_tokens: int, max_new_tokens: int, pool_tokens: int) -> None:
     """Refuse a request that could never run, instead of queueing it for ever.
 
     Raises

@@ -104,9 +104,7 @@ def add_one_req(original, self, req, has_chunked_req, truncation_align_size):
         if need > self.rem_total_tokens:
             return AddReqResult.NO_TOKEN
     before = self.rem_total_token_offset
-    result = _stock_counts_prompt_only(
-        original, self, req, has_chunked_req, truncation_align_size
-    )
+    result = _stock_counts_prompt_only(original, self, req, has_chunked_req, truncation_align_size)
     if self.can_run_list and self.can_run_list[-1] is req:
         self.rem_total_token_offset = before + need
         if result == AddReqResult.CONTINUE:

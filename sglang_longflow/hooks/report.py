@@ -46,7 +46,8 @@ async def generate_request(original, self, obj, request=None):
 
 
 def _metadata(response, serving, ret: list[dict]) -> None:
-    if config_from(serving.tokenizer_manager.server_args) is None or getattr(response, "metadata", None) is None:
+    has_budgets = config_from(serving.tokenizer_manager.server_args) is not None
+    if not has_budgets or getattr(response, "metadata", None) is None:
         return
     for key in ("kv_budget", "kv_resident_tokens", "kv_overwritten_tokens", "kv_cut_tokens"):
         values = [item["meta_info"].get(key) for item in ret]

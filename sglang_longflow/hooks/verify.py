@@ -52,7 +52,8 @@ def _signature_problem(hook: Hook, function: Callable[..., Any]) -> str:
     if hook.first_parameters_only:
         names = names[: len(hook.parameters)]
     if names != hook.parameters:
-        return f"signature changed: expected ({', '.join(hook.parameters)}), found ({', '.join(names)})"
+        expected, found = ", ".join(hook.parameters), ", ".join(names)
+        return f"signature changed: expected ({expected}), found ({found})"
     return ""
 
 

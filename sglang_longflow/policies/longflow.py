@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from longflow_kernels import top_positions
 
+from longflow_kernels import top_positions
 from sglang_longflow.policies.base import FullRows, Policy, PromptEnd
 
 

@@ -20,6 +20,8 @@ STRICT = {
     "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1",
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE": "1",
 }
+#: Beside other processes on two cores, more threads are slower.
+CPU_THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 TINY = dict(
     vocab_size=512,
     hidden_size=256,
@@ -37,18 +39,16 @@ def tiny_config(kind: str, **changes):
     from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
     values = {**TINY, **changes}
-    if kind == "mha":
-        return LlamaConfig(**{**values, "num_key_value_heads": 4})
-    if kind == "mqa":
-        return LlamaConfig(**{**values, "num_key_value_heads": 1})
     if kind == "qwen3":
         return Qwen3Config(**values)
-    if kind == "mistral":
-        return MistralConfig(**values, sliding_window=None)
+    if kind == "mistral":  # one KV head: MQA
+        return MistralConfig(**{**values, "num_key_value_heads": 1}, sliding_window=None)
+    if kind == "qwen2":  # as many KV heads as query heads: MHA
+        return Qwen2Config(**{**values, "num_key_value_heads": 4})
     if kind == "qwen3_moe":
         moe = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64)
         return Qwen3MoeConfig(**values, **moe)
-    return {"llama": LlamaConfig, "qwen2": Qwen2Config}[kind](**values)
+    return LlamaConfig(**values)
 
 
 def build_tiny_model(kind: str, folder: Path, seed: int = 0, **changes) -> Path:
@@ -124,7 +124,11 @@ def engine(model: Path, *, probe: bool = False, env: dict[str, str] | None = Non
         defaults["dtype"] = "bfloat16"  # FlashInfer has no float32 kernels
     else:
         defaults["device"] = "cpu"
-        env = {"OMP_NUM_THREADS": "1", **(env or {})}  # beside other processes, more is slower
+        env = {
+            "OMP_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "PASSIVE",
+            **(env or {}),
+        }  # beside other processes, more is slower
     cls = Engine
     if probe:
         import probe as probe_module
@@ -133,12 +137,14 @@ def engine(model: Path, *, probe: bool = False, env: dict[str, str] | None = Non
             run_scheduler_process_func = staticmethod(probe_module.run_scheduler_process)
 
             def probe_report(self) -> dict:
-                """The report of the next time the scheduler idles."""
+                """What happened since the last report, once the scheduler idles."""
                 asked, deadline = time.time(), time.monotonic() + 30
                 while report_file.stat().st_mtime <= asked:
                     assert time.monotonic() < deadline, "the scheduler did not become idle"
                     time.sleep(0.05)
-                return json.loads(report_file.read_text())
+                report = json.loads(report_file.read_text())
+                report_file.with_suffix(".reset").touch()
+                return report
 
         cls = ProbedEngine
     with environment(**STRICT, LONGFLOW_PROBE_FILE=str(report_file), **(env or {})):
@@ -147,7 +153,8 @@ def engine(model: Path, *, probe: bool = False, env: dict[str, str] | None = Non
         yield running
     finally:
         running.shutdown()
-        report_file.unlink(missing_ok=True)
+        for suffix in (".json", ".reset", ".tmp"):
+            report_file.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def greedy(new_tokens: int, **custom_params) -> dict:
@@ -170,13 +177,14 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = Path(tempfile.mkstemp(suffix=".log")[1])
         device = ["--device", "cpu"] if DEVICE == "cpu" else []
+        threads = CPU_THREADS if device else {}
         command = [sys.executable, "-m", "sglang.launch_server", "--port", str(self.port)]
         with self.log.open("w") as out:
             self.process = subprocess.Popen(
                 [*command, *device, *arguments],
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **STRICT, **(env or {})},
+                env={**os.environ, **STRICT, **threads, **(env or {})},
                 start_new_session=True,
             )
 

@@ -295,15 +295,13 @@ def generate(
     With `forced_ids`, token t of the output is fed as forced_ids[t], and output_ids still holds
     our own argmax. With `forced_victims`, forced_victims[n][layer] is the row index that the row
     gives up after n overwrites, and with `forced_keep`, forced_keep[layer] are the positions that
-    survive the cut; how far our own choice was from them is recorded. The run ends after max_new_tokens, or after a fed (or final) token that is in
-    `eos_ids`.
+    survive the cut; how far our own choice was from them is recorded. The run ends after
+    max_new_tokens, or after a fed (or final) token that is in `eos_ids`.
     """
     prompt_ids = [int(i) for i in prompt_ids]
     prompt_len = len(prompt_ids)
     sinks, recent = protect_sink_tokens, protect_recent_tokens
-    _validate(
-        prompt_len, budget, max_new_tokens, sinks, recent, policy, window, kernel, forced_ids
-    )
+    _validate(prompt_len, budget, max_new_tokens, sinks, recent, policy, window, kernel, forced_ids)
     eos = {int(i) for i in eos_ids}
     decoder = _Decoder(model)
     decoder.check_length(prompt_len + max_new_tokens)
@@ -327,9 +325,7 @@ def generate(
             kept = streaming_keep(prompt_len, budget - 1, sinks)
         else:
             q_window = q[:, prompt_len - window :]
-            kept = snapkv_keep(
-                q_window, k, budget - 1, scale=scale, kernel=kernel, sinks=sinks
-            )
+            kept = snapkv_keep(q_window, k, budget - 1, scale=scale, kernel=kernel, sinks=sinks)
             if forced_keep is not None:
                 theirs = forced_keep[len(keep_agreement)]
                 keep_agreement.append(len(set(kept) & set(theirs)) / len(kept))

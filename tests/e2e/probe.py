@@ -21,17 +21,37 @@ class Probe:
         self.scheduler = scheduler
         self.file = Path(os.environ["LONGFLOW_PROBE_FILE"])
         self.tree_sums: dict[int, torch.Tensor] = {}
+        self.reset()
+        # A slot may leave the tree, be taken by another row and come back, all in one step.
+        allocator = scheduler.token_to_kv_pool_allocator
+        stock_alloc = allocator.alloc
+
+        def alloc(*args, **kwargs):
+            slots = stock_alloc(*args, **kwargs)
+            for slot in [] if slots is None else slots.tolist():
+                self.tree_sums.pop(slot, None)
+            return slots
+
+        allocator.alloc = alloc
+
+    def reset(self) -> None:
         self.report = {
             "steps": 0,
             "peak_running": 0,
             "peak_full_rows": 0,
             "retractions": 0,
             "tree_slots_checked": 0,
-            "overlap": scheduler.enable_overlap,
-            "radix": not scheduler.tree_cache.disable,
+            "overlap": self.scheduler.enable_overlap,
+            "radix": not self.scheduler.tree_cache.disable,
             "peak_used_slots": 0,
             "trace": {},
         }
+
+    def _reset_if_asked(self) -> None:
+        asked = self.file.with_suffix(".reset")
+        if asked.exists():
+            self.reset()
+            asked.unlink()
 
     def _live(self):
         batches = [self.scheduler.running_batch, self.scheduler.last_batch]
@@ -76,6 +96,7 @@ class Probe:
 
     def check(self) -> None:
         scheduler = self.scheduler
+        self._reset_if_asked()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         if os.environ.get("LONGFLOW_PROBE_TRACE"):
@@ -130,6 +151,7 @@ class Probe:
         report["peak_used_slots"] = max(report["peak_used_slots"], total - len(free))
 
     def write(self) -> None:
+        self._reset_if_asked()
         tree = self.scheduler.tree_cache
         self.report["idle_available"] = self.scheduler.token_to_kv_pool_allocator.available_size()
         self.report["idle_evictable"] = 0 if tree.disable else tree.evictable_size()

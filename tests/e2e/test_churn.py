@@ -35,8 +35,8 @@ async def churn(engine, count: int, seed: int) -> dict[str, int]:
         )
         abort_after = generator.randrange(1, 60) if generator.random() < 0.25 else None
         chunks, last = 0, None
-        async for last in stream:
-            chunks += 1
+        async for chunk in stream:
+            last, chunks = chunk, chunks + 1
             if chunks == abort_after:
                 engine.tokenizer_manager.abort_request(rid)
         meta = last["meta_info"]

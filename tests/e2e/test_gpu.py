@@ -49,7 +49,12 @@ def judge(model, ids, budget, item, trace) -> None:
     victims = {int(n): slots for n, slots in row["victims"].items()}
     assert len(victims) >= min(len(ids) + len(tokens) - 1 - budget, len(tokens) - 2)
     result = longflow_oracle.generate(
-        model, ids, budget, len(tokens), forced_ids=tokens, forced_victims=victims,
+        model,
+        ids,
+        budget,
+        len(tokens),
+        forced_ids=tokens,
+        forced_victims=victims,
         forced_keep=row["keep"],
     )
     differ = [i for i, token in enumerate(result.output_ids) if token != tokens[i]]
@@ -75,8 +80,13 @@ def rids(name: str, count: int) -> list[str]:
 @pytest.fixture(scope="module")
 def engine(tiny_models):
     with harness.engine(
-        tiny_models("llama"), probe=True, kv_budget=96, kv_budget_allow_full=True,
-        max_total_tokens=6000, stream_interval=4, chunked_prefill_size=512,
+        tiny_models("llama"),
+        probe=True,
+        kv_budget=96,
+        kv_budget_allow_full=True,
+        max_total_tokens=6000,
+        stream_interval=4,
+        chunked_prefill_size=512,
         env={"LONGFLOW_PROBE_TRACE": "1"},
     ) as running:
         yield running
@@ -84,15 +94,22 @@ def engine(tiny_models):
 
 @pytest.fixture(scope="module")
 def stock(tiny_models):
+    """Tokens of SGLang without the plugin, every prompt twice on a cold cache."""
     arguments = ["--model-path", str(tiny_models("llama")), "--dtype", "bfloat16"]
     arguments += ["--attention-backend", "flashinfer", "--disable-cuda-graph"]
     arguments += ["--skip-tokenizer-init", "--max-total-tokens", "6000"]
+    arguments += ["--chunked-prefill-size", "512", "--random-seed", "1"]
+    runs = []
     with harness.Server(arguments, env={"SGLANG_PLUGINS": "none"}) as server:
         server.wait_ready()
-        return [
-            server.generate({"input_ids": ids, "sampling_params": greedy(150)})["output_ids"]
-            for ids in PARITY
-        ]
+        for _ in range(2):
+            runs.append([])
+            for ids in PARITY:
+                server.request("/flush_cache", {})
+                body = {"input_ids": ids, "sampling_params": greedy(150)}
+                runs[-1].append(server.generate(body)["output_ids"])
+    assert runs[0] == runs[1], "stock SGLang does not repeat itself: nothing to compare with"
+    return runs[0]
 
 
 def test_1_tokens_alone_and_in_a_batch(engine, model):
@@ -113,12 +130,16 @@ def test_1_tokens_alone_and_in_a_batch(engine, model):
 
 
 def test_2_a_budget_that_is_not_reached_gives_stock_tokens(engine, stock):
-    for budget in (450, 0):
-        engine.flush_cache()
+    first_differences = {}
+    for budget in (0, 450):
         for ids, tokens in zip(PARITY, stock, strict=True):
+            engine.flush_cache()
             got = engine.generate(input_ids=ids, sampling_params=greedy(150, kv_budget=budget))
-            assert got["output_ids"] == tokens
             assert got["meta_info"]["kv_overwritten_tokens"] == 0
+            pairs = enumerate(zip(got["output_ids"], tokens, strict=True))
+            first_differences[budget, len(ids)] = next((i for i, (a, b) in pairs if a != b), None)
+    print("PARITY", first_differences)
+    assert set(first_differences.values()) == {None}
 
 
 @pytest.mark.parametrize("budget", [96, 300])
@@ -155,7 +176,10 @@ def test_4_nothing_leaks_and_no_budget_is_exceeded(engine):
 def test_5_peak_running_is_pool_over_budget(tiny_models):
     peaks = {}
     with harness.engine(
-        tiny_models("llama"), probe=True, max_total_tokens=1000, kv_budget=96,
+        tiny_models("llama"),
+        probe=True,
+        max_total_tokens=1000,
+        kv_budget=96,
         kv_budget_allow_full=True,
     ) as engine:
         for budget in (96, 0):

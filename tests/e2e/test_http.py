@@ -1,4 +1,4 @@
-"""Over HTTP, with text: OpenAI bodies, streaming, stop, n, logprobs, stats, metrics, bad input (6)."""
+"""Over HTTP, with text: OpenAI, streaming, stop, n, logprobs, stats, metrics, bad input (6)."""
 
 from __future__ import annotations
 
@@ -121,7 +121,10 @@ def test_stats(server):
     assert set(stats) >= {"settings", "pool", "requests"}
     assert stats["settings"]["kv_budget"] == 96
     assert set(stats["pool"]) == {
-        "total_tokens", "available_tokens", "evictable_tokens", "budgeted_tokens"
+        "total_tokens",
+        "available_tokens",
+        "evictable_tokens",
+        "budgeted_tokens",
     }
     assert stats["pool"]["total_tokens"] == 3000
     body = {"text": "Hello", "sampling_params": {"max_new_tokens": 900, "ignore_eos": True}}
@@ -187,9 +190,10 @@ def test_bad_requests_are_400_and_the_server_lives_on(server, params, words, pat
 
 
 def test_a_request_that_never_fits_is_refused(server):
-    """2,990 prompt tokens and a row of 96 do not fit a pool of 3,000 at once... but 2,900 do."""
+    """A prompt of 3,100 tokens cannot be prefilled in a pool of 3,000."""
     status, answer = server.request(
-        "/generate", {"input_ids": harness.prompt(3100, 1), "sampling_params": {"max_new_tokens": 9}}
+        "/generate",
+        {"input_ids": harness.prompt(3100, 1), "sampling_params": {"max_new_tokens": 9}},
     )
     assert status == 400 and "3100" in json.dumps(answer)
     assert generate(server, new_tokens=3)[0] == 200

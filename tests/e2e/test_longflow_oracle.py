@@ -157,8 +157,10 @@ def naive_scores(alpha, v):
 def naive_pooled_votes(probs, kernel=5):
     """probs[h][w][i] over the earlier keys, normalised -> pooled votes."""
     n = len(probs[0][0])
-    votes = [sum(probs[h][w][i] for h in range(len(probs)) for w in range(len(probs[0])))
-             for i in range(n)]
+    votes = [
+        sum(probs[h][w][i] for h in range(len(probs)) for w in range(len(probs[0])))
+        for i in range(n)
+    ]
     half = kernel // 2
     return [sum(votes[max(0, i - half) : i + half + 1]) / kernel for i in range(n)]
 
@@ -472,9 +474,7 @@ def test_longflow_replayed_through_hf(monkeypatch, family, budget, prompt_len, s
     resident = min(prompt_len, budget - 1)
     assert got.kv_lens == [min(resident + i, budget) for i in range(1, n)]
     assert len(cuts) == (2 if prompt_len > budget - 1 else 0)
-    checked = replay_budget(
-        model, prompt, budget, got, sinks=sinks, recent=recent, cuts=cuts
-    )
+    checked = replay_budget(model, prompt, budget, got, sinks=sinks, recent=recent, cuts=cuts)
     assert checked == 2 * sum(length == budget for length in got.kv_lens) > 0
     chosen = [v for step in got.victims for v in step if v >= 0]
     assert len(set(chosen)) > 3
@@ -489,9 +489,7 @@ def test_streaming_replayed_through_hf(family, budget, prompt_len, sinks):
     model = tiny_model(family, seed=budget, attn="eager")
     prompt = random_prompt(prompt_len, seed=prompt_len)
     n = 80 if budget == 48 else 30
-    got = oracle.generate(
-        model, prompt, budget, n, protect_sink_tokens=sinks, policy="streaming"
-    )
+    got = oracle.generate(model, prompt, budget, n, protect_sink_tokens=sinks, policy="streaming")
     assert replay_budget(model, prompt, budget, got, sinks=sinks, policy="streaming") > 0
     ring = [step[0] for step in got.victims if step[0] >= 0]
     assert ring == [sinks + i % (budget - sinks) for i in range(len(ring))]

@@ -9,39 +9,73 @@ from harness import greedy, prompt
 pytestmark = pytest.mark.e2e
 
 
+@pytest.fixture(scope="module")
+def engine(tiny_models):
+    """A pool of 1,000; full-KV requests are admitted boldly, so that they outgrow it."""
+    with harness.engine(
+        tiny_models("llama"),
+        probe=True,
+        max_total_tokens=1000,
+        kv_budget=96,
+        kv_budget_allow_full=True,
+        chunked_prefill_size=128,
+        schedule_conservativeness=0.3,
+    ) as running:
+        yield running
+
+
 def run(engine, count: int, budget: int, new_tokens: int, prompt_tokens: int = 20):
+    """`count` requests at once on a cold cache; returns their results and the probe's report."""
+    engine.flush_cache()
+    engine.probe_report()
     prompts = [prompt(prompt_tokens, 1000 + i) for i in range(count)]
     results = engine.generate(
         input_ids=prompts, sampling_params=[greedy(new_tokens, kv_budget=budget)] * count
     )
     assert all(len(item["output_ids"]) == new_tokens for item in results)
-    return results
+    report = engine.probe_report()
+    assert report["idle_available"] + report["idle_evictable"] == report["total"]
+    return results, report
 
 
-def test_peak_running_is_pool_over_budget(tiny_models):
-    """A pool of 1,000 holds exactly 10 rows of 96; full KV fits far fewer and is retracted."""
-    arguments = dict(max_total_tokens=1000, kv_budget=96, kv_budget_allow_full=True)
-    with harness.engine(tiny_models("llama"), probe=True, **arguments) as engine:
-        run(engine, 24, 96, 300)
-        budgeted = engine.probe_report()
-        assert budgeted["peak_running"] == 1000 // 96
-        assert budgeted["retractions"] == 0
-        assert budgeted["peak_used_slots"] <= 1000
-    with harness.engine(tiny_models("llama"), probe=True, **arguments) as engine:
-        run(engine, 24, 0, 300)
-        full = engine.probe_report()
-        assert budgeted["peak_running"] > full["peak_running"] or full["retractions"] > 0
+def test_peak_running_is_pool_over_budget(engine):
+    """1,000 slots hold exactly 10 rows of 96, none is retracted; full KV has to retract."""
+    _, budgeted = run(engine, 24, 96, 300)
+    assert budgeted["peak_running"] == 1000 // 96
+    assert budgeted["retractions"] == 0
+    _, full = run(engine, 24, 0, 300)
+    assert full["retractions"] > 0
 
 
-def test_rows_that_cannot_reach_the_budget_are_admitted_by_their_length(tiny_models):
+def test_rows_that_cannot_reach_the_budget_are_admitted_by_their_length(engine):
     """Footprint min(prompt + max_new_tokens, budget): 60 tokens each, 16 at once in 1,000."""
-    with harness.engine(
-        tiny_models("llama"), probe=True, max_total_tokens=1000, kv_budget=500
-    ) as engine:
-        run(engine, 30, 500, 40)
-        report = engine.probe_report()
-        assert report["peak_running"] == 1000 // 60
-        assert report["retractions"] == 0
+    _, report = run(engine, 30, 500, 40)
+    assert report["peak_running"] == 1000 // 60
+    assert report["retractions"] == 0
+
+
+def test_long_prompts_share_a_small_pool(engine):
+    """Prompts over the budget hold their length in prefill only; freed slots are used at once."""
+    _, report = run(engine, 12, 64, 200, prompt_tokens=500)
+    assert report["peak_running"] >= 7
+    assert report["retractions"] == 0
+
+
+def test_full_neighbours_are_retracted_first(engine):
+    """When full-KV requests outgrow the pool, budgeted rows keep running and keep their tokens."""
+    prompts = [prompt(20, 1000 + i) for i in range(10)]
+    alone = [
+        engine.generate(input_ids=p, sampling_params=greedy(300, kv_budget=64))["output_ids"]
+        for p in prompts[:4]
+    ]
+    mixed = engine.generate(
+        input_ids=prompts,
+        sampling_params=[greedy(300, kv_budget=budget) for budget in [64] * 4 + [0] * 6],
+    )
+    assert harness.outputs(mixed)[:4] == alone
+    assert all(len(tokens) == 300 for tokens in harness.outputs(mixed))
+    retractions = [item["meta_info"]["num_retractions"] for item in mixed]
+    assert sum(retractions[:4]) == 0 < sum(retractions[4:])
 
 
 def test_answers_longer_than_the_pool(tiny_models):
@@ -49,53 +83,21 @@ def test_answers_longer_than_the_pool(tiny_models):
     with harness.engine(
         tiny_models("llama"), probe=True, max_total_tokens=300, kv_budget=64
     ) as engine:
-        for item in run(engine, 6, 64, 1200):
-            assert item["meta_info"]["kv_resident_tokens"] == 64
-        report = engine.probe_report()
+        results, report = run(engine, 6, 64, 1200)
+        assert all(item["meta_info"]["kv_resident_tokens"] == 64 for item in results)
         assert report["peak_running"] == 4
         assert report["retractions"] == 0
-
-
-def test_long_prompts_share_a_small_pool(tiny_models):
-    """Prompts over the budget hold their length in prefill only; freed slots are used at once."""
-    with harness.engine(
-        tiny_models("llama"), probe=True, max_total_tokens=600, kv_budget=64,
-        chunked_prefill_size=128,
-    ) as engine:
-        run(engine, 10, 64, 200, prompt_tokens=300)
-        report = engine.probe_report()
-        assert report["peak_running"] >= 5
-        assert report["retractions"] == 0
-
-
-def test_full_neighbours_are_retracted_first(tiny_models):
-    """When full-KV requests outgrow the pool, budgeted rows keep running and keep their tokens."""
-    with harness.engine(
-        tiny_models("llama"), probe=True, max_total_tokens=700, kv_budget=64,
-        kv_budget_allow_full=True, schedule_conservativeness=0.3,
-    ) as engine:
-        prompts = [prompt(20, 1000 + i) for i in range(8)]
-        alone = [
-            engine.generate(input_ids=p, sampling_params=greedy(300, kv_budget=64))["output_ids"]
-            for p in prompts[:4]
-        ]
-        mixed = engine.generate(
-            input_ids=prompts, sampling_params=[greedy(300, kv_budget=b) for b in [64] * 4 + [0] * 4]
-        )
-        assert harness.outputs(mixed)[:4] == alone
-        assert all(len(tokens) == 300 for tokens in harness.outputs(mixed))
-        assert [item["meta_info"]["num_retractions"] for item in mixed[:4]] == [0] * 4
-        assert sum(item["meta_info"]["num_retractions"] for item in mixed[4:]) > 0
 
 
 def test_a_retracted_row_starts_over(tiny_models):
     """SGLang's own test switch forces retractions: rows end with all their tokens and no leak."""
     with harness.engine(
-        tiny_models("llama"), probe=True, kv_budget=64, max_total_tokens=1500,
+        tiny_models("llama"),
+        probe=True,
+        kv_budget=64,
+        max_total_tokens=1500,
         env={"SGLANG_TEST_RETRACT": "1"},
     ) as engine:
-        results = run(engine, 6, 64, 120)
+        results, _ = run(engine, 6, 64, 120)
         assert sum(item["meta_info"]["num_retractions"] for item in results) > 0
         assert all(item["meta_info"]["kv_resident_tokens"] <= 64 for item in results)
-        report = engine.probe_report()
-        assert report["idle_available"] + report["idle_evictable"] == report["total"]

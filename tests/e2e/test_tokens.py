@@ -66,22 +66,31 @@ def test_real_model_alone_and_in_a_batch(smollm2):
         assert engine.probe_report()["peak_full_rows"] == len(wanted)
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral", "mha", "mqa"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral"])
 def test_every_geometry(tiny_models, kind):
-    """Tiny random models: every budget, short and long prompts, all in one batch."""
+    """GQA, MHA and MQA: every budget, short and long prompts, all in one batch; then alone."""
     folder = tiny_models(kind)
     model = load(folder)
-    cases = [(prompt(length, seed), budget) for seed, length in enumerate((9, 47, 96, 200))
-             for budget in BUDGETS]
+    cases = [
+        (prompt(length, seed), budget)
+        for seed, length in enumerate((9, 47, 96, 200))
+        for budget in BUDGETS
+    ]
     wanted = [expected(model, ids, budget, 220) for ids, budget in cases]
-    with harness.engine(folder, probe=True, kv_budget=64, max_total_tokens=3000) as engine:
+    # One of them with prompts in chunks, under overlap scheduling.
+    chunks = dict(chunked_prefill_size=64) if kind == "qwen2" else {}
+    with harness.engine(
+        folder, probe=True, kv_budget=64, max_total_tokens=3000, **chunks
+    ) as engine:
         got = engine.generate(
             input_ids=[ids for ids, _ in cases],
             sampling_params=[greedy(220, kv_budget=budget) for _, budget in cases],
         )
         assert harness.outputs(got) == wanted
-        alone = engine.generate(input_ids=[cases[4][0]], sampling_params=[greedy(220, kv_budget=64)])
-        assert harness.outputs(alone)[0] == wanted[4]
+        for i in (4, 11):
+            ids, budget = cases[i]
+            alone = engine.generate(input_ids=ids, sampling_params=greedy(220, kv_budget=budget))
+            assert alone["output_ids"] == wanted[i]
         report = engine.probe_report()
         assert report["overlap"] and report["radix"] and report["retractions"] == 0
 
@@ -100,10 +109,8 @@ def test_mixture_of_experts(tiny_models):
 @pytest.mark.parametrize(
     "arguments",
     [
-        dict(disable_overlap_schedule=True),
-        dict(disable_radix_cache=True),
-        dict(chunked_prefill_size=64),
-        dict(chunked_prefill_size=64, disable_radix_cache=True, disable_overlap_schedule=True),
+        dict(disable_overlap_schedule=True, chunked_prefill_size=64),
+        dict(disable_radix_cache=True, chunked_prefill_size=64),
     ],
     ids=lambda arguments: "-".join(arguments),
 )
@@ -111,7 +118,9 @@ def test_scheduling_does_not_change_tokens(tiny_models, arguments):
     """Overlap off, radix cache off, prompts in chunks: the same tokens."""
     folder = tiny_models("llama")
     model = load(folder)
-    cases = [(prompt(length, 50 + length), budget) for length in (30, 150, 333) for budget in BUDGETS]
+    cases = [
+        (prompt(length, 50 + length), budget) for length in (30, 150, 333) for budget in BUDGETS
+    ]
     wanted = [expected(model, ids, budget, 120) for ids, budget in cases]
     with harness.engine(folder, probe=True, kv_budget=64, **arguments) as engine:
         for _ in range(2):  # the second time with whatever the first left in the cache
@@ -130,8 +139,12 @@ def test_protected_tokens_and_streaming_policy(tiny_models):
     folder = tiny_models("llama")
     model = load(folder)
     protect = dict(protect_sink_tokens=4, protect_recent_tokens=7)
-    cases = [(prompt(length, 80 + length), budget, policy)
-             for length in (10, 130) for budget in BUDGETS for policy in ("longflow", "streaming")]
+    cases = [
+        (prompt(length, 80 + length), budget, policy)
+        for length in (10, 130)
+        for budget in BUDGETS
+        for policy in ("longflow", "streaming")
+    ]
     wanted = [expected(model, ids, b, 200, policy=p, **protect) for ids, b, p in cases]
     with harness.engine(
         folder, probe=True, kv_budget=64, kv_protect_sink_tokens=4, kv_protect_recent_tokens=7

@@ -1,4 +1,4 @@
-"""Plain-PyTorch pick of the prompt tokens to keep (SnapKV, arXiv 2404.14469, as LongFlow uses it)."""
+"""Plain-PyTorch pick of the prompt tokens to keep: SnapKV, arXiv 2404.14469, as LongFlow does."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def prompt_scores(
     torch.Tensor
         [earlier] float32; higher is kept.
     """
-    window, q_heads, head_dim = q_window.shape
+    _, q_heads, head_dim = q_window.shape
     kv_heads = k_earlier.shape[1]
     if q_heads % kv_heads:
         raise ValueError(f"num_q_heads={q_heads} is not a multiple of num_kv_heads={kv_heads}")
