@@ -33,7 +33,7 @@ test: env ## all tests that need no GPU, the end-to-end ones included
 
 .PHONY: test-gpu
 test-gpu: $(if $(GPU_PYTHON),,env) ## tests that need an NVIDIA GPU
-	@"$(or $(GPU_PYTHON),$(VENV)/bin/python)" -m pytest -m gpu $(PYTEST_ARGS)
+	@LONGFLOW_TEST_DEVICE=cuda "$(or $(GPU_PYTHON),$(VENV)/bin/python)" -m pytest -s -m gpu $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: env ## ruff (rules and format) and mypy

@@ -155,6 +155,11 @@ class LongFlowAttnBackend(AttentionBackend):
         step = self._decode
         if step is None or k is None:
             return self.inner.forward_decode(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
+        if not save_kv_cache:
+            raise RuntimeError(
+                f"longflow: layer {layer.layer_id} wrote its K/V before attention, "
+                f"so full rows cannot overwrite their victims"
+            )
         victims = self.state.next_slot[layer.layer_id, forward_batch.req_pool_indices]
         target = self.req_to_token_pool.req_to_token[forward_batch.req_pool_indices, victims]
         step.forward_batch.out_cache_loc = torch.where(

@@ -13,6 +13,11 @@ def forward_batch_init_new(forward_batch, cls, batch, model_runner, **kwargs) ->
         state.pending_view = runtime.PendingView(forward_batch.rids, view)
 
 
+def enable_fused_set_kv_buffer(original, forward_batch) -> bool:
+    """Around ``enable_fused_set_kv_buffer``."""
+    return False if runtime.current() is not None else original(forward_batch)
+
+
 def attn_backend_wrapper(backend, runner, full_attn_backend):
     """After ``attn_backend_wrapper``: the backend the server would use, wrapped."""
     if runtime.current() is None or runner.is_draft_worker:

@@ -241,6 +241,14 @@ MANIFEST: tuple[Hook, ...] = (
         "wraps whichever attention backend the server uses: redirects writes, picks victims",
         "SGLang lets plugins wrap the attention backend",
     ),
+    Hook(
+        "sglang.srt.models.utils.enable_fused_set_kv_buffer",
+        "around",
+        "decode:enable_fused_set_kv_buffer",
+        _p("forward_batch"),
+        "K/V is written by the attention backend, which knows the victims, not by the RoPE kernel",
+        "SGLang lets the attention backend refuse the fused write",
+    ),
     # 6 and 7 what a request and the server report
     Hook(
         f"{_TOKENIZER}.generate_request",

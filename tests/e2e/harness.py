@@ -157,6 +157,14 @@ def engine(model: Path, *, probe: bool = False, env: dict[str, str] | None = Non
             report_file.with_suffix(suffix).unlink(missing_ok=True)
 
 
+def cold(engine) -> None:
+    """Empty the radix cache; SGLang refuses while a request's last step is still running."""
+    deadline = time.monotonic() + 30
+    while not engine.flush_cache().success:
+        assert time.monotonic() < deadline, "the cache could not be flushed"
+        time.sleep(0.05)
+
+
 def greedy(new_tokens: int, **custom_params) -> dict:
     """Sampling parameters of a greedy request; keywords are its ``custom_params``."""
     params = {"temperature": 0, "max_new_tokens": new_tokens, "ignore_eos": True}

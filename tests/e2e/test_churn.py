@@ -79,5 +79,5 @@ def test_nothing_leaks_and_no_budget_is_exceeded(tiny_models, arguments):
         assert report["idle_available"] + report["idle_evictable"] == report["total"]
         assert report["idle_protected"] == 0
         assert report["peak_full_rows"] > 5
-        engine.flush_cache()
+        harness.cold(engine)
         assert engine.probe_report()["idle_available"] == report["total"]

@@ -133,9 +133,10 @@ def test_2_a_budget_that_is_not_reached_gives_stock_tokens(engine, stock):
     first_differences = {}
     for budget in (0, 450):
         for ids, tokens in zip(PARITY, stock, strict=True):
-            engine.flush_cache()
+            harness.cold(engine)
             got = engine.generate(input_ids=ids, sampling_params=greedy(150, kv_budget=budget))
             assert got["meta_info"]["kv_overwritten_tokens"] == 0
+            assert got["meta_info"]["cached_tokens"] == 0
             pairs = enumerate(zip(got["output_ids"], tokens, strict=True))
             first_differences[budget, len(ids)] = next((i for i, (a, b) in pairs if a != b), None)
     print("PARITY", first_differences)
@@ -144,7 +145,7 @@ def test_2_a_budget_that_is_not_reached_gives_stock_tokens(engine, stock):
 
 @pytest.mark.parametrize("budget", [96, 300])
 def test_3_a_shared_prefix_is_hit_and_not_written(engine, model, budget):
-    engine.flush_cache()
+    harness.cold(engine)
     common = prompt(200, 1)
     prompts = [common + prompt(40, 2), common + prompt(55, 3), common + prompt(40, 2)]
     params = greedy(150, kv_budget=budget)
@@ -196,9 +197,10 @@ def test_5_peak_running_is_pool_over_budget(tiny_models):
         assert peaks[0][1] > 0  # full KV in the same pool had to retract
 
 
-def test_6_starts_with_sglang_defaults(tiny_models):
+@pytest.mark.parametrize("kind", ["llama", "qwen3_moe"])
+def test_6_starts_with_sglang_defaults(tiny_models, kind):
     """`launch_server --kv-budget` and nothing else: overlap scheduling and radix cache are on."""
-    arguments = ["--model-path", str(tiny_models("llama")), "--skip-tokenizer-init"]
+    arguments = ["--model-path", str(tiny_models(kind)), "--skip-tokenizer-init"]
     arguments += ["--dtype", "bfloat16", "--kv-budget", "256"]
     with harness.Server(arguments) as server:
         server.wait_ready()

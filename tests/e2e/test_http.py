@@ -205,7 +205,7 @@ def test_frontend_program(server):
 
     from sglang_longflow import frontend
 
-    backend = sgl.RuntimeEndpoint(server.url)
+    backend = frontend.BudgetedEndpoint(server.url)
 
     @sgl.function
     def two_answers(s, question):

@@ -26,7 +26,7 @@ def engine(tiny_models):
 
 def run(engine, count: int, budget: int, new_tokens: int, prompt_tokens: int = 20):
     """`count` requests at once on a cold cache; returns their results and the probe's report."""
-    engine.flush_cache()
+    harness.cold(engine)
     engine.probe_report()
     prompts = [prompt(prompt_tokens, 1000 + i) for i in range(count)]
     results = engine.generate(

@@ -26,12 +26,12 @@ def test_a_shared_prefix_is_hit_and_not_written(engine, budget):
     """Budget 96 cuts the prompts; budget 300 shares their slots until the rows overwrite."""
     alone = {}
     for name, ids in (("first", FIRST), ("second", SECOND)):
-        engine.flush_cache()
+        harness.cold(engine)
         cold = run(engine, ids, 150, budget)
         assert cold["meta_info"]["cached_tokens"] == 0
         alone[name] = cold["output_ids"]
 
-    engine.flush_cache()
+    harness.cold(engine)
     engine.probe_report()
     assert run(engine, FIRST, 150, budget)["output_ids"] == alone["first"]
     second = run(engine, SECOND, 150, budget)
@@ -52,7 +52,7 @@ def test_a_shared_prefix_is_hit_and_not_written(engine, budget):
 
 def test_multi_turn_reuse_of_requests_that_never_overwrote(engine):
     """The second turn hits the first turn's prompt and answer (its last token is optional)."""
-    engine.flush_cache()
+    harness.cold(engine)
     turn = run(engine, prompt(80, 9), 60, 400)
     history = prompt(80, 9) + turn["output_ids"]
     again = run(engine, history + prompt(10, 10), 20, 400)
@@ -62,7 +62,7 @@ def test_multi_turn_reuse_of_requests_that_never_overwrote(engine):
 
 def test_an_overwritten_answer_is_not_reused(engine):
     """After overwriting, only the intact prompt is in the tree."""
-    engine.flush_cache()
+    harness.cold(engine)
     turn = run(engine, prompt(80, 9), 60, 96)
     history = prompt(80, 9) + turn["output_ids"]
     again = run(engine, history + prompt(40, 10), 20, 400)
