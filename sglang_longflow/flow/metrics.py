@@ -11,10 +11,7 @@ class Counters:
 
     overwritten_tokens: int = 0
     cut_tokens: int = 0
-    finished_rows: int = 0
-    finished_rows_at_budget: int = 0
     peak_running_requests: int = 0
-    peak_budgeted_rows: int = 0
     retracted_budgeted_rows: int = 0
 
 
