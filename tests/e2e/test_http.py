@@ -157,35 +157,35 @@ def test_metrics(server):
     assert not re.search(r"^sglang_longflow:", text, re.M)
 
 
-@pytest.mark.parametrize(
-    ("params", "words"),
-    [
-        ({"kv_budget": "many"}, ("kv_budget='many'", "integer")),
-        ({"kv_budget": 96.5}, ("kv_budget=96.5", "integer")),
-        ({"kv_budget": True}, ("kv_budget=True", "integer")),
-        ({"kv_budget": -3}, ("kv_budget=-3", "positive")),
-        ({"kv_budget": 501}, ("kv_budget=501", "maximum 500")),
-        ({"kv_budget": 40}, ("kv_budget=40", "minimum 48")),
-        ({"kv_budget": 20}, ("kv_budget=20", "below 34", "longflow")),
-        ({"kv_budget": 0}, ("kv_budget=0", "--kv-budget-allow-full")),
-        ({"kv_policy": "oracle"}, ("kv_policy='oracle'", "longflow, streaming")),
-        ({"kv_policy": 7}, ("kv_policy=7", "unknown policy")),
-    ],
-)
+BAD = [
+    ({"kv_budget": "many"}, ("kv_budget='many'", "integer")),
+    ({"kv_budget": 96.5}, ("kv_budget=96.5", "integer")),
+    ({"kv_budget": True}, ("kv_budget=True", "integer")),
+    ({"kv_budget": -3}, ("kv_budget=-3", "positive")),
+    ({"kv_budget": 501}, ("kv_budget=501", "maximum 500")),
+    ({"kv_budget": 40}, ("kv_budget=40", "minimum 48")),
+    ({"kv_budget": 20}, ("kv_budget=20", "below 34", "longflow")),
+    ({"kv_budget": 0}, ("kv_budget=0", "--kv-budget-allow-full")),
+    ({"kv_policy": "oracle"}, ("kv_policy='oracle'", "longflow, streaming")),
+    ({"kv_policy": 7}, ("kv_policy=7", "unknown policy")),
+]
+
+
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/v1/chat/completions"])
-def test_bad_requests_are_400_and_the_server_lives_on(server, params, words, path):
-    body = {
-        "/generate": {"text": "x", "sampling_params": {"custom_params": params}},
-        "/v1/completions": {"model": "m", "prompt": "x", "custom_params": params},
-        "/v1/chat/completions": {
-            "model": "m",
-            "messages": [{"role": "user", "content": "x"}],
-            "custom_params": params,
-        },
-    }[path]
-    status, answer = server.request(path, body)
-    assert status == 400
-    assert all(word in json.dumps(answer) for word in words), answer
+def test_bad_requests_are_400_and_the_server_lives_on(server, path):
+    for params, words in BAD:
+        body = {
+            "/generate": {"text": "x", "sampling_params": {"custom_params": params}},
+            "/v1/completions": {"model": "m", "prompt": "x", "custom_params": params},
+            "/v1/chat/completions": {
+                "model": "m",
+                "messages": [{"role": "user", "content": "x"}],
+                "custom_params": params,
+            },
+        }[path]
+        status, answer = server.request(path, body)
+        assert status == 400, (params, answer)
+        assert all(word in json.dumps(answer) for word in words), answer
     assert generate(server, new_tokens=3)[0] == 200
 
 
