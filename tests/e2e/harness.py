@@ -100,6 +100,15 @@ def free_port() -> int:
 DEVICE = os.environ.get("LONGFLOW_TEST_DEVICE", "cpu")
 
 
+def _stop(engine) -> None:
+    """End this engine's processes only; `Engine.shutdown` kills every child of this process."""
+    watchdog = engine.tokenizer_manager._subprocess_watchdog
+    watchdog.stop()
+    for process in watchdog._processes:
+        process.kill()
+        process.join(30)
+
+
 @contextlib.contextmanager
 def engine(model: Path, *, probe: bool = False, env: dict[str, str] | None = None, **arguments):
     """An `sglang.Engine` fed with token ids, strict memory checks on.
@@ -152,7 +161,7 @@ def engine(model: Path, *, probe: bool = False, env: dict[str, str] | None = Non
     try:
         yield running
     finally:
-        running.shutdown()
+        _stop(running)
         for suffix in (".json", ".reset", ".tmp"):
             report_file.with_suffix(suffix).unlink(missing_ok=True)
 
