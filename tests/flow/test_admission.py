@@ -5,8 +5,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 import pytest
+from pool_simulation import budget
 
-from sglang_longflow.contracts import KVBudget
 from sglang_longflow.flow.admission import (
     LiveRow,
     admission_need,
@@ -14,14 +14,6 @@ from sglang_longflow.flow.admission import (
     peak_slots,
     reserve_for,
 )
-from sglang_longflow.policies import make_policy
-
-STREAMING = make_policy("streaming")
-LONGFLOW = make_policy("longflow")
-
-
-def budget(tokens, policy=STREAMING):
-    return KVBudget(tokens, policy)
 
 
 @dataclass(eq=False)
