@@ -178,21 +178,38 @@ def test_manifest_names_each_target_once_and_never_replaces():
     assert all(hook.why and hook.remove_when for hook in MANIFEST)
 
 
-def test_real_hooks_match_sglang_and_are_found_once_applied():
-    """Applied for good, but without a budget every hook passes through."""
-    import sglang
-    from sglang.srt.plugins.hook_registry import HookRegistry
+APPLIED_ONCE = """
+import sglang
+from sglang.srt.plugins.hook_registry import HookRegistry
 
-    from sglang_longflow.plugin import load_plugin
+from sglang_longflow.errors import HookNotApplied
+from sglang_longflow.hooks import verify
+from sglang_longflow.hooks.manifest import MANIFEST
+from sglang_longflow.plugin import load_plugin
 
-    assert sglang.__version__ == "0.5.17"
-    assert [s for s in verify.check_all(applied=False) if s.problem] == []
-    with pytest.raises(HookNotApplied, match=rf"^{len(MANIFEST)} hook\(s\) did not land"):
-        verify.require_all()
-    load_plugin()
-    load_plugin()
-    HookRegistry.apply_hooks()
+assert sglang.__version__ == "0.5.17", sglang.__version__
+assert [s for s in verify.check_all(applied=False) if s.problem] == []
+try:
     verify.require_all()
+except HookNotApplied as error:
+    assert str(error).startswith(f"{len(MANIFEST)} hook(s) did not land"), error
+else:
+    raise AssertionError("nothing is applied yet, and require_all() was content")
+load_plugin()
+load_plugin()
+HookRegistry.apply_hooks()
+verify.require_all()
+print("all applied")
+"""
+
+
+def test_real_hooks_match_sglang_and_are_found_once_applied():
+    """In a process of its own: an engine started earlier in this one has applied them."""
+    done = subprocess.run(
+        [sys.executable, "-c", APPLIED_ONCE], capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "all applied"
 
 
 def test_verify_itself_imports_no_sglang():
