@@ -1,6 +1,8 @@
-"""Plain-PyTorch score of LongFlow (arXiv 2603.11504, eq. 6)."""
+"""Plain-PyTorch score of LongFlow (arXiv 2603.11504, eq. 6), and the decode step around it."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 
@@ -26,12 +28,17 @@ def attention_weights(
     torch.Tensor
         [n, num_kv_heads, group, kv_len] float32; query head ``h * group + g`` is at ``[:, h, g]``.
     """
+    return _weights(q.float(), k.float(), scaling, logit_cap)
+
+
+def _weights(q: torch.Tensor, k: torch.Tensor, scaling: float, logit_cap: float) -> torch.Tensor:
+    """`attention_weights` in the dtype of its arguments."""
     rows, q_heads, head_dim = q.shape
     kv_heads = k.shape[2]
     if q_heads % kv_heads:
         raise ValueError(f"num_q_heads={q_heads} is not a multiple of num_kv_heads={kv_heads}")
-    grouped = q.float().view(rows, kv_heads, q_heads // kv_heads, head_dim)
-    logits = torch.matmul(grouped, k.float().permute(0, 2, 3, 1)) * scaling
+    grouped = q.view(rows, kv_heads, q_heads // kv_heads, head_dim)
+    logits = torch.matmul(grouped, k.permute(0, 2, 3, 1)) * scaling
     if logit_cap > 0:
         logits = logit_cap * torch.tanh(logits / logit_cap)
     return torch.softmax(logits, dim=-1)
@@ -60,3 +67,82 @@ def removal_scores(
     weights = attention_weights(q, k, scaling, logit_cap).sum(dim=2)  # [n, kv_heads, kv_len]
     norms = v.float().abs().sum(dim=-1).permute(0, 2, 1)  # [n, kv_heads, kv_len]
     return (weights * norms).sum(dim=1) / (q.shape[1] * v.shape[-1])
+
+
+@dataclass(frozen=True)
+class ReferenceStep:
+    """What `attend_score_evict_reference` found, all float64.
+
+    Attributes
+    ----------
+    out : torch.Tensor
+        [batch, num_q_heads, v_head_dim]; zero for padded rows.
+    scores : dict of int to torch.Tensor
+        For each scored row of the batch: [victim_heads, kv_len], protected slots at infinity.
+    """
+
+    out: torch.Tensor
+    scores: dict[int, torch.Tensor]
+
+
+def attend_score_evict_reference(
+    q: torch.Tensor,
+    k_new: torch.Tensor,
+    v_new: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    kv_indices: torch.Tensor,
+    req_pool_indices: torch.Tensor,
+    fields: torch.Tensor,
+    next_slot: torch.Tensor,
+    *,
+    scaling: float,
+    logit_cap: float = 0.0,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
+    protect_sink_tokens: int = 0,
+    recent: torch.Tensor | None = None,
+) -> ReferenceStep:
+    """`attend_score_evict` row by row in float64; the oracle of its tests.
+
+    Takes the same arguments and updates the cache, `next_slot` and `recent` in place; slow.
+    """
+    batch, q_heads, _ = q.shape
+    kv_heads, v_head_dim = v_new.shape[1:]
+    victim_heads = next_slot.shape[1]
+    out = torch.zeros(batch, q_heads, v_head_dim, dtype=torch.float64, device=q.device)
+    scores: dict[int, torch.Tensor] = {}
+    for i in range(batch):
+        kv_len, overwrites, score_offset, given, written, start = fields[:, i].tolist()
+        if kv_len == 0:
+            continue
+        row = int(req_pool_indices[i])
+        slots = kv_indices[start : start + kv_len].long()
+        for head in range(kv_heads):
+            place = int(next_slot[row, head % victim_heads]) if overwrites else kv_len - 1
+            slot = int(slots[place])
+            k_cache[slot, head] = (k_new[i, head].float() / k_scale).to(k_cache.dtype)
+            v_cache[slot, head] = (v_new[i, head].float() / v_scale).to(v_cache.dtype)
+        k = k_cache[slots].double() * k_scale
+        v = v_cache[slots].double() * v_scale
+        weights = _weights(q[i : i + 1].double(), k[None], scaling, logit_cap)[0]
+        out[i] = torch.einsum("hgs,shd->hgd", weights, v).reshape(q_heads, v_head_dim)
+        if given >= 0:
+            next_slot[row] = given
+        if score_offset < 0:
+            continue
+        contribution = weights.sum(dim=1) * v.abs().sum(dim=-1).T  # [kv_heads, kv_len]
+        total = contribution.view(victim_heads, -1, kv_len).sum(dim=1)
+        total = total / (q_heads // victim_heads * v_head_dim)
+        total[:, :protect_sink_tokens] = torch.inf
+        if recent is not None:
+            size = recent.shape[2]
+            for head in range(victim_heads):
+                if written == 0:
+                    recent[row, head] = torch.arange(kv_len - size, kv_len)
+                else:
+                    recent[row, head, (written - 1) % size] = next_slot[row, head]
+                total[head, recent[row, head].long()] = torch.inf
+        next_slot[row] = total.argmin(dim=1).to(next_slot.dtype)
+        scores[i] = total
+    return ReferenceStep(out, scores)

@@ -1,0 +1,379 @@
+"""The two Triton kernels of a decode step: attend over split rows, then combine and choose.
+
+Logits are kept in base 2 (``log2(e)`` folded into the scale), so ``exp2`` and ``log2`` suffice.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+#: Rows of the step's int32 description [NUM_FIELDS, batch], see `op.pack_rows`.
+KV_LEN = tl.constexpr(0)
+OVERWRITES = tl.constexpr(1)
+SCORE_OFFSET = tl.constexpr(2)
+GIVEN_VICTIM = tl.constexpr(3)
+WRITTEN = tl.constexpr(4)
+KV_START = tl.constexpr(5)
+NUM_FIELDS = 6
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _split_tokens(kv_len, min_split_tokens, MAX_SPLITS: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Tokens of each split of a row; both kernels must agree on it."""
+    splits = tl.minimum(MAX_SPLITS, tl.cdiv(kv_len, min_split_tokens))
+    return tl.cdiv(tl.cdiv(kv_len, splits), BLOCK_N) * BLOCK_N
+
+
+@triton.jit
+def _capped(logits, logit_cap, HAS_CAP: tl.constexpr):
+    """Soft cap, then base 2. ``2 * sigmoid(2x) - 1`` is tanh."""
+    if HAS_CAP:
+        logits = logit_cap * (2.0 * tl.sigmoid(2.0 * logits / logit_cap) - 1.0)
+    return logits * LOG2_E
+
+
+@triton.jit
+def attend_kernel(
+    q_ptr,
+    k_new_ptr,
+    v_new_ptr,
+    k_cache_ptr,
+    v_cache_ptr,
+    kv_indices_ptr,
+    req_pool_indices_ptr,
+    fields_ptr,
+    next_slot_ptr,
+    out_ptr,
+    partial_out_ptr,
+    partial_lse_ptr,
+    weights_ptr,
+    scaling,
+    logit_cap,
+    k_scale,
+    v_scale,
+    min_split_tokens,
+    field_stride,
+    weights_stride,
+    q_stride,
+    k_new_stride,
+    v_new_stride,
+    k_slot_stride,
+    v_slot_stride,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    V_HEAD_DIM: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
+    VICTIM_HEADS: tl.constexpr,
+    HAS_CAP: tl.constexpr,
+    DOT_PRECISION: tl.constexpr,
+):
+    """Grid (num_kv_heads, MAX_SPLITS, batch): one split of one row for the heads of a KV head.
+
+    The new token never comes from the cache: its slot is masked out of the tiles (whatever lies
+    there is not read), its K/V is stored by the one program whose split holds it, and it opens that
+    program's running softmax.
+    """
+    kv_head = tl.program_id(0)
+    split = tl.program_id(1)
+    row = tl.program_id(2)
+    num_kv_heads = tl.num_programs(0)
+
+    kv_len = tl.load(fields_ptr + KV_LEN * field_stride + row)
+    if kv_len == 0:  # a padded row of a CUDA graph
+        return
+    split_tokens = _split_tokens(kv_len, min_split_tokens, MAX_SPLITS, BLOCK_N)
+    start = split * split_tokens
+    if start >= kv_len:
+        return
+    end = tl.minimum(start + split_tokens, kv_len)
+    single = kv_len <= split_tokens
+
+    req = tl.load(req_pool_indices_ptr + row).to(tl.int64)
+    slots_ptr = kv_indices_ptr + tl.load(fields_ptr + KV_START * field_stride + row)
+    overwrites = tl.load(fields_ptr + OVERWRITES * field_stride + row)
+    written = kv_len - 1
+    if overwrites != 0:
+        written = tl.load(next_slot_ptr + req * VICTIM_HEADS + kv_head % VICTIM_HEADS).to(tl.int32)
+    score_offset = tl.load(fields_ptr + SCORE_OFFSET * field_stride + row)
+
+    offs_h = tl.arange(0, BLOCK_H)
+    offs_d = tl.arange(0, BLOCK_D)
+    offs_dv = tl.arange(0, BLOCK_DV)
+    offs_n = tl.arange(0, BLOCK_N)
+    in_group = offs_h < GROUP
+    in_d = offs_d < HEAD_DIM
+    in_dv = offs_dv < V_HEAD_DIM
+    q_head = kv_head * GROUP + offs_h
+    q = tl.load(
+        q_ptr + row.to(tl.int64) * q_stride + q_head[:, None] * HEAD_DIM + offs_d[None, :],
+        mask=in_group[:, None] & in_d[None, :],
+        other=0.0,
+    )
+
+    # The new token, at the precision in which later steps will read it.
+    k_new_at = k_new_ptr + row.to(tl.int64) * k_new_stride + kv_head * HEAD_DIM + offs_d
+    v_new_at = v_new_ptr + row.to(tl.int64) * v_new_stride + kv_head * V_HEAD_DIM + offs_dv
+    k_new = tl.load(k_new_at, mask=in_d, other=0.0).to(tl.float32) / k_scale
+    v_new = tl.load(v_new_at, mask=in_dv, other=0.0).to(tl.float32) / v_scale
+    k_stored = k_new.to(k_cache_ptr.dtype.element_ty)
+    v_stored = v_new.to(v_cache_ptr.dtype.element_ty)
+    holds_new = (written >= start) & (written < end)
+    if holds_new:
+        slot = tl.load(slots_ptr + written).to(tl.int64)
+        k_at = k_cache_ptr + slot * k_slot_stride + kv_head * HEAD_DIM + offs_d
+        v_at = v_cache_ptr + slot * v_slot_stride + kv_head * V_HEAD_DIM + offs_dv
+        tl.store(k_at, k_stored, mask=in_d)
+        tl.store(v_at, v_stored, mask=in_dv)
+    k_read = k_stored.to(tl.float32)
+    v_read = v_stored.to(tl.float32)
+    logit_new = tl.sum(q.to(tl.float32) * k_read[None, :], axis=1) * (scaling * k_scale)
+    logit_new = _capped(logit_new, logit_cap, HAS_CAP)
+    # weights_ptr [num_q_heads, weights_stride]: log2(exp(logit) * |v|_1) of each scored slot.
+    weights_at = weights_ptr + q_head.to(tl.int64) * weights_stride + score_offset
+    if holds_new & (score_offset >= 0):
+        norm = tl.sum(tl.abs(v_read), axis=0)
+        tl.store(weights_at + written, logit_new + tl.log2(norm), mask=in_group)
+
+    peak = tl.where(holds_new, logit_new, float("-inf"))
+    total = tl.where(holds_new, 1.0, 0.0) + tl.zeros([BLOCK_H], tl.float32)
+    acc = tl.where(holds_new, 1.0, 0.0) * v_read[None, :] + tl.zeros(
+        [BLOCK_H, BLOCK_DV], tl.float32
+    )
+
+    k_head_ptr = k_cache_ptr + kv_head * HEAD_DIM + offs_d
+    v_head_ptr = v_cache_ptr + kv_head * V_HEAD_DIM + offs_dv
+    for first in range(start, end, BLOCK_N):
+        position = first + offs_n
+        old = (position < end) & (position != written)
+        slots = tl.load(slots_ptr + position, mask=position < end, other=0).to(tl.int64)
+        k = tl.load(
+            k_head_ptr[:, None] + slots[None, :] * k_slot_stride,
+            mask=in_d[:, None] & old[None, :],
+            other=0.0,
+            eviction_policy="evict_first",
+        )
+        logits = tl.dot(q, k.to(q.dtype), input_precision=DOT_PRECISION) * (scaling * k_scale)
+        logits = _capped(logits, logit_cap, HAS_CAP)
+        logits = tl.where(old[None, :], logits, float("-inf"))
+        v = tl.load(
+            v_head_ptr[None, :] + slots[:, None] * v_slot_stride,
+            mask=old[:, None] & in_dv[None, :],
+            other=0.0,
+            eviction_policy="evict_first",
+        )
+        new_peak = tl.maximum(peak, tl.max(logits, axis=1))
+        shrink = tl.exp2(peak - new_peak)
+        p = tl.exp2(logits - new_peak[:, None])
+        total = total * shrink + tl.sum(p, axis=1)
+        acc = acc * shrink[:, None]
+        acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc, input_precision=DOT_PRECISION)
+        peak = new_peak
+        if score_offset >= 0:
+            norm = tl.sum(tl.abs(v.to(tl.float32)), axis=1)
+            tl.store(
+                weights_at[:, None] + position[None, :],
+                logits + tl.log2(norm)[None, :],
+                mask=in_group[:, None] & old[None, :],
+                eviction_policy="evict_last",
+            )
+
+    acc = acc * (v_scale / total)[:, None]
+    lse = peak + tl.log2(total)
+    heads = row.to(tl.int64) * num_kv_heads * GROUP + q_head
+    tl.store(partial_lse_ptr + heads * MAX_SPLITS + split, lse, mask=in_group)
+    stored = in_group[:, None] & in_dv[None, :]
+    if single:
+        tl.store(
+            out_ptr + heads[:, None] * V_HEAD_DIM + offs_dv[None, :],
+            acc.to(out_ptr.dtype.element_ty),
+            mask=stored,
+        )
+    else:
+        tl.store(
+            partial_out_ptr + (heads[:, None] * MAX_SPLITS + split) * V_HEAD_DIM + offs_dv[None, :],
+            acc,
+            mask=stored,
+        )
+
+
+@triton.jit
+def _combine_outputs(
+    out_ptr,
+    partial_out_ptr,
+    partial_lse_ptr,
+    head,
+    splits,
+    V_HEAD_DIM: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
+):
+    """One head's output from its splits: a mean weighted by their share of the softmax."""
+    offs_s = tl.arange(0, MAX_SPLITS)
+    offs_dv = tl.arange(0, BLOCK_DV)
+    in_dv = offs_dv < V_HEAD_DIM
+    there = offs_s < splits
+    lse = tl.load(partial_lse_ptr + head * MAX_SPLITS + offs_s, mask=there, other=float("-inf"))
+    share = tl.exp2(lse - tl.max(lse, axis=0))
+    parts = tl.load(
+        partial_out_ptr + (head * MAX_SPLITS + offs_s[:, None]) * V_HEAD_DIM + offs_dv[None, :],
+        mask=there[:, None] & in_dv[None, :],
+        other=0.0,
+    )
+    out = tl.sum(parts * share[:, None], axis=0) / tl.sum(share, axis=0)
+    tl.store(out_ptr + head * V_HEAD_DIM + offs_dv, out.to(out_ptr.dtype.element_ty), mask=in_dv)
+
+
+@triton.jit
+def combine_kernel(
+    out_ptr,
+    partial_out_ptr,
+    partial_lse_ptr,
+    weights_ptr,
+    req_pool_indices_ptr,
+    fields_ptr,
+    next_slot_ptr,
+    recent_ptr,
+    best_score_ptr,
+    best_index_ptr,
+    arrived_ptr,
+    min_split_tokens,
+    field_stride,
+    weights_stride,
+    protect_sink_tokens,
+    NUM_Q_HEADS: tl.constexpr,
+    V_HEAD_DIM: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
+    VICTIM_HEADS: tl.constexpr,
+    BLOCK_VH: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    RECENT: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """Grid (CHUNKS, VICTIM_HEADS, batch): outputs from splits, and the slot to overwrite next.
+
+    Every program scores a part of the row; the last one to arrive picks the lowest of all, so the
+    result does not depend on their order. Equal scores go to the lowest row index.
+    """
+    chunk = tl.program_id(0)
+    victim_head = tl.program_id(1)
+    row = tl.program_id(2)
+    kv_len = tl.load(fields_ptr + KV_LEN * field_stride + row)
+    first_head = row.to(tl.int64) * NUM_Q_HEADS
+    worker = victim_head * CHUNKS + chunk
+    if kv_len == 0:  # a padded row: nothing of it is used, but NaN would spread
+        offs_dv = tl.arange(0, BLOCK_DV)
+        for head in range(worker, NUM_Q_HEADS, CHUNKS * VICTIM_HEADS):
+            at = out_ptr + (first_head + head) * V_HEAD_DIM + offs_dv
+            zero = tl.zeros([BLOCK_DV], tl.float32).to(out_ptr.dtype.element_ty)
+            tl.store(at, zero, mask=offs_dv < V_HEAD_DIM)
+        return
+    split_tokens = _split_tokens(kv_len, min_split_tokens, MAX_SPLITS, BLOCK_N)
+    splits = tl.cdiv(kv_len, split_tokens)
+    if splits > 1:
+        for head in range(worker, NUM_Q_HEADS, CHUNKS * VICTIM_HEADS):
+            _combine_outputs(
+                out_ptr,
+                partial_out_ptr,
+                partial_lse_ptr,
+                first_head + head,
+                splits,
+                V_HEAD_DIM,
+                BLOCK_DV,
+                MAX_SPLITS,
+            )
+
+    req = tl.load(req_pool_indices_ptr + row).to(tl.int64)
+    victim_at = next_slot_ptr + req * VICTIM_HEADS + victim_head
+    given = tl.load(fields_ptr + GIVEN_VICTIM * field_stride + row)
+    if (given >= 0) & (chunk == 0):
+        tl.store(victim_at, given.to(next_slot_ptr.dtype.element_ty))
+    score_offset = tl.load(fields_ptr + SCORE_OFFSET * field_stride + row)
+    if score_offset < 0:
+        return
+
+    # The softmax normaliser of every head that votes for this victim.
+    VOTERS: tl.constexpr = NUM_Q_HEADS // VICTIM_HEADS
+    offs_v = tl.arange(0, BLOCK_VH)
+    votes = offs_v < VOTERS
+    voter = victim_head * VOTERS + offs_v
+    offs_s = tl.arange(0, MAX_SPLITS)
+    lse = tl.load(
+        partial_lse_ptr + (first_head + voter)[:, None] * MAX_SPLITS + offs_s[None, :],
+        mask=votes[:, None] & (offs_s[None, :] < splits),
+        other=float("-inf"),
+    )
+    peak = tl.where(votes, tl.max(lse, axis=1), 0.0)
+    lse = peak + tl.log2(tl.where(votes, tl.sum(tl.exp2(lse - peak[:, None]), axis=1), 1.0))
+
+    if RECENT > 0:
+        # The ring of the tokens written last, with this step's in its place.
+        offs_r = tl.arange(0, BLOCK_R)
+        in_ring = offs_r < RECENT
+        recent_at = recent_ptr + (req * VICTIM_HEADS + victim_head) * RECENT + offs_r
+        written = tl.load(fields_ptr + WRITTEN * field_stride + row)
+        ring = tl.load(recent_at, mask=in_ring, other=-1)
+        newest = tl.load(victim_at).to(ring.dtype)
+        place = (written + RECENT - 1) % RECENT
+        ring = tl.where(offs_r == place, newest, ring)
+        ring = tl.where(written == 0, kv_len - RECENT + offs_r, ring)
+        ring = tl.where(in_ring, ring, -1)
+
+    offs = tl.arange(0, BLOCK_S)
+    chunk_tokens = tl.cdiv(tl.cdiv(kv_len, CHUNKS), BLOCK_S) * BLOCK_S
+    start = chunk * chunk_tokens
+    best_score = tl.full([], float("inf"), tl.float32)
+    best_index = kv_len - 1
+    for first in range(start, tl.minimum(start + chunk_tokens, kv_len), BLOCK_S):
+        position = first + offs
+        weights = tl.load(
+            weights_ptr
+            + voter.to(tl.int64)[:, None] * weights_stride
+            + (score_offset + position)[None, :],
+            mask=votes[:, None] & (position < kv_len)[None, :],
+            other=float("-inf"),
+        )
+        # Compared as logarithms: far from the peak, float32 would round all scores to 0.
+        weights -= lse[:, None]
+        most = tl.max(weights, axis=0)
+        most = tl.where(most == float("-inf"), 0.0, most)
+        score = most + tl.log2(tl.sum(tl.exp2(weights - most[None, :]), axis=0))
+        kept = (position >= kv_len) | (position < protect_sink_tokens)
+        if RECENT > 0:
+            kept = kept | (tl.sum((position[:, None] == ring[None, :]).to(tl.int32), axis=1) > 0)
+        score = tl.where(kept, float("inf"), score)
+        low, at = tl.min(score, axis=0, return_indices=True, return_indices_tie_break_left=True)
+        best_index = tl.where(low < best_score, first + at, best_index)
+        best_score = tl.minimum(low, best_score)
+
+    victim_type = next_slot_ptr.dtype.element_ty
+    if CHUNKS == 1:
+        if RECENT > 0:
+            tl.store(recent_at, ring, mask=in_ring)
+        tl.store(victim_at, best_index.to(victim_type))
+    else:
+        place_of_row = row * VICTIM_HEADS + victim_head
+        tl.store(best_score_ptr + place_of_row * CHUNKS + chunk, best_score)
+        tl.store(best_index_ptr + place_of_row * CHUNKS + chunk, best_index)
+        tl.debug_barrier()
+        before = tl.atomic_add(arrived_ptr + place_of_row, 1, sem="acq_rel")
+        if before == CHUNKS - 1:  # all others have stored theirs and read `next_slot`
+            offs_c = tl.arange(0, CHUNKS)
+            best_at = place_of_row * CHUNKS + offs_c
+            scores = tl.load(best_score_ptr + best_at, cache_modifier=".cg")
+            indices = tl.load(best_index_ptr + best_at, cache_modifier=".cg")
+            lowest = tl.min(scores, axis=0)
+            index = tl.min(tl.where(scores == lowest, indices, 2147483647), axis=0)
+            if RECENT > 0:
+                tl.store(recent_at, ring, mask=in_ring)
+            tl.store(victim_at, index.to(victim_type))
+            tl.store(arrived_ptr + place_of_row, 0)

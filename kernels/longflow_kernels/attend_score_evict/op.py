@@ -1,0 +1,379 @@
+"""Decode attention over rows of scattered slots that also picks each full row's next victim."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from longflow_kernels.attend_score_evict.kernel import NUM_FIELDS, attend_kernel, combine_kernel
+
+HEAD_DIMS = (64, 96, 128, 256)
+MAX_GROUP = 16
+#: A split shorter than this costs more to combine than it saves.
+MIN_SPLIT_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """One row of a decode step, as the host knows it.
+
+    Attributes
+    ----------
+    kv_len : int
+        Tokens the row holds after this step's write; 0 marks a padded row of a CUDA graph.
+    overwrites : bool
+        The new token goes to row index ``next_slot``, else to ``kv_len - 1``.
+    scored : bool
+        The row is full and its next victim is chosen by LongFlow's score.
+    given_victim : int
+        The next victim where the host knows it (a ring, say); -1 where it does not.
+    written : int
+        Tokens overwritten since the row filled; only read where recent tokens are protected.
+    """
+
+    kv_len: int
+    overwrites: bool = False
+    scored: bool = False
+    given_victim: int = -1
+    written: int = 0
+
+
+def pack_rows(rows: Sequence[StepRow], capacity_tokens: int) -> torch.Tensor:
+    """A step's rows as the kernels read them: int32 [NUM_FIELDS, batch] on the host.
+
+    Parameters
+    ----------
+    rows : sequence of StepRow
+    capacity_tokens : int
+        `Workspace.capacity_tokens`; scored rows must fit together.
+
+    Raises
+    ------
+    ValueError
+        More scored tokens than the workspace holds.
+    """
+    start = offset = 0
+    packed = []
+    for row in rows:
+        packed.append(
+            (
+                row.kv_len,
+                int(row.overwrites),
+                offset if row.scored else -1,
+                row.given_victim,
+                row.written,
+                start,
+            )
+        )
+        start += row.kv_len
+        offset += row.kv_len if row.scored else 0
+    if offset > capacity_tokens:
+        raise ValueError(
+            f"scored rows hold {offset} tokens together, the workspace {capacity_tokens}"
+        )
+    fields = torch.tensor(packed, dtype=torch.int32).reshape(-1, NUM_FIELDS)
+    return fields.T.contiguous()
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """How the work is cut; none of it changes the result beyond rounding.
+
+    Attributes
+    ----------
+    block_n : int
+        Slots in a tile of attention.
+    max_splits : int
+        Programs that may share a row of one KV head; a power of 2.
+    min_split_tokens : int
+    chunks : int
+        Programs that score one row; a power of 2.
+    block_s : int
+        Slots in a tile of scores.
+    num_warps, num_stages : int
+        Of the attention kernel.
+    """
+
+    block_n: int = 64
+    max_splits: int = 8
+    min_split_tokens: int = MIN_SPLIT_TOKENS
+    chunks: int = 4
+    block_s: int = 128
+    num_warps: int = 4
+    num_stages: int = 3
+
+
+def launch_config(
+    batch: int, num_kv_heads: int, head_dim: int, num_sms: int, *, itemsize: int = 2
+) -> LaunchConfig:
+    """The cut for a batch of this size: enough programs to fill the GPU a few times over."""
+    programs = max(1, batch * num_kv_heads)
+    splits = triton.next_power_of_2(triton.cdiv(4 * num_sms, programs))
+    chunks = triton.next_power_of_2(triton.cdiv(num_sms, max(1, batch)))
+    wide = head_dim * itemsize > 256
+    return LaunchConfig(
+        block_n=32 if wide else 64,
+        max_splits=min(64, splits),
+        chunks=min(16, chunks),
+        num_stages=2 if wide else 3,
+    )
+
+
+class Workspace:
+    """Scratch memory of `attend_score_evict`, shared by all layers of a model.
+
+    Attributes
+    ----------
+    capacity_tokens : int
+        Scored rows of a step may hold this many tokens together (the pool's size suffices: a
+        scored row owns its slots).
+    """
+
+    def __init__(
+        self,
+        *,
+        max_batch: int,
+        capacity_tokens: int,
+        num_q_heads: int,
+        v_head_dim: int,
+        victim_heads: int,
+        device: torch.device | str,
+        max_partials: int = 0,
+    ):
+        def new(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+            return torch.empty(*shape, dtype=dtype, device=device)
+
+        self.max_batch = max_batch
+        self.capacity_tokens = capacity_tokens
+        # Batch times splits: small batches are cut into more splits than large ones.
+        self.max_partials = max_partials or max(1024, 4 * max_batch)
+        self.partial_out = new(self.max_partials, num_q_heads, v_head_dim)
+        self.partial_lse = new(self.max_partials, num_q_heads)
+        self.weights = new(num_q_heads, capacity_tokens)
+        self.best_score = new(max_batch, victim_heads, 16)
+        self.best_index = new(max_batch, victim_heads, 16, dtype=torch.int32)
+        self.arrived = torch.zeros(max_batch, victim_heads, dtype=torch.int32, device=device)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of device memory held."""
+        tensors = [value for value in vars(self).values() if isinstance(value, torch.Tensor)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def attend_score_evict(
+    q: torch.Tensor,
+    k_new: torch.Tensor,
+    v_new: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    kv_indices: torch.Tensor,
+    req_pool_indices: torch.Tensor,
+    fields: torch.Tensor,
+    next_slot: torch.Tensor,
+    workspace: Workspace,
+    *,
+    scaling: float,
+    config: LaunchConfig,
+    logit_cap: float = 0.0,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
+    protect_sink_tokens: int = 0,
+    recent: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """One decode step of one layer: write, attend, score and choose, K/V read once.
+
+    Writes each row's new K/V to its slot (``next_slot`` of a row that overwrites, else the row's
+    last place), attends over the row, and stores in ``next_slot`` the row index with the lowest
+    LongFlow score (arXiv 2603.11504, eq. 6) of every scored row, the new token included. With
+    ``victim_heads`` = num_kv_heads each KV head votes and overwrites by itself. Reads no host
+    value of the device and allocates nothing but `out`: it can be captured in a CUDA graph.
+
+    Parameters
+    ----------
+    q : torch.Tensor
+        [batch, num_q_heads, head_dim] bfloat16, float16 or float32, after RoPE.
+    k_new, v_new : torch.Tensor
+        [batch, num_kv_heads, head_dim] and [..., v_head_dim], before division by the scales.
+    k_cache, v_cache : torch.Tensor
+        [num_slots, num_kv_heads, head_dim] and [..., v_head_dim]; q's dtype or float8_e4m3fn.
+        Updated in place.
+    kv_indices : torch.Tensor
+        int32, the pool slots of one row after the other, as FlashInfer takes them at page size 1;
+        row i begins at the sum of the earlier ``kv_len``. A copy and not ``req_to_token`` itself,
+        since SGLang's scheduler writes there while a CUDA graph runs.
+    req_pool_indices : torch.Tensor
+        [batch] int32 or int64, where the state of each row lies in `next_slot` and `recent`.
+    fields : torch.Tensor
+        [NUM_FIELDS, batch] int32 on the device, from `pack_rows`.
+    next_slot : torch.Tensor
+        [num_rows, victim_heads] int32; victim_heads is 1 or num_kv_heads. Updated in place.
+    workspace : Workspace
+    scaling : float
+        Factor on the logits.
+    config : LaunchConfig
+    logit_cap : float
+        Soft cap ``cap * tanh(logit / cap)``; 0 is none.
+    k_scale, v_scale : float
+        Factors of the cache's values (fp8); the cache holds ``k / k_scale``.
+    protect_sink_tokens : int
+        Row indices below it are never chosen.
+    recent : torch.Tensor, optional
+        [num_rows, victim_heads, protect_recent_tokens] int32 ring of the row indices written last,
+        never chosen. Updated in place.
+    out : torch.Tensor, optional
+        [batch, num_q_heads, v_head_dim], contiguous.
+
+    Returns
+    -------
+    torch.Tensor
+        `out`; padded rows are zero.
+
+    Raises
+    ------
+    ValueError
+        A shape, dtype or size that the kernels do not take.
+    """
+    batch, num_q_heads, head_dim = q.shape
+    num_kv_heads, v_head_dim = v_new.shape[1:]
+    victim_heads = next_slot.shape[1]
+    _check(q, k_new, v_new, k_cache, v_cache, kv_indices, fields, next_slot, workspace, config)
+    if out is None:
+        out = torch.empty(batch, num_q_heads, v_head_dim, dtype=q.dtype, device=q.device)
+    if batch == 0:
+        return out
+    group = num_q_heads // num_kv_heads
+    attend_kernel[(num_kv_heads, config.max_splits, batch)](
+        q,
+        k_new,
+        v_new,
+        k_cache,
+        v_cache,
+        kv_indices,
+        req_pool_indices,
+        fields,
+        next_slot,
+        out,
+        workspace.partial_out,
+        workspace.partial_lse,
+        workspace.weights,
+        scaling,
+        logit_cap,
+        k_scale,
+        v_scale,
+        config.min_split_tokens,
+        fields.stride(0),
+        workspace.weights.stride(0),
+        q.stride(0),
+        k_new.stride(0),
+        v_new.stride(0),
+        k_cache.stride(0),
+        v_cache.stride(0),
+        GROUP=group,
+        HEAD_DIM=head_dim,
+        V_HEAD_DIM=v_head_dim,
+        BLOCK_H=max(16, triton.next_power_of_2(group)),
+        BLOCK_D=triton.next_power_of_2(head_dim),
+        BLOCK_DV=triton.next_power_of_2(v_head_dim),
+        BLOCK_N=config.block_n,
+        MAX_SPLITS=config.max_splits,
+        VICTIM_HEADS=victim_heads,
+        HAS_CAP=logit_cap > 0,
+        DOT_PRECISION="ieee",
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+    protect_recent = 0 if recent is None else recent.shape[2]
+    combine_kernel[(config.chunks, victim_heads, batch)](
+        out,
+        workspace.partial_out,
+        workspace.partial_lse,
+        workspace.weights,
+        req_pool_indices,
+        fields,
+        next_slot,
+        next_slot if recent is None else recent,
+        workspace.best_score,
+        workspace.best_index,
+        workspace.arrived,
+        config.min_split_tokens,
+        fields.stride(0),
+        workspace.weights.stride(0),
+        protect_sink_tokens,
+        NUM_Q_HEADS=num_q_heads,
+        V_HEAD_DIM=v_head_dim,
+        BLOCK_DV=triton.next_power_of_2(v_head_dim),
+        BLOCK_N=config.block_n,
+        MAX_SPLITS=config.max_splits,
+        VICTIM_HEADS=victim_heads,
+        BLOCK_VH=triton.next_power_of_2(num_q_heads // victim_heads),
+        BLOCK_S=config.block_s,
+        CHUNKS=config.chunks,
+        RECENT=protect_recent,
+        BLOCK_R=triton.next_power_of_2(max(1, protect_recent)),
+        num_warps=4,
+    )
+    return out
+
+
+def _check(
+    q: torch.Tensor,
+    k_new: torch.Tensor,
+    v_new: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    kv_indices: torch.Tensor,
+    fields: torch.Tensor,
+    next_slot: torch.Tensor,
+    workspace: Workspace,
+    config: LaunchConfig,
+) -> None:
+    batch, num_q_heads, head_dim = q.shape
+    num_kv_heads, v_head_dim = v_new.shape[1:]
+    victim_heads = next_slot.shape[1]
+    group, rest = divmod(num_q_heads, num_kv_heads)
+    if rest or not 1 <= group <= MAX_GROUP:
+        raise ValueError(
+            f"num_q_heads={num_q_heads}: expected 1 to {MAX_GROUP} times "
+            f"num_kv_heads={num_kv_heads}"
+        )
+    for name, size in (("head_dim", head_dim), ("v_head_dim", v_head_dim)):
+        if size not in HEAD_DIMS:
+            raise ValueError(f"{name}={size}: expected one of {HEAD_DIMS}")
+    if victim_heads not in (1, num_kv_heads):
+        raise ValueError(f"next_slot has {victim_heads} heads: expected 1 or {num_kv_heads}")
+    for name, tensor, size in (("k", k_cache, head_dim), ("v", v_cache, v_head_dim)):
+        if tuple(tensor.shape[1:]) != (num_kv_heads, size) or tensor.stride()[1:] != (size, 1):
+            raise ValueError(
+                f"{name}_cache is {tuple(tensor.shape)}: expected [slots, {num_kv_heads}, {size}], "
+                f"each slot contiguous"
+            )
+        if tensor.dtype not in (q.dtype, torch.float8_e4m3fn):
+            raise ValueError(f"{name}_cache is {tensor.dtype}: expected {q.dtype} or float8_e4m3fn")
+    for name, tensor in (("q", q), ("k_new", k_new), ("v_new", v_new)):
+        size = tensor.shape[2]
+        if tensor.shape[0] != batch or tensor.stride()[1:] != (size, 1):
+            raise ValueError(f"{name} is {tuple(tensor.shape)}: expected {batch} contiguous rows")
+    if kv_indices.dtype != torch.int32 or kv_indices.dim() != 1 or kv_indices.stride(0) != 1:
+        raise ValueError(
+            f"kv_indices is {kv_indices.dtype} {tuple(kv_indices.shape)}: expected int32 [tokens]"
+        )
+    strided = batch > 1 and fields.stride(1) != 1
+    if fields.dtype != torch.int32 or fields.shape != (NUM_FIELDS, batch) or strided:
+        raise ValueError(
+            f"fields is {fields.dtype} {tuple(fields.shape)}: "
+            f"expected int32 [{NUM_FIELDS}, {batch}]"
+        )
+    if batch > workspace.max_batch or batch * config.max_splits > workspace.max_partials:
+        raise ValueError(
+            f"batch={batch} with max_splits={config.max_splits}: the workspace is for "
+            f"{workspace.max_batch} rows and {workspace.max_partials} partial results"
+        )
+    if config.chunks > workspace.best_score.shape[2]:
+        raise ValueError(
+            f"chunks={config.chunks}: the workspace takes {workspace.best_score.shape[2]}"
+        )

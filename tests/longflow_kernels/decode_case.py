@@ -1,0 +1,196 @@
+"""Random decode steps on scattered slots, everything a row does not own poisoned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from longflow_kernels.attend_score_evict.op import (
+    LaunchConfig,
+    StepRow,
+    Workspace,
+    attend_score_evict,
+    pack_rows,
+)
+from longflow_kernels.attend_score_evict.reference import (
+    ReferenceStep,
+    attend_score_evict_reference,
+)
+
+#: Small tiles, so that short rows still have several splits, tiles and chunks.
+SMALL = LaunchConfig(
+    block_n=16, max_splits=4, min_split_tokens=16, chunks=2, block_s=32, num_warps=4, num_stages=2
+)
+
+
+@dataclass
+class DecodeCase:
+    """One step of one layer. `run` and `reference` leave the case as it was."""
+
+    rows: list[StepRow]
+    num_q_heads: int = 4
+    num_kv_heads: int = 2
+    head_dim: int = 64
+    victim_heads: int = 1
+    dtype: torch.dtype = torch.float32
+    cache_dtype: torch.dtype | None = None
+    logit_cap: float = 0.0
+    k_scale: float = 1.0
+    v_scale: float = 1.0
+    protect_sink_tokens: int = 0
+    protect_recent_tokens: int = 0
+    peak: float = 1.0
+    device: str = "cpu"
+    seed: int = 0
+    config: LaunchConfig = SMALL
+    tensors: dict = field(init=False, repr=False)
+
+    def __post_init__(self):
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def normal(*shape, dtype=self.dtype):
+            return torch.randn(*shape, generator=generator).to(dtype).to(self.device)
+
+        batch, heads, dim = len(self.rows), self.num_kv_heads, self.head_dim
+        num_rows = batch + 3
+        width = max([row.kv_len for row in self.rows], default=0) + 5
+        num_slots = num_rows * width + 7
+        self.num_slots = num_slots
+        scattered = torch.randperm(num_slots, generator=generator)[: num_rows * width]
+        req_to_token = scattered.view(num_rows, width).to(torch.int32)
+        requests = torch.randperm(num_rows, generator=generator)[:batch]
+        cache_dtype = self.cache_dtype or self.dtype
+        k = torch.full((num_slots, heads, dim), float("nan"))
+        v = torch.full((num_slots, heads, dim), float("nan"))
+        next_slot = torch.full((num_rows, self.victim_heads), -7, dtype=torch.int32)
+        recent = torch.full(
+            (num_rows, self.victim_heads, self.protect_recent_tokens), -7, dtype=torch.int32
+        )
+        for request, row in zip(requests.tolist(), self.rows):
+            if not row.kv_len:
+                continue
+            held = row.kv_len if row.overwrites else row.kv_len - 1
+            own = req_to_token[request, :held].long()
+            k[own] = torch.randn(held, heads, dim, generator=generator) * self.peak
+            v[own] = torch.randn(held, heads, dim, generator=generator)
+            if row.overwrites:
+                for head in range(self.victim_heads):
+                    order = torch.randperm(row.kv_len, generator=generator).to(torch.int32)
+                    next_slot[request, head] = order[0]
+                    # What is overwritten may be anything by now.
+                    group = heads // self.victim_heads
+                    part = slice(head * group, (head + 1) * group)
+                    k[own[order[0]], part] = float("nan")
+                    v[own[order[0]], part] = float("nan")
+                    if self.protect_recent_tokens and row.scored:
+                        recent[request, head] = order[1 : 1 + self.protect_recent_tokens]
+        k_new, v_new = normal(batch, heads, dim), normal(batch, heads, dim)
+        if self.device == "cpu" and cache_dtype == torch.float8_e4m3fn:
+            # Triton 3.6's interpreter loses the carry when rounding to fp8 raises the exponent.
+            k_new = (k_new / self.k_scale).to(cache_dtype).to(self.dtype) * self.k_scale
+            v_new = (v_new / self.v_scale).to(cache_dtype).to(self.dtype) * self.v_scale
+        self.tensors = dict(
+            q=normal(batch, self.num_q_heads, dim),
+            k_new=k_new,
+            v_new=v_new,
+            k_cache=(k / self.k_scale).to(cache_dtype).to(self.device),
+            v_cache=(v / self.v_scale).to(cache_dtype).to(self.device),
+            kv_indices=torch.cat(
+                [
+                    req_to_token[request, : row.kv_len]
+                    for request, row in zip(requests.tolist(), self.rows)
+                ]
+                or [req_to_token[0, :0]]
+            ).to(self.device),
+            req_pool_indices=requests.to(self.device),
+            fields=pack_rows(self.rows, num_slots).to(self.device),
+            next_slot=next_slot.to(self.device),
+        )
+        self.recent = recent.to(self.device) if self.protect_recent_tokens else None
+
+    def _arguments(self) -> dict:
+        changed = {name: self.tensors[name].clone() for name in ("k_cache", "v_cache", "next_slot")}
+        recent = None if self.recent is None else self.recent.clone()
+        return {
+            **self.tensors,
+            **changed,
+            "recent": recent,
+            "scaling": self.head_dim**-0.5,
+            "logit_cap": self.logit_cap,
+            "k_scale": self.k_scale,
+            "v_scale": self.v_scale,
+            "protect_sink_tokens": self.protect_sink_tokens,
+        }
+
+    def workspace(self) -> Workspace:
+        """A workspace of the smallest size that fits, full of NaN."""
+        batch = len(self.rows)
+        made = Workspace(
+            max_batch=max(1, batch),
+            capacity_tokens=self.num_slots,
+            num_q_heads=self.num_q_heads,
+            v_head_dim=self.head_dim,
+            victim_heads=self.victim_heads,
+            device=self.device,
+            max_partials=max(1, batch * self.config.max_splits),
+        )
+        for tensor in (made.partial_out, made.partial_lse, made.weights, made.best_score):
+            tensor.fill_(float("nan"))
+        return made
+
+    def run(self, workspace: Workspace | None = None) -> tuple[torch.Tensor, dict]:
+        """(out, the arguments after the call)."""
+        arguments = self._arguments()
+        workspace = workspace or self.workspace()
+        out = attend_score_evict(**arguments, workspace=workspace, config=self.config)
+        return out, arguments
+
+    def reference(self) -> tuple[ReferenceStep, dict]:
+        """(result, the arguments after the call), on the CPU."""
+        arguments = {
+            name: value.cpu() if isinstance(value, torch.Tensor) else value
+            for name, value in self._arguments().items()
+        }
+        return attend_score_evict_reference(**arguments), arguments
+
+    def alone(self, index: int) -> DecodeCase:
+        """The same step with one of the rows only."""
+        case = replace(self, rows=[self.rows[index]])
+        for name in ("q", "k_new", "v_new", "req_pool_indices"):
+            case.tensors[name] = self.tensors[name][index : index + 1].clone()
+        for name in ("k_cache", "v_cache", "next_slot"):
+            case.tensors[name] = self.tensors[name]
+        start = sum(row.kv_len for row in self.rows[:index])
+        case.tensors["kv_indices"] = self.tensors["kv_indices"][start:].clone()
+        case.recent, case.num_slots = self.recent, self.num_slots
+        return case
+
+
+def assert_step(case: DecodeCase, *, tolerance: float, score_rounding: float) -> None:
+    """Compare a run with the float64 oracle.
+
+    The chosen victim must be the oracle's unless its score is within `score_rounding` (relative)
+    of the oracle's lowest. All memory a row does not write must keep its bytes.
+    """
+    out, got = case.run()
+    expected, want = case.reference()
+    worst = (out.cpu().double() - expected.out).abs().max().item() if len(case.rows) else 0.0
+    assert worst <= tolerance, f"output is {worst} off"
+    for name in ("k_cache", "v_cache"):
+        raw_got, raw_want = (
+            side[name].cpu().contiguous().view(torch.uint8) for side in (got, want)
+        )
+        assert torch.equal(raw_got, raw_want), name
+    victims, wanted = got["next_slot"].cpu(), want["next_slot"]
+    scored = {int(case.tensors["req_pool_indices"][i]): s for i, s in expected.scores.items()}
+    for request in range(victims.shape[0]):
+        if request not in scored:
+            assert torch.equal(victims[request], wanted[request])
+            continue
+        for head in range(victims.shape[1]):
+            scores = scored[request][head]
+            lowest, chosen = scores.min().item(), scores[victims[request, head]].item()
+            assert chosen <= lowest * (1 + score_rounding), (request, head, chosen, lowest)
+    if case.recent is not None:
+        assert torch.equal(got["recent"].cpu(), want["recent"])
