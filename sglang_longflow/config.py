@@ -17,6 +17,7 @@ class Flag:
     type: type
     default: Any
     help: str
+    choices: tuple[str, ...] | None = None
 
 
 FLAGS = (
@@ -39,6 +40,23 @@ FLAGS = (
     ),
     Flag("kv_protect_sink_tokens", int, 0, "Never overwrite the first N tokens of a request."),
     Flag("kv_protect_recent_tokens", int, 0, "Never overwrite the last N tokens of a request."),
+    Flag(
+        "kv_victims",
+        str,
+        "layer",
+        "layer: one victim per layer and request, as published. kv_head: each KV head overwrites "
+        "its own (needs the triton decode kernel).",
+        ("layer", "kv_head"),
+    ),
+    Flag(
+        "kv_decode_kernel",
+        str,
+        "auto",
+        "triton: attention, score and victim in one kernel. reference: SGLang's attention, then "
+        "the score in PyTorch, without CUDA graphs. auto: reference, until the kernel has passed "
+        "its tests on a GPU.",
+        ("auto", "triton", "reference"),
+    ),
 )
 FLAG_NAMES = tuple(flag.name for flag in FLAGS)
 
@@ -59,6 +77,10 @@ class LongFlowConfig:
         Whether a request may ask for full KV (``kv_budget: 0``).
     kv_protect_sink_tokens, kv_protect_recent_tokens : int
         Tokens at either end of a row that are never overwritten.
+    kv_victims : str
+        "layer" or "kv_head": what shares one victim.
+    kv_decode_kernel : str
+        "auto", "triton" or "reference"; see `uses_fused_decode`.
     """
 
     kv_budget: int
@@ -68,6 +90,8 @@ class LongFlowConfig:
     kv_budget_allow_full: bool = False
     kv_protect_sink_tokens: int = 0
     kv_protect_recent_tokens: int = 0
+    kv_victims: str = "layer"
+    kv_decode_kernel: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("kv_budget", "kv_budget_min", "kv_budget_max"):
@@ -82,6 +106,17 @@ class LongFlowConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise ConfigError(f"{name}={value!r}: expected an integer >= 0")
+        for flag in FLAGS:
+            value = getattr(self, flag.name)
+            if flag.choices and value not in flag.choices:
+                raise ConfigError(
+                    f"{flag.name}={value!r}: expected one of {', '.join(flag.choices)}"
+                )
+        if self.kv_victims == "kv_head" and self.kv_decode_kernel == "reference":
+            raise ConfigError(
+                "kv_victims='kv_head': the reference decode has one victim per layer; set "
+                "--kv-decode-kernel triton, or --kv-victims layer"
+            )
         if self.kv_policy not in policy_names():
             raise ConfigError(
                 f"kv_policy={self.kv_policy!r}: unknown policy; known: {', '.join(policy_names())}"
@@ -109,6 +144,16 @@ class LongFlowConfig:
             protect_sink_tokens=self.kv_protect_sink_tokens,
             protect_recent_tokens=self.kv_protect_recent_tokens,
         )
+
+    def uses_fused_decode(self, device_type: str) -> bool:
+        """Whether decode runs in the Triton kernel on "cuda" or "cpu"."""
+        return self.kv_decode_kernel == "triton"
+
+    def row_tokens(self, context_tokens: int) -> int:
+        """Most tokens that a row can hold resident."""
+        if self.allows_full or self.kv_budget_max is None:
+            return context_tokens
+        return min(context_tokens, self.kv_budget_max)
 
     @property
     def allows_full(self) -> bool:

@@ -66,6 +66,24 @@ class Runtime:
             )
         return pending.view
 
+    def take_replay_view(self, rows: int) -> DecodeView | None:
+        """The view of the batch that a CUDA graph is about to replay, once.
+
+        SGLang's replay batch carries no request ids, so only the number of rows can be compared.
+
+        Raises
+        ------
+        RuntimeError
+            There is no view of a decode batch of this size.
+        """
+        pending, self.pending_view = self.pending_view, None
+        if pending is None or len(pending.rids) != rows or isinstance(pending.view, PrefillView):
+            raise RuntimeError(
+                f"longflow: a replay of {rows} rows reached the attention backend with the view "
+                f"of {pending.rids if pending else None}"
+            )
+        return pending.view
+
 
 _current: Runtime | None = None
 

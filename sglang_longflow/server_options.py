@@ -28,6 +28,8 @@ KV_OPTIONS = {
     "kv_budget_allow_full": "flag",
     "kv_protect_sink_tokens": "int",
     "kv_protect_recent_tokens": "int",
+    "kv_victims": "str",
+    "kv_decode_kernel": "str",
 }
 _EXPECTED = {
     "int": "an integer",

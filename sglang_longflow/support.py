@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from sglang_longflow.config import LongFlowConfig
 from sglang_longflow.errors import UnsupportedSetup
 
 #: SGLang releases that the hooks were written for and tested with.
@@ -60,6 +61,18 @@ FLAG_RULES: tuple[FlagRule, ...] = (
         lambda v: v in (None, "null"),
         "prefill/decode disaggregation",
         "drop --disaggregation-mode",
+    ),
+    FlagRule(
+        "cuda_graph_backend_prefill",
+        lambda v: v in (None, "disabled"),
+        "a CUDA graph of prefill",
+        "drop --cuda-graph-backend-prefill",
+    ),
+    FlagRule(
+        "cuda_graph_backend_decode",
+        lambda v: v in (None, "full", "disabled"),
+        "a CUDA graph of decode in pieces",
+        "set --cuda-graph-backend-decode full",
     ),
     FlagRule(
         "chunked_prefill_size",
@@ -133,11 +146,11 @@ def refuse_model(server_args: Any) -> None:
         raise UnsupportedSetup(f"{conflict}; drop --kv-budget or choose another --model-path")
 
 
-def apply_defaults(server_args: Any) -> dict[str, Any]:
+def apply_defaults(server_args: Any, config: LongFlowConfig) -> dict[str, Any]:
     """Set what a budget server needs and the operator left open; returns what was set.
 
-    On a GPU the decode step scores in plain PyTorch for now, which CUDA graphs cannot hold, and the
-    prompt's last queries are read in the prefill step: both graphs are off.
+    On a GPU the prompt's last queries are read in the prefill step, so its CUDA graph is off; with
+    the reference decode, which scores in plain PyTorch, that of decode too.
     """
     changed: dict[str, Any] = {}
 
@@ -154,5 +167,6 @@ def apply_defaults(server_args: Any) -> dict[str, Any]:
         backends = ("attention_backend", "prefill_attention_backend", "decode_attention_backend")
         if all(getattr(server_args, field) is None for field in backends):
             default("attention_backend", "flashinfer")
-        default("disable_cuda_graph", True)
+        fused = config.uses_fused_decode("cuda")
+        default("disable_prefill_cuda_graph" if fused else "disable_cuda_graph", True)
     return changed

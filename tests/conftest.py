@@ -10,7 +10,8 @@ if os.environ.get("LONGFLOW_TEST_DEVICE", "cpu") == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
     import triton.experimental.gluon.language  # noqa: F401 (the first launch would, too late)
 
-    import longflow_kernels.attend_score_evict.op  # noqa: F401
+    import longflow_kernels.attend_score_evict.op
+    import longflow_kernels.compress_prompt.op  # noqa: F401
 
     del os.environ["TRITON_INTERPRET"]
 

@@ -22,6 +22,8 @@ def test_defaults_are_the_published_algorithm():
         "kv_budget_allow_full": False,
         "kv_protect_sink_tokens": 0,
         "kv_protect_recent_tokens": 0,
+        "kv_victims": "layer",
+        "kv_decode_kernel": "auto",
     }
 
 
@@ -55,6 +57,12 @@ def test_flags_and_fields_are_the_same():
         ),
         ({"kv_budget": 64, "kv_policy": "h2o"}, "kv_policy='h2o': unknown policy; known: longflow"),
         ({"kv_budget": 64, "kv_policy": ""}, "kv_policy='': unknown policy"),
+        ({"kv_budget": 64, "kv_victims": "head"}, "kv_victims='head': expected one of layer, kv_"),
+        ({"kv_budget": 64, "kv_decode_kernel": ""}, "kv_decode_kernel='': expected one of auto"),
+        (
+            {"kv_budget": 64, "kv_victims": "kv_head", "kv_decode_kernel": "reference"},
+            "kv_victims='kv_head': the reference decode has one victim per layer",
+        ),
         ({"kv_budget": 64, "kv_protect_sink_tokens": -1}, "kv_protect_sink_tokens=-1"),
         ({"kv_budget": 64, "kv_protect_sink_tokens": True}, "kv_protect_sink_tokens=True"),
         ({"kv_budget": 64, "kv_protect_recent_tokens": 1.0}, "kv_protect_recent_tokens=1.0"),
@@ -137,6 +145,8 @@ def test_without_a_budget_the_plugin_is_inert(source):
         ("kv_budget_allow_full", True),
         ("kv_protect_sink_tokens", 4),
         ("kv_protect_recent_tokens", 4),
+        ("kv_victims", "kv_head"),
+        ("kv_decode_kernel", "triton"),
     ],
 )
 def test_any_setting_without_a_budget_is_refused(name, value):
@@ -160,6 +170,8 @@ def test_values_arrive_where_they_belong():
         "kv_budget_allow_full": True,
         "kv_protect_sink_tokens": 4,
         "kv_protect_recent_tokens": 6,
+        "kv_victims": "kv_head",
+        "kv_decode_kernel": "triton",
     }
     assert config_from(SimpleNamespace(**values)).as_dict() == values
 
@@ -201,3 +213,17 @@ def test_configs_parse_and_hold_known_and_valid_settings(path):
 
 #: SGLang has arguments of its own that begin with kv.
 SGLANG_KV = {"kv_cache_dtype", "kv_events_config"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "tokens"),
+    [
+        ({"kv_budget": 64}, 1000),  # a request may ask for more
+        ({"kv_budget": 64, "kv_budget_max": 80}, 80),
+        ({"kv_budget": 64, "kv_budget_max": 80, "kv_budget_allow_full": True}, 1000),
+        ({"kv_budget": 0, "kv_budget_max": 80}, 1000),
+        ({"kv_budget": 64, "kv_budget_max": 5000}, 1000),
+    ],
+)
+def test_most_tokens_that_a_row_can_hold(settings, tokens):
+    assert LongFlowConfig(**settings).row_tokens(1000) == tokens

@@ -2,79 +2,69 @@
 
 from __future__ import annotations
 
-import copy
-from collections import defaultdict
-from dataclasses import dataclass
-
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+from sglang.srt.runtime_context import get_parallel
 
-from longflow_kernels import prompt_scores, removal_scores
+from longflow_kernels import prompt_scores
+from longflow_kernels.compress_prompt.op import paged_prompt_scores
 from sglang_longflow import runtime
+from sglang_longflow.backend.decode_fused import FusedDecode
+from sglang_longflow.backend.decode_reference import ReferenceDecode
 from sglang_longflow.backend.moves import carry_out
+from sglang_longflow.backend.pool import load_kv, scale_of
 from sglang_longflow.contracts import DecodeView, PrefillView, PromptRow
+from sglang_longflow.errors import ConfigError
 from sglang_longflow.flow.decode import DecodeState
-from sglang_longflow.policies import FullRows, Policy, PromptEnd
-
-
-@dataclass
-class FullGroup:
-    """Full rows of a step that share policy and budget; indices are on the device.
-
-    Attributes
-    ----------
-    policy : Policy
-    budget_tokens : int
-    batch_index, pool_index : torch.Tensor
-        [n] int64 each: place in the batch, and req_pool_idx.
-    slots : torch.Tensor
-        [n, budget_tokens] int64 pool slots.
-    overwrites : list of int
-    """
-
-    policy: Policy
-    budget_tokens: int
-    batch_index: torch.Tensor
-    pool_index: torch.Tensor
-    slots: torch.Tensor
-    overwrites: list[int]
-
-
-@dataclass
-class DecodeStep:
-    """A decode step of the batch, on the device."""
-
-    forward_batch: object  # the inner backend's view: resident lengths, per-layer write slots
-    out_cache_loc: torch.Tensor
-    overwrite: torch.Tensor
-    groups: list[FullGroup]
+from sglang_longflow.policies import PromptEnd
 
 
 class LongFlowAttnBackend(AttentionBackend):
-    """Wraps the backend the server would use and changes three things.
+    """Wraps the backend the server would use; prefill stays with it.
 
-    - Lengths: attention sees the resident ``kv_len`` of each row; ``seq_lens`` stays logical.
-    - Writes: in layer l, a full row's K/V goes to ``req_to_token[row, next_slot[l, row]]``.
-    - Choice: after attention, each full row's next victim in that layer is picked, on the device.
-
-    Batches without a bounded row pass through untouched.
+    - A prefill step also records which positions of an over-long prompt each layer keeps.
+    - A decode step first carries out the K/V moves of rows that become owners of their slots.
+    - Then `FusedDecode` (one kernel) or `ReferenceDecode` (SGLang's attention, and the score in
+      PyTorch) attends to the resident tokens, writes each full row's K/V over its victim, and picks
+      the next one, on the device.
     """
 
     def __init__(self, inner: AttentionBackend, model_runner):
         super().__init__()
-        config = runtime.current().config
+        current = runtime.current()
+        config = current.config
         self.inner = inner
         self.req_to_token_pool = model_runner.req_to_token_pool
         self.token_to_kv_pool = model_runner.token_to_kv_pool
         self.num_layers = model_runner.model_config.num_hidden_layers
+        num_rows, row_slots = self.req_to_token_pool.req_to_token.shape
+        device = self.req_to_token_pool.req_to_token.device
+        self.fused = config.uses_fused_decode(device.type)
+        if config.kv_victims == "kv_head" and not self.fused:
+            raise ConfigError(
+                f"kv_victims='kv_head': needs the triton decode kernel, which is off on a "
+                f"{device.type}; set --kv-victims layer"
+            )
+        kv_heads = self.token_to_kv_pool.get_key_buffer(0).shape[1]
         self.state = DecodeState(
             self.num_layers,
-            self.req_to_token_pool.req_to_token.shape[0],
+            num_rows,
             config.kv_protect_recent_tokens,
-            self.req_to_token_pool.req_to_token.device,
+            device,
+            kv_heads if config.kv_victims == "kv_head" else 1,
         )
-        runtime.current().device_state_bytes = self.state.state_bytes
-        self._decode: DecodeStep | None = None
+        self.decode = (
+            FusedDecode(
+                model_runner,
+                self.state,
+                config.policy(),
+                model_runner.model_config.num_attention_heads // get_parallel().attn_tp_size,
+                config.row_tokens(row_slots),
+            )
+            if self.fused
+            else ReferenceDecode(inner, model_runner, self.state)
+        )
+        current.device_state_bytes = self.state.state_bytes + self.decode.nbytes
         self._prefill: PrefillView | None = None
 
     def __getattr__(self, name):
@@ -94,113 +84,50 @@ class LongFlowAttnBackend(AttentionBackend):
     def get_indexer_metadata(self, layer_id, forward_batch):
         return self.inner.get_indexer_metadata(layer_id, forward_batch)
 
-    def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int):
-        raise RuntimeError("longflow: decode CUDA graphs are off with a KV budget")
+    # preparation of a step
 
     def init_forward_metadata(self, forward_batch):
         view = runtime.current().take_view(forward_batch.rids)
         self._prefill = view if isinstance(view, PrefillView) else None
-        if isinstance(view, DecodeView):
-            self._decode = self._begin_decode(forward_batch, view)
-            self.inner.init_forward_metadata(self._decode.forward_batch)
-        else:
-            self._decode = None
+        if not forward_batch.forward_mode.is_decode():
             self.inner.init_forward_metadata(forward_batch)
+            return
+        self._begin_moved_rows(forward_batch.req_pool_indices, view)
+        self.decode.begin(forward_batch, view)
+
+    def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int):
+        self.decode.init_cuda_graph_state(max_bs)
+        current = runtime.current()
+        current.device_state_bytes = self.state.state_bytes + self.decode.nbytes
 
     def init_forward_metadata_out_graph(self, forward_batch, in_capture: bool = False):
-        self.init_forward_metadata(forward_batch)
+        """Before a decode graph is captured or replayed; nothing else has graphs with a budget."""
+        if not forward_batch.forward_mode.is_decode():
+            raise RuntimeError(
+                f"longflow: a CUDA graph of {forward_batch.forward_mode} is not supported with a "
+                f"KV budget"
+            )
+        if in_capture:
+            self.decode.begin_capture(forward_batch.batch_size)
+            return
+        real = forward_batch.batch_size - forward_batch.num_padding
+        view = runtime.current().take_replay_view(real)
+        self._begin_moved_rows(forward_batch.req_pool_indices, view)
+        self.decode.begin_replay(forward_batch, view)
 
-    # decode
-
-    def _begin_decode(self, forward_batch, view: DecodeView) -> DecodeStep:
+    def _begin_moved_rows(self, req_pool_indices: torch.Tensor, view: DecodeView | None) -> None:
+        if view is None:
+            return
         carry_out(view.moves, self.token_to_kv_pool, self.num_layers)
-        device = forward_batch.seq_lens.device
-        host = torch.tensor([view.kv_lens, view.overwrite], dtype=torch.int64)
-        kv_lens, overwrite = host.to(device, non_blocking=True)
-        if any(view.fresh):
-            where = [i for i, is_fresh in enumerate(view.fresh) if is_fresh]
-            index = torch.tensor(where).to(device, non_blocking=True)
-            self.state.start_cut_rows(forward_batch.req_pool_indices[index], kv_lens[index])
-        inner = copy.copy(forward_batch)
-        inner.seq_lens = kv_lens.to(forward_batch.seq_lens.dtype)
-        inner.seq_lens_cpu = host[0]
-        inner.seq_lens_sum = sum(view.kv_lens)
-        return DecodeStep(
-            forward_batch=inner,
-            out_cache_loc=forward_batch.out_cache_loc,
-            overwrite=overwrite.bool(),
-            groups=self._groups(forward_batch, view),
-        )
+        fresh = [(i, view.kv_lens[i]) for i, is_fresh in enumerate(view.fresh) if is_fresh]
+        if fresh:
+            index, budgets = torch.tensor(fresh).T.to(req_pool_indices.device, non_blocking=True)
+            self.state.start_cut_rows(req_pool_indices[index], budgets)
 
-    def _groups(self, forward_batch, view: DecodeView) -> list[FullGroup]:
-        by_kind: dict[tuple[Policy, int], list[tuple[int, int]]] = defaultdict(list)
-        for index, budget, overwrites in view.full_rows:
-            by_kind[budget.policy, budget.tokens].append((index, overwrites))
-        device = forward_batch.seq_lens.device
-        # On a CPU row by row: a row's sums must not depend on who shares its batch.
-        size = 1 if device.type == "cpu" else len(view.full_rows) or 1
-        groups = []
-        for (policy, tokens), members in by_kind.items():
-            for start in range(0, len(members), size):
-                part = members[start : start + size]
-                batch_index = torch.tensor([i for i, _ in part]).to(device, non_blocking=True)
-                pool_index = forward_batch.req_pool_indices[batch_index]
-                slots = self.req_to_token_pool.req_to_token[pool_index, :tokens].to(torch.int64)
-                groups.append(
-                    FullGroup(policy, tokens, batch_index, pool_index, slots, [n for _, n in part])
-                )
-        return groups
+    # one layer of a step
 
     def forward_decode(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
-        step = self._decode
-        if step is None or k is None:
-            return self.inner.forward_decode(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
-        if not save_kv_cache:
-            raise RuntimeError(
-                f"longflow: layer {layer.layer_id} wrote its K/V before attention, "
-                f"so full rows cannot overwrite their victims"
-            )
-        victims = self.state.next_slot[layer.layer_id, forward_batch.req_pool_indices]
-        target = self.req_to_token_pool.req_to_token[forward_batch.req_pool_indices, victims]
-        step.forward_batch.out_cache_loc = torch.where(
-            step.overwrite, target.to(step.out_cache_loc.dtype), step.out_cache_loc
-        )
-        out = self.inner.forward_decode(q, k, v, layer, step.forward_batch, save_kv_cache, **kwargs)
-        queries = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
-        for group in step.groups:
-            self._pick_victims(group, queries, layer)
-        return out
-
-    def _pick_victims(self, group: FullGroup, queries: torch.Tensor, layer) -> None:
-        def compute_scores() -> torch.Tensor:
-            keys = self._load(self.token_to_kv_pool.get_key_buffer, group.slots, layer, "k")
-            values = self._load(self.token_to_kv_pool.get_value_buffer, group.slots, layer, "v")
-            return removal_scores(
-                queries[group.batch_index], keys, values, layer.scaling, layer.logit_cap
-            )
-
-        recent = self.state.note_written(
-            layer.layer_id, group.pool_index, group.budget_tokens, group.overwrites
-        )
-        rows = FullRows(
-            budget_tokens=group.budget_tokens,
-            overwrites=group.overwrites,
-            device=queries.device,
-            compute_scores=compute_scores,
-            recent=recent,
-        )
-        self.state.next_slot[layer.layer_id, group.pool_index] = group.policy.victims(rows)
-
-    @staticmethod
-    def _load(buffer_of, slots: torch.Tensor, layer, which: str) -> torch.Tensor:
-        """K or V at `slots`, [..., num_kv_heads, head_dim]; float32 and scaled where it is fp8."""
-        values = buffer_of(layer.layer_id)[slots]
-        if values.dtype.itemsize > 1:
-            return values
-        scale = getattr(layer, f"{which}_scale_float", None)
-        return values.float() * (1.0 if scale is None else scale)
-
-    # prefill
+        return self.decode.forward(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
 
     def forward_extend(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
         out = self.inner.forward_extend(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
@@ -214,9 +141,18 @@ class LongFlowAttnBackend(AttentionBackend):
         slots = self.req_to_token_pool.req_to_token[row.req_pool_idx, : row.prompt_tokens]
 
         def score_earlier(window: int) -> torch.Tensor:
-            earlier = slots[: row.prompt_tokens - window].to(torch.int64)
-            keys = self._load(self.token_to_kv_pool.get_key_buffer, earlier, layer, "k")
+            earlier = slots[: row.prompt_tokens - window]
             last = queries[row.query_end - window : row.query_end]
+            if self.fused:
+                return paged_prompt_scores(
+                    last,
+                    self.token_to_kv_pool.get_key_buffer(layer.layer_id),
+                    earlier,
+                    layer.scaling,
+                    layer.logit_cap,
+                    k_scale=scale_of(layer, "k"),
+                )
+            keys = load_kv(self.token_to_kv_pool, "k", earlier.to(torch.int64), layer)
             return prompt_scores(last, keys, layer.scaling, layer.logit_cap)
 
         row.keep[layer.layer_id] = row.budget.policy.prompt_keep(

@@ -25,7 +25,13 @@ def add_cli_args(result: None, parser: argparse.ArgumentParser) -> None:
         if flag.type is bool:
             group.add_argument(option, action="store_true", default=flag.default, help=flag.help)
         else:
-            group.add_argument(option, type=flag.type, default=flag.default, help=flag.help)
+            group.add_argument(
+                option,
+                type=flag.type,
+                default=flag.default,
+                choices=flag.choices,
+                help=flag.help,
+            )
 
 
 def from_cli_args(original, cls, args: argparse.Namespace):
@@ -52,7 +58,7 @@ def post_init(original, self) -> None:
     if config is None:
         return original(self)
     support.refuse_flags(self)
-    changed = support.apply_defaults(self)
+    changed = support.apply_defaults(self, config)
     original(self)
     support.refuse_flags(self)
     support.refuse_model(self)

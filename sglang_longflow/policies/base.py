@@ -21,7 +21,7 @@ class FullRows:
     overwrites : list of int
         For each row: how many tokens it has overwritten so far; 0 where it filled in this step.
     recent : torch.Tensor or None
-        [n, protect_recent_tokens] int64 row indices of the tokens written last; None where the
+        [n, protect_recent_tokens] int32 row indices of the tokens written last; None where the
         policy protects none.
     """
 
@@ -81,6 +81,9 @@ class Policy(ABC):
     """
 
     name: ClassVar[str]
+    #: The victim is the arg-min of `FullRows.removal_scores` over what is not protected, so the
+    #: fused kernel can pick it.
+    ranks_by_removal: ClassVar[bool] = False
     #: Queries at the end of a prompt that `prompt_keep` looks at; they are always recomputed,
     #: so a prefix hit ends before them.
     prompt_window_tokens: ClassVar[int] = 0
@@ -94,6 +97,10 @@ class Policy(ABC):
         cut = self.prompt_window_tokens + self.protect_sink_tokens + 2
         decode = self.protect_sink_tokens + self.protect_recent_tokens + 2
         return max(cut, decode)
+
+    def known_victim(self, budget_tokens: int, overwrites: int) -> int | None:
+        """Row index that a row overwrites next where lengths alone decide it, else None."""
+        return None
 
     @abstractmethod
     def victims(self, rows: FullRows) -> torch.Tensor:

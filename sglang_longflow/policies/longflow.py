@@ -26,6 +26,7 @@ class LongFlow(Policy):
 
     name: ClassVar[str] = "longflow"
     prompt_window_tokens: ClassVar[int] = 32
+    ranks_by_removal: ClassVar[bool] = True
 
     def victims(self, rows: FullRows) -> torch.Tensor:
         scores = rows.removal_scores
@@ -33,7 +34,7 @@ class LongFlow(Policy):
             scores = scores.clone()
             scores[:, : self.protect_sink_tokens] = torch.inf
             if rows.recent is not None:
-                scores.scatter_(1, rows.recent, torch.inf)
+                scores.scatter_(1, rows.recent.to(torch.int64), torch.inf)
         return scores.argmin(dim=1)
 
     def prompt_keep(self, prompt: PromptEnd) -> torch.Tensor:

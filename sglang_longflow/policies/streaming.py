@@ -21,10 +21,12 @@ class Streaming(Policy):
 
     name: ClassVar[str] = "streaming"
 
-    def victims(self, rows: FullRows) -> torch.Tensor:
+    def known_victim(self, budget_tokens: int, overwrites: int) -> int:
         sinks = self.protect_sink_tokens
-        ring = rows.budget_tokens - sinks
-        picks = [sinks + done % ring for done in rows.overwrites]
+        return sinks + overwrites % (budget_tokens - sinks)
+
+    def victims(self, rows: FullRows) -> torch.Tensor:
+        picks = [self.known_victim(rows.budget_tokens, done) for done in rows.overwrites]
         return torch.tensor(picks, dtype=torch.int64).to(rows.device, non_blocking=True)
 
     def prompt_keep(self, prompt: PromptEnd) -> torch.Tensor:

@@ -157,8 +157,17 @@ def _stop(engine) -> None:
 
 
 @contextlib.contextmanager
-def engine(model: Path, *, probe: bool = False, env: dict[str, str] | None = None, **arguments):
+def engine(
+    model: Path,
+    *,
+    probe: bool = False,
+    interpret: bool = False,
+    env: dict[str, str] | None = None,
+    **arguments,
+):
     """An `sglang.Engine` fed with token ids, strict memory checks on.
+
+    With ``interpret`` its Triton kernels run on a CPU, in Triton's interpreter.
 
     With ``probe`` the scheduler runs under `probe.run_scheduler_process`; the engine then has
     ``probe_report()``.
@@ -180,11 +189,7 @@ def engine(model: Path, *, probe: bool = False, env: dict[str, str] | None = Non
         defaults["dtype"] = "bfloat16"  # FlashInfer has no float32 kernels
     else:
         defaults["device"] = "cpu"
-        env = {
-            "OMP_NUM_THREADS": "1",
-            "OMP_WAIT_POLICY": "PASSIVE",
-            **(env or {}),
-        }  # beside other processes, more is slower
+        env = {**CPU_THREADS, **(env or {})}
     cls = Engine
     if probe:
         import probe as probe_module
@@ -203,7 +208,10 @@ def engine(model: Path, *, probe: bool = False, env: dict[str, str] | None = Non
                 return report
 
         cls = ProbedEngine
-    starts = _fork_server() if DEVICE == "cpu" else contextlib.nullcontext()
+    if interpret:  # decided when SGLang and Triton are imported: not in the fork server
+        env = {**(env or {}), "TRITON_INTERPRET": "1"}
+    fork = DEVICE == "cpu" and not interpret
+    starts = _fork_server() if fork else contextlib.nullcontext()
     with environment(**STRICT, LONGFLOW_PROBE_FILE=str(report_file), **(env or {})), starts:
         running = cls(**{**defaults, **arguments})
     try:

@@ -91,7 +91,7 @@ class Probe:
             if row.prompt_keep is not None:
                 entry["keep"] = row.prompt_keep.tolist()
             elif req.kv.kv_allocated_len == row.budget.tokens:
-                victims = state.next_slot[:, req.req_pool_idx].tolist()
+                victims = state.next_slot[:, req.req_pool_idx, 0].tolist()
                 entry["victims"][row.overwritten_tokens] = victims
 
     def check(self) -> None:

@@ -152,3 +152,41 @@ def test_protected_tokens_and_streaming_policy(tiny_models):
             sampling_params=[greedy(200, kv_budget=b, kv_policy=p) for _, b, p in cases],
         )
         assert harness.outputs(got) == wanted
+
+
+def test_the_fused_kernels_in_a_server(tmp_path):
+    """The Triton kernels, interpreted: cut prompts, prefix hits, both policies, full neighbours."""
+    folder = harness.build_tiny_model("llama", tmp_path, num_hidden_layers=2)
+    model = load(folder)
+    protect = dict(protect_sink_tokens=2, protect_recent_tokens=5)
+    shared = prompt(40, 7)
+    cases = [
+        (shared, 64, "longflow"),
+        (shared + prompt(4, 8), 48, "longflow"),
+        (prompt(120, 9), 48, "longflow"),
+        (prompt(30, 10), 50, "streaming"),
+        (prompt(25, 11), 0, "longflow"),
+    ]
+    wanted = [
+        expected(model, ids, budget or 999, 50, policy=policy, **protect)
+        for ids, budget, policy in cases
+    ]
+    with harness.engine(
+        folder,
+        probe=True,
+        interpret=True,
+        kv_decode_kernel="triton",
+        kv_budget=64,
+        kv_budget_allow_full=True,
+        kv_protect_sink_tokens=2,
+        kv_protect_recent_tokens=5,
+    ) as engine:
+        engine.generate(input_ids=shared, sampling_params=greedy(1))
+        got = engine.generate(
+            input_ids=[ids for ids, _, _ in cases],
+            sampling_params=[greedy(50, kv_budget=b, kv_policy=p) for _, b, p in cases],
+        )
+        assert harness.outputs(got) == wanted
+        assert got[0]["meta_info"]["cached_tokens"] > 0
+        report = engine.probe_report()
+        assert report["overlap"] and report["radix"] and report["peak_full_rows"] == 4

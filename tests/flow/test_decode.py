@@ -14,12 +14,13 @@ def ints(values):
     return torch.tensor(values, dtype=torch.int64)
 
 
-def test_cut_rows_fill_their_last_place_in_every_layer_and_others_stay():
-    state = DecodeState(3, 8, 0, CPU)
+@pytest.mark.parametrize("heads", [1, 4])
+def test_cut_rows_fill_their_last_place_in_every_layer_and_others_stay(heads):
+    state = DecodeState(3, 8, 0, CPU, heads)
     state.next_slot.fill_(77)
     state.start_cut_rows(ints([5, 2]), ints([40, 64]))
-    assert state.next_slot[:, 5].tolist() == [39] * 3
-    assert state.next_slot[:, 2].tolist() == [63] * 3
+    assert state.next_slot[:, 5].tolist() == [[39] * heads] * 3
+    assert state.next_slot[:, 2].tolist() == [[63] * heads] * 3
     others = [0, 1, 3, 4, 6, 7]
     assert (state.next_slot[:, others] == 77).all()
 
@@ -28,12 +29,13 @@ def test_no_protection_keeps_no_ring():
     state = DecodeState(2, 4, 0, CPU)
     assert state.recent is None
     assert state.note_written(0, ints([1]), 16, [0]) is None
-    assert state.state_bytes == 2 * 4 * 8
+    assert state.state_bytes == 2 * 4 * 4
 
 
 @pytest.mark.parametrize("recent", [1, 5])
-def test_state_bytes_count_the_ring(recent):
-    assert DecodeState(2, 4, recent, CPU).state_bytes == 2 * 4 * 8 * (1 + recent)
+def test_state_bytes_count_the_ring_and_the_heads(recent):
+    assert DecodeState(2, 4, recent, CPU).state_bytes == 2 * 4 * 4 * (1 + recent)
+    assert DecodeState(2, 4, recent, CPU, 3).state_bytes == 3 * 2 * 4 * 4 * (1 + recent)
 
 
 @pytest.mark.parametrize("recent", [1, 2, 3, 7])
@@ -82,7 +84,7 @@ def test_rows_in_different_phases_do_not_touch_each_other():
             ring = state.note_written(layer, ints(batch), budget, done)
             for i, row in enumerate(batch):
                 assert sorted(ring[i].tolist()) == sorted(models[row][layer][-recent:])
-                assert ring[i].tolist() == state.recent[layer, row].tolist()
+                assert ring[i].tolist() == state.recent[layer, row, 0].tolist()
                 free = sorted(set(range(budget)) - set(ring[i].tolist()))
                 state.next_slot[layer, row] = rng.choice(free)
         untouched = [row for row in range(12) if row not in starts]

@@ -10,6 +10,7 @@ from longflow_kernels.attend_score_evict.op import (
     Workspace,
     attend_score_evict,
     launch_config,
+    pack_full_rows,
     pack_rows,
 )
 
@@ -201,9 +202,18 @@ def test_launch_configs_fit_the_workspace_of_a_server(batch, num_kv_heads):
         v_head_dim=64,
         victim_heads=1,
         device="cpu",
+        max_partials=8 * 132,
     )
-    assert batch * config.max_splits <= workspace.max_partials
+    assert config.max_splits == 1 or batch * config.max_splits <= workspace.max_partials
     assert config.chunks <= workspace.best_score.shape[2]
+
+
+def test_rows_without_a_bound_are_packed_from_their_lengths():
+    lengths = [5, 0, 17, 1]
+    expected = pack_rows([StepRow(kv_len=n) for n in lengths], 0)
+    assert torch.equal(pack_full_rows(torch.tensor(lengths)), expected)
+    assert torch.equal(pack_full_rows(torch.tensor([3])), pack_rows([StepRow(3)], 0))
+    assert pack_full_rows(torch.zeros(0, dtype=torch.int64)).shape == pack_rows([], 0).shape
 
 
 def test_workspace_reports_its_bytes():

@@ -21,6 +21,28 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
+def gather_indices_kernel(
+    req_to_token_ptr,
+    req_pool_indices_ptr,
+    fields_ptr,
+    kv_indices_ptr,
+    field_stride,
+    req_stride,
+    BLOCK: tl.constexpr,
+):
+    """Grid (programs of a row, batch): the slots of all rows, one row after the other."""
+    row = tl.program_id(1)
+    kv_len = tl.load(fields_ptr + KV_LEN * field_stride + row)
+    start = tl.load(fields_ptr + KV_START * field_stride + row)
+    req = tl.load(req_pool_indices_ptr + row).to(tl.int64)
+    for first in range(tl.program_id(0) * BLOCK, kv_len, tl.num_programs(0) * BLOCK):
+        position = first + tl.arange(0, BLOCK)
+        there = position < kv_len
+        slots = tl.load(req_to_token_ptr + req * req_stride + position, mask=there)
+        tl.store(kv_indices_ptr + start + position, slots, mask=there)
+
+
+@triton.jit
 def _split_tokens(kv_len, min_split_tokens, MAX_SPLITS: tl.constexpr, BLOCK_N: tl.constexpr):
     """Tokens of each split of a row; both kernels must agree on it."""
     splits = tl.minimum(MAX_SPLITS, tl.cdiv(kv_len, min_split_tokens))

@@ -8,7 +8,17 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from longflow_kernels.attend_score_evict.kernel import NUM_FIELDS, attend_kernel, combine_kernel
+from longflow_kernels.attend_score_evict import kernel
+from longflow_kernels.attend_score_evict.kernel import (
+    NUM_FIELDS,
+    attend_kernel,
+    combine_kernel,
+    gather_indices_kernel,
+)
+
+#: Rows of the fields that callers read.
+KV_LEN, KV_START = kernel.KV_LEN.value, kernel.KV_START.value
+SCORE_OFFSET, GIVEN_VICTIM = kernel.SCORE_OFFSET.value, kernel.GIVEN_VICTIM.value
 
 HEAD_DIMS = (64, 96, 128, 256)
 MAX_GROUP = 16
@@ -78,6 +88,22 @@ def pack_rows(rows: Sequence[StepRow], capacity_tokens: int) -> torch.Tensor:
     return fields.T.contiguous()
 
 
+def pack_full_rows(kv_lens: torch.Tensor) -> torch.Tensor:
+    """`pack_rows` for rows that append and are never scored.
+
+    Parameters
+    ----------
+    kv_lens : torch.Tensor
+        [batch] integers on the host, lengths after this step's write.
+    """
+    fields = torch.zeros(NUM_FIELDS, kv_lens.shape[0], dtype=torch.int32)
+    fields[KV_LEN] = kv_lens
+    fields[KV_START, 1:] = kv_lens[:-1].cumsum(0)
+    fields[SCORE_OFFSET] = -1
+    fields[GIVEN_VICTIM] = -1
+    return fields
+
+
 @dataclass(frozen=True)
 class LaunchConfig:
     """How the work is cut; none of it changes the result beyond rounding.
@@ -130,6 +156,9 @@ class Workspace:
     capacity_tokens : int
         Scored rows of a step may hold this many tokens together (the pool's size suffices: a
         scored row owns its slots).
+    max_partials : int
+        Rows times splits of a step that is split at all; `launch_config` stays below 8 a
+        multiprocessor.
     """
 
     def __init__(
@@ -141,17 +170,16 @@ class Workspace:
         v_head_dim: int,
         victim_heads: int,
         device: torch.device | str,
-        max_partials: int = 0,
+        max_partials: int = 2048,
     ):
         def new(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
             return torch.empty(*shape, dtype=dtype, device=device)
 
         self.max_batch = max_batch
         self.capacity_tokens = capacity_tokens
-        # Batch times splits: small batches are cut into more splits than large ones.
-        self.max_partials = max_partials or max(1024, 4 * max_batch)
-        self.partial_out = new(self.max_partials, num_q_heads, v_head_dim)
-        self.partial_lse = new(self.max_partials, num_q_heads)
+        self.max_partials = max_partials
+        self.partial_out = new(max_partials, num_q_heads, v_head_dim)
+        self.partial_lse = new(max(max_batch, max_partials), num_q_heads)
         self.weights = new(num_q_heads, capacity_tokens)
         self.best_score = new(max_batch, victim_heads, 16)
         self.best_index = new(max_batch, victim_heads, 16, dtype=torch.int32)
@@ -162,6 +190,38 @@ class Workspace:
         """Bytes of device memory held."""
         tensors = [value for value in vars(self).values() if isinstance(value, torch.Tensor)]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def gather_kv_indices(
+    req_to_token: torch.Tensor,
+    req_pool_indices: torch.Tensor,
+    fields: torch.Tensor,
+    kv_indices: torch.Tensor,
+) -> None:
+    """Copy the slots of a step's rows out of SGLang's ``req_to_token``.
+
+    Parameters
+    ----------
+    req_to_token : torch.Tensor
+        [num_rows, max_tokens] int32.
+    req_pool_indices : torch.Tensor
+        [batch] int32 or int64.
+    fields : torch.Tensor
+        [NUM_FIELDS, batch] int32 on the device, from `pack_rows`.
+    kv_indices : torch.Tensor
+        int32, at least as long as the rows together; row i goes to ``fields[KV_START, i]``.
+    """
+    batch = fields.shape[1]
+    if batch:
+        gather_indices_kernel[(4, batch)](
+            req_to_token,
+            req_pool_indices,
+            fields,
+            kv_indices,
+            fields.stride(0),
+            req_to_token.stride(0),
+            BLOCK=512,
+        )
 
 
 def attend_score_evict(
@@ -368,7 +428,8 @@ def _check(
             f"fields is {fields.dtype} {tuple(fields.shape)}: "
             f"expected int32 [{NUM_FIELDS}, {batch}]"
         )
-    if batch > workspace.max_batch or batch * config.max_splits > workspace.max_partials:
+    partials = batch * config.max_splits if config.max_splits > 1 else 0
+    if batch > workspace.max_batch or partials > workspace.max_partials:
         raise ValueError(
             f"batch={batch} with max_splits={config.max_splits}: the workspace is for "
             f"{workspace.max_batch} rows and {workspace.max_partials} partial results"

@@ -1,0 +1,201 @@
+"""Decode in LongFlow's own kernel: write, attend, score and choose in one pass, CUDA graphs on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from longflow_kernels.attend_score_evict.op import (
+    NUM_FIELDS,
+    LaunchConfig,
+    StepRow,
+    Workspace,
+    attend_score_evict,
+    gather_kv_indices,
+    launch_config,
+    pack_full_rows,
+    pack_rows,
+)
+from sglang_longflow.backend.pool import scale_of
+from sglang_longflow.contracts import DecodeView
+from sglang_longflow.flow.decode import DecodeState
+from sglang_longflow.policies import Policy
+
+
+@dataclass(frozen=True)
+class DecodeStep:
+    """A decode step on the device, in memory that a CUDA graph may have captured.
+
+    Attributes
+    ----------
+    fields : torch.Tensor
+        [NUM_FIELDS, batch] int32, from `longflow_kernels`' ``pack_rows``.
+    kv_indices : torch.Tensor
+        int32 pool slots of all rows, one after the other. SGLang's scheduler may write
+        ``req_to_token`` as soon as the step's preparation is over, so the step keeps a copy.
+    config : LaunchConfig
+    """
+
+    fields: torch.Tensor
+    kv_indices: torch.Tensor
+    config: LaunchConfig
+
+
+class FusedDecode:
+    """Runs every decode step of a server with a budget, full-KV rows included.
+
+    Parameters
+    ----------
+    model_runner : ModelRunner
+    state : DecodeState
+    policy : Policy
+        The server's; only its protected tokens are read, which all requests share.
+    num_q_heads : int
+        Of this tensor-parallel rank.
+    row_tokens : int
+        Most tokens that a row may hold resident.
+    """
+
+    def __init__(
+        self, model_runner, state: DecodeState, policy: Policy, num_q_heads: int, row_tokens: int
+    ):
+        self.state = state
+        self.policy = policy
+        self.row_tokens = row_tokens
+        self.req_to_token = model_runner.req_to_token_pool.req_to_token
+        self.token_to_kv_pool = model_runner.token_to_kv_pool
+        key = self.token_to_kv_pool.get_key_buffer(0)
+        self.device = key.device
+        self.num_kv_heads, self.head_dim = key.shape[1:]
+        self.itemsize = key.dtype.itemsize
+        self.num_sms = (
+            torch.cuda.get_device_properties(self.device).multi_processor_count
+            if self.device.type == "cuda"
+            else 1
+        )
+        self.workspace = Workspace(
+            max_batch=self.req_to_token.shape[0],
+            capacity_tokens=key.shape[0],
+            num_q_heads=num_q_heads,
+            v_head_dim=self.token_to_kv_pool.get_value_buffer(0).shape[2],
+            victim_heads=state.victim_heads,
+            device=self.device,
+            max_partials=8 * self.num_sms,
+        )
+        self._step: DecodeStep | None = None
+        self._graph_fields: torch.Tensor | None = None
+        self._graph_indices: torch.Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of device memory beside the model and the pool, graph buffers included."""
+        graph = [t for t in (self._graph_fields, self._graph_indices) if t is not None]
+        return self.workspace.nbytes + sum(t.numel() * t.element_size() for t in graph)
+
+    # preparation, outside a graph
+
+    def begin(self, forward_batch, view: DecodeView | None) -> None:
+        """Prepare an eager step; `view` is None where no row of the batch is bounded."""
+        if forward_batch.rids is None:  # a batch that SGLang makes up to warm up
+            self._step = self._padded_step(forward_batch.batch_size)
+            return
+        host = self._pack(forward_batch.seq_lens_cpu, view)
+        fields = self._to_device(host)
+        tokens = sum(view.kv_lens) if view else forward_batch.seq_lens_sum
+        kv_indices = torch.empty(tokens, dtype=torch.int32, device=self.device)
+        gather_kv_indices(self.req_to_token, forward_batch.req_pool_indices, fields, kv_indices)
+        self._step = DecodeStep(fields, kv_indices, self._config(host.shape[1]))
+
+    def _padded_step(self, batch: int) -> DecodeStep:
+        fields = torch.zeros(NUM_FIELDS, batch, dtype=torch.int32, device=self.device)
+        return DecodeStep(fields, fields[0], self._config(batch))
+
+    def init_cuda_graph_state(self, max_bs: int) -> None:
+        """Memory that all captured graphs read; zero lengths are padded rows."""
+        self._graph_fields = torch.zeros(NUM_FIELDS, max_bs, dtype=torch.int32, device=self.device)
+        self._graph_indices = torch.zeros(
+            max_bs * self.row_tokens, dtype=torch.int32, device=self.device
+        )
+
+    def begin_capture(self, batch: int) -> None:
+        """Prepare the step that a graph captures: every row padded."""
+        assert self._graph_fields is not None
+        self._graph_fields.zero_()
+        self._step = self._graph_step(batch)
+
+    def begin_replay(self, forward_batch, view: DecodeView | None) -> None:
+        """Prepare a step that a graph replays; rows after the real ones are padded."""
+        batch = forward_batch.batch_size
+        real = batch - forward_batch.num_padding
+        host = self._pack(forward_batch.seq_lens_cpu[:real], view)
+        self._step = step = self._graph_step(batch)
+        step.fields[:, real:].zero_()
+        step.fields[:, :real].copy_(self._to_device(host))
+        gather_kv_indices(
+            self.req_to_token,
+            forward_batch.req_pool_indices[:real],
+            step.fields[:, :real],
+            step.kv_indices,
+        )
+
+    def _graph_step(self, batch: int) -> DecodeStep:
+        assert self._graph_fields is not None and self._graph_indices is not None
+        return DecodeStep(self._graph_fields[:, :batch], self._graph_indices, self._config(batch))
+
+    def _pack(self, seq_lens_cpu: torch.Tensor, view: DecodeView | None) -> torch.Tensor:
+        if view is None:
+            return pack_full_rows(seq_lens_cpu)
+        rows = [
+            StepRow(kv_len, overwrites) for kv_len, overwrites in zip(view.kv_lens, view.overwrite)
+        ]
+        for index, budget, overwrites in view.full_rows:
+            known = budget.policy.known_victim(budget.tokens, overwrites)
+            rows[index] = StepRow(
+                kv_len=view.kv_lens[index],
+                overwrites=view.overwrite[index],
+                scored=known is None,
+                given_victim=-1 if known is None else known,
+                written=overwrites,
+            )
+        return pack_rows(rows, self.workspace.capacity_tokens)
+
+    def _to_device(self, host: torch.Tensor) -> torch.Tensor:
+        if self.device.type == "cuda":
+            host = host.pin_memory()
+        return host.to(self.device, non_blocking=True)
+
+    def _config(self, batch: int) -> LaunchConfig:
+        return launch_config(
+            batch, self.num_kv_heads, self.head_dim, self.num_sms, itemsize=self.itemsize
+        )
+
+    # one layer of a step, inside a graph
+
+    def forward(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
+        if k is None or not save_kv_cache:
+            raise RuntimeError(
+                f"longflow: layer {layer.layer_id} has no K/V of its own to write in attention, "
+                f"so full rows cannot overwrite their victims"
+            )
+        step, state, layer_id = self._step, self.state, layer.layer_id
+        out = attend_score_evict(
+            q.view(-1, layer.tp_q_head_num, layer.qk_head_dim),
+            k.view(-1, layer.tp_k_head_num, layer.qk_head_dim),
+            v.view(-1, layer.tp_v_head_num, layer.v_head_dim),
+            self.token_to_kv_pool.get_key_buffer(layer_id),
+            self.token_to_kv_pool.get_value_buffer(layer_id),
+            step.kv_indices,
+            forward_batch.req_pool_indices,
+            step.fields,
+            state.next_slot[layer_id],
+            self.workspace,
+            scaling=layer.scaling,
+            config=step.config,
+            logit_cap=layer.logit_cap,
+            k_scale=scale_of(layer, "k"),
+            v_scale=scale_of(layer, "v"),
+            protect_sink_tokens=self.policy.protect_sink_tokens,
+            recent=None if state.recent is None else state.recent[layer_id],
+        )
+        return out.view(-1, layer.tp_q_head_num * layer.v_head_dim)

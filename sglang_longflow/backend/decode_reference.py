@@ -1,0 +1,154 @@
+"""Decode with SGLang's own attention; the score of full rows in plain PyTorch after it."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+
+from longflow_kernels import removal_scores
+from sglang_longflow.backend.pool import load_kv
+from sglang_longflow.contracts import DecodeView
+from sglang_longflow.flow.decode import DecodeState
+from sglang_longflow.policies import FullRows, Policy
+
+
+@dataclass
+class FullGroup:
+    """Full rows of a step that share policy and budget; indices are on the device.
+
+    Attributes
+    ----------
+    policy : Policy
+    budget_tokens : int
+    batch_index, pool_index : torch.Tensor
+        [n] int64 each: place in the batch, and req_pool_idx.
+    slots : torch.Tensor
+        [n, budget_tokens] int64 pool slots.
+    overwrites : list of int
+    """
+
+    policy: Policy
+    budget_tokens: int
+    batch_index: torch.Tensor
+    pool_index: torch.Tensor
+    slots: torch.Tensor
+    overwrites: list[int]
+
+
+@dataclass
+class DecodeStep:
+    """A decode step of the batch, on the device."""
+
+    forward_batch: object  # the inner backend's view: resident lengths, per-layer write slots
+    out_cache_loc: torch.Tensor
+    overwrite: torch.Tensor
+    groups: list[FullGroup]
+
+
+class ReferenceDecode:
+    """Redirects a full row's write in each layer, and picks its next victim after attention."""
+
+    def __init__(self, inner: AttentionBackend, model_runner, state: DecodeState):
+        self.inner = inner
+        self.state = state
+        self.req_to_token_pool = model_runner.req_to_token_pool
+        self.token_to_kv_pool = model_runner.token_to_kv_pool
+        self._step: DecodeStep | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return 0
+
+    def init_cuda_graph_state(self, max_bs: int) -> None:
+        raise RuntimeError(
+            "longflow: the reference decode runs without CUDA graphs; set --disable-cuda-graph, "
+            "or --kv-decode-kernel triton"
+        )
+
+    def begin(self, forward_batch, view: DecodeView | None) -> None:
+        """Prepare a step; `view` is None where no row of the batch is bounded."""
+        if view is None:
+            self._step = None
+            self.inner.init_forward_metadata(forward_batch)
+            return
+        device = forward_batch.seq_lens.device
+        host = torch.tensor([view.kv_lens, view.overwrite], dtype=torch.int64)
+        kv_lens, overwrite = host.to(device, non_blocking=True)
+        inner = copy.copy(forward_batch)
+        inner.seq_lens = kv_lens.to(forward_batch.seq_lens.dtype)
+        inner.seq_lens_cpu = host[0]
+        inner.seq_lens_sum = sum(view.kv_lens)
+        self._step = DecodeStep(
+            forward_batch=inner,
+            out_cache_loc=forward_batch.out_cache_loc,
+            overwrite=overwrite.bool(),
+            groups=self._groups(forward_batch, view),
+        )
+        self.inner.init_forward_metadata(inner)
+
+    def _groups(self, forward_batch, view: DecodeView) -> list[FullGroup]:
+        by_kind: dict[tuple[Policy, int], list[tuple[int, int]]] = defaultdict(list)
+        for index, budget, overwrites in view.full_rows:
+            by_kind[budget.policy, budget.tokens].append((index, overwrites))
+        device = forward_batch.seq_lens.device
+        # On a CPU row by row: a row's sums must not depend on who shares its batch.
+        size = 1 if device.type == "cpu" else len(view.full_rows) or 1
+        groups = []
+        for (policy, tokens), members in by_kind.items():
+            for start in range(0, len(members), size):
+                part = members[start : start + size]
+                batch_index = torch.tensor([i for i, _ in part]).to(device, non_blocking=True)
+                pool_index = forward_batch.req_pool_indices[batch_index]
+                slots = self.req_to_token_pool.req_to_token[pool_index, :tokens].to(torch.int64)
+                groups.append(
+                    FullGroup(policy, tokens, batch_index, pool_index, slots, [n for _, n in part])
+                )
+        return groups
+
+    def forward(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
+        step = self._step
+        if step is None or k is None:
+            return self.inner.forward_decode(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
+        if not save_kv_cache:
+            raise RuntimeError(
+                f"longflow: layer {layer.layer_id} wrote its K/V before attention, "
+                f"so full rows cannot overwrite their victims"
+            )
+        rows = forward_batch.req_pool_indices
+        victims = self.state.next_slot[layer.layer_id, rows, 0].to(torch.int64)
+        target = self.req_to_token_pool.req_to_token[rows, victims]
+        step.forward_batch.out_cache_loc = torch.where(
+            step.overwrite, target.to(step.out_cache_loc.dtype), step.out_cache_loc
+        )
+        out = self.inner.forward_decode(q, k, v, layer, step.forward_batch, save_kv_cache, **kwargs)
+        queries = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
+        for group in step.groups:
+            self._pick_victims(group, queries, layer)
+        return out
+
+    def _pick_victims(self, group: FullGroup, queries: torch.Tensor, layer) -> None:
+        def compute_scores() -> torch.Tensor:
+            return removal_scores(
+                queries[group.batch_index],
+                load_kv(self.token_to_kv_pool, "k", group.slots, layer),
+                load_kv(self.token_to_kv_pool, "v", group.slots, layer),
+                layer.scaling,
+                layer.logit_cap,
+            )
+
+        recent = self.state.note_written(
+            layer.layer_id, group.pool_index, group.budget_tokens, group.overwrites
+        )
+        rows = FullRows(
+            budget_tokens=group.budget_tokens,
+            overwrites=group.overwrites,
+            device=queries.device,
+            compute_scores=compute_scores,
+            recent=recent,
+        )
+        victims = group.policy.victims(rows).to(torch.int32)
+        self.state.next_slot[layer.layer_id, group.pool_index, 0] = victims

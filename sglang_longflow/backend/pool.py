@@ -1,0 +1,30 @@
+"""Reading SGLang's KV pool."""
+
+from __future__ import annotations
+
+import torch
+
+
+def load_kv(kv_pool, which: str, slots: torch.Tensor, layer) -> torch.Tensor:
+    """K or V at `slots`, [..., num_kv_heads, head_dim]; float32 and scaled where it is fp8.
+
+    Parameters
+    ----------
+    kv_pool : MHATokenToKVPool
+    which : str
+        "k" or "v".
+    slots : torch.Tensor
+        [...] int64.
+    layer : RadixAttention
+    """
+    buffer_of = kv_pool.get_key_buffer if which == "k" else kv_pool.get_value_buffer
+    values = buffer_of(layer.layer_id)[slots]
+    if values.dtype.itemsize > 1:
+        return values
+    return values.float() * scale_of(layer, which)
+
+
+def scale_of(layer, which: str) -> float:
+    """The factor of a layer's fp8 K or V; 1 where the checkpoint has none."""
+    scale = getattr(layer, f"{which}_scale_float", None)
+    return 1.0 if scale is None else scale

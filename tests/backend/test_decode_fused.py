@@ -1,0 +1,199 @@
+"""FusedDecode on a stand-in for SGLang's model runner: eager steps, and a graph's static memory."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from longflow_kernels.attend_score_evict.reference import attend_score_evict_reference
+from sglang_longflow.backend.decode_fused import FusedDecode
+from sglang_longflow.contracts import DecodeView, KVBudget
+from sglang_longflow.flow.decode import DecodeState
+from sglang_longflow.policies import make_policy
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="runs in Triton's interpreter")
+
+LAYERS, HEADS, KV_HEADS, DIM, ROWS, WIDTH = 2, 4, 2, 64, 6, 40
+LAYER = SimpleNamespace(
+    layer_id=1,
+    scaling=0.125,
+    logit_cap=0.0,
+    tp_q_head_num=HEADS,
+    tp_k_head_num=KV_HEADS,
+    tp_v_head_num=KV_HEADS,
+    qk_head_dim=DIM,
+    v_head_dim=DIM,
+)
+
+
+class World:
+    """A pool, rows of slots in it, and a decode over them."""
+
+    def __init__(self, policy="longflow", recent=0):
+        slots = torch.randperm(ROWS * WIDTH + 1)[: ROWS * WIDTH]
+        self.req_to_token = slots.view(ROWS, WIDTH).to(torch.int32)
+        self.k = torch.randn(LAYERS, ROWS * WIDTH + 1, KV_HEADS, DIM)
+        self.v = torch.randn(LAYERS, ROWS * WIDTH + 1, KV_HEADS, DIM)
+        pool = SimpleNamespace(
+            get_key_buffer=lambda layer: self.k[layer], get_value_buffer=lambda layer: self.v[layer]
+        )
+        runner = SimpleNamespace(
+            req_to_token_pool=SimpleNamespace(req_to_token=self.req_to_token), token_to_kv_pool=pool
+        )
+        self.policy = make_policy(policy, protect_recent_tokens=recent)
+        self.state = DecodeState(LAYERS, ROWS, recent, torch.device("cpu"))
+        self.decode = FusedDecode(runner, self.state, self.policy, HEADS, WIDTH)
+
+    def snapshot(self):
+        return self.k.clone(), self.v.clone(), self.state.next_slot.clone()
+
+    def restore(self, saved):
+        for tensor, old in zip((self.k, self.v, self.state.next_slot), saved):
+            tensor.copy_(old)
+
+
+def batch_of(rows, kv_lens, padding=0):
+    rows, lens = rows + [0] * padding, kv_lens + [1] * padding
+    return SimpleNamespace(
+        rids=[str(row) for row in rows],
+        batch_size=len(rows),
+        num_padding=padding,
+        req_pool_indices=torch.tensor(rows),
+        seq_lens_cpu=torch.tensor(lens),
+        seq_lens_sum=sum(lens),
+    )
+
+
+def view_of(world, kv_lens, full, overwrite):
+    """`full`: batch index -> tokens overwritten so far."""
+    budgets = {i: KVBudget(kv_lens[i], world.policy) for i in full}
+    return DecodeView(
+        kv_lens=kv_lens,
+        overwrite=[i in overwrite for i in range(len(kv_lens))],
+        fresh=[False] * len(kv_lens),
+        full_rows=[(i, budgets[i], done) for i, done in full.items()],
+    )
+
+
+def qkv(batch):
+    return (
+        torch.randn(batch, HEADS * DIM),
+        torch.randn(batch, KV_HEADS * DIM),
+        torch.randn(batch, KV_HEADS * DIM),
+    )
+
+
+def test_an_eager_step_equals_the_reference():
+    world = World()
+    kv_lens = [20, 7, 33]
+    batch = batch_of([3, 1, 5], kv_lens)
+    world.state.next_slot[1, 3] = 11
+    view = view_of(world, kv_lens, full={0: 4, 2: 0}, overwrite={0})
+    q, k, v = qkv(3)
+    saved = world.snapshot()
+    world.decode.begin(batch, view)
+    got = world.decode.forward(q, k, v, LAYER, batch)
+    step = world.decode._step
+    after = world.snapshot()
+    world.restore(saved)
+    want = attend_score_evict_reference(
+        q.view(3, HEADS, DIM),
+        k.view(3, KV_HEADS, DIM),
+        v.view(3, KV_HEADS, DIM),
+        world.k[1],
+        world.v[1],
+        torch.cat([world.req_to_token[r, :n] for r, n in zip([3, 1, 5], kv_lens)]),
+        batch.req_pool_indices,
+        step.fields,
+        world.state.next_slot[1],
+        scaling=0.125,
+    )
+    torch.testing.assert_close(got.view(3, HEADS, DIM).double(), want.out, rtol=0, atol=2e-6)
+    for mine, theirs in zip(after, world.snapshot()):
+        assert torch.equal(mine, theirs)
+    assert sorted(want.scores) == [0, 2]
+
+
+def test_a_batch_without_a_bounded_row_appends():
+    world = World()
+    batch = batch_of([2, 4], [9, 30])
+    q, k, v = qkv(2)
+    world.decode.begin(batch, None)
+    before = world.state.next_slot.clone()
+    world.decode.forward(q, k, v, LAYER, batch)
+    for i, (row, kv_len) in enumerate([(2, 9), (4, 30)]):
+        slot = int(world.req_to_token[row, kv_len - 1])
+        assert torch.equal(world.k[1, slot], k[i].view(KV_HEADS, DIM))
+        assert torch.equal(world.v[1, slot], v[i].view(KV_HEADS, DIM))
+    assert torch.equal(world.state.next_slot, before)
+
+
+def test_streaming_victims_come_from_the_host():
+    world = World("streaming")
+    world.state.next_slot[1, 3] = 6
+    batch = batch_of([3], [16])
+    world.decode.begin(batch, view_of(world, [16], full={0: 6}, overwrite={0}))
+    world.decode.forward(*qkv(1), LAYER, batch)
+    assert world.state.next_slot[1, 3] == world.policy.known_victim(16, 6) == 6
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+def test_a_replay_in_static_memory_equals_an_eager_step(padding):
+    """Two different replays of one captured shape, each like the eager step."""
+    world = World()
+    world.decode.init_cuda_graph_state(8)
+    world.decode.begin_capture(2 + padding)
+    captured = world.decode._step
+    before = world.snapshot()
+    world.decode.forward(*qkv(2 + padding), LAYER, batch_of([0] * (2 + padding), [1] * 2, padding))
+    for mine, theirs in zip(before, world.snapshot()):
+        assert torch.equal(mine, theirs), "a capture wrote to the pool or the state"
+    for rows, kv_lens in (([4, 2], [24, 9]), ([1, 5], [6, 31])):
+        world.state.next_slot[1, rows[0]] = 3
+        view = view_of(world, kv_lens, full={0: 2}, overwrite={0})
+        q, k, v = qkv(2 + padding)
+        saved = world.snapshot()
+        eager = batch_of(rows, kv_lens)
+        world.decode.begin(eager, view)
+        want = world.decode.forward(q[:2], k[:2], v[:2], LAYER, eager)
+        expected = world.snapshot()
+        world.restore(saved)
+        padded = batch_of(rows, kv_lens, padding)
+        world.decode.begin_replay(padded, view)
+        replayed = world.decode._step
+        assert replayed.fields.data_ptr() == captured.fields.data_ptr()
+        assert replayed.kv_indices.data_ptr() == captured.kv_indices.data_ptr()
+        got = world.decode.forward(q, k, v, LAYER, padded)
+        torch.testing.assert_close(got[:2], want, rtol=0, atol=1e-6)
+        assert not got[2:].any()
+        for mine, theirs in zip(expected, world.snapshot()):
+            assert torch.equal(mine, theirs)
+
+
+def test_sglang_warm_up_batches_touch_nothing():
+    world = World()
+    batch = batch_of([0, 0], [1, 1])
+    batch.rids = None
+    before = world.snapshot()
+    world.decode.begin(batch, None)
+    assert not world.decode.forward(*qkv(2), LAYER, batch).any()
+    for mine, theirs in zip(before, world.snapshot()):
+        assert torch.equal(mine, theirs)
+
+
+def test_a_layer_without_its_own_kv_is_refused_by_name():
+    world = World()
+    batch = batch_of([1], [5])
+    world.decode.begin(batch, None)
+    q, k, v = qkv(1)
+    with pytest.raises(RuntimeError, match="layer 1 has no K/V of its own"):
+        world.decode.forward(q, None, None, LAYER, batch)
+    with pytest.raises(RuntimeError, match="layer 1 has no K/V of its own"):
+        world.decode.forward(q, k, v, LAYER, batch, save_kv_cache=False)
+
+
+def test_bytes_count_the_graph_memory():
+    world = World()
+    before = world.decode.nbytes
+    world.decode.init_cuda_graph_state(8)
+    assert world.decode.nbytes - before == 4 * (6 * 8 + 8 * WIDTH)
