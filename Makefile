@@ -16,7 +16,7 @@ PYTEST_ARGS ?=
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: env
 env: ## create the environment and fetch the demo model (once: about 5 minutes, 10 GB of disk)
@@ -34,6 +34,11 @@ test: env ## all tests that need no GPU, the end-to-end ones included
 .PHONY: test-gpu
 test-gpu: $(if $(GPU_PYTHON),,env) ## tests that need an NVIDIA GPU
 	@LONGFLOW_TEST_DEVICE=cuda "$(or $(GPU_PYTHON),$(VENV)/bin/python)" -m pytest -s -m gpu $(PYTEST_ARGS)
+
+.PHONY: bench-kernels
+bench-kernels: $(if $(GPU_PYTHON),,env) ## the decode kernel beside FlashInfer's on a GPU, CSV in docs/results/
+	@PYTHONPATH=kernels "$(or $(GPU_PYTHON),$(VENV)/bin/python)" scripts/bench_kernels.py \
+	  --csv docs/results/kernels.csv
 
 .PHONY: lint
 lint: env ## ruff (rules and format) and mypy

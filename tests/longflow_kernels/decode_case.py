@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -18,6 +19,8 @@ from longflow_kernels.attend_score_evict.reference import (
     attend_score_evict_reference,
 )
 
+#: Whether this run's kernels are interpreted on the CPU (tests/conftest.py decides alike).
+INTERPRETED = os.environ.get("LONGFLOW_TEST_DEVICE", "cpu") == "cpu"
 #: Small tiles, so that short rows still have several splits, tiles and chunks.
 SMALL = LaunchConfig(
     block_n=16, max_splits=4, min_split_tokens=16, chunks=2, block_s=32, num_warps=4, num_stages=2

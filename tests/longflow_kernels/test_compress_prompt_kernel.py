@@ -2,14 +2,13 @@
 
 import pytest
 import torch
+from decode_case import INTERPRETED
 
 from longflow_kernels import prompt_scores
 from longflow_kernels.compress_prompt import op
 from longflow_kernels.compress_prompt.op import paged_prompt_scores
 
-pytestmark = pytest.mark.skipif(
-    torch.cuda.is_available(), reason="the GPU runs test_decode_kernel_gpu.py"
-)
+pytestmark = pytest.mark.skipif(not INTERPRETED, reason="the GPU runs test_kernels_gpu.py")
 
 
 def make(window, earlier, heads, kv_heads, head_dim, dtype=torch.float32, cache_dtype=None):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from decode_case import SMALL, DecodeCase, assert_step
+from decode_case import INTERPRETED, SMALL, DecodeCase, assert_step
 
 from longflow_kernels.attend_score_evict.op import (
     LaunchConfig,
@@ -14,9 +14,7 @@ from longflow_kernels.attend_score_evict.op import (
     pack_rows,
 )
 
-pytestmark = pytest.mark.skipif(
-    torch.cuda.is_available(), reason="the GPU runs test_decode_kernel_gpu.py"
-)
+pytestmark = pytest.mark.skipif(not INTERPRETED, reason="the GPU runs test_kernels_gpu.py")
 
 FULL = StepRow(kv_len=53, overwrites=True, scored=True)
 FILLS_NOW = StepRow(kv_len=18, scored=True)

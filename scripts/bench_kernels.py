@@ -1,0 +1,288 @@
+"""Time the decode kernel beside FlashInfer's paged decode, on one GPU; CSV and a table.
+
+Every timing is a CUDA graph over several input sets that together exceed the L2 cache, replayed
+until the clock settles: median with the 20th and 80th percentile, in microseconds a call. The rival
+attends to the same scattered slots (page size 1) and scores nothing.
+
+    python scripts/bench_kernels.py --csv docs/results/kernels.csv [--quick] [--sweep]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from longflow_kernels.attend_score_evict.op import (
+    LaunchConfig,
+    StepRow,
+    Workspace,
+    attend_score_evict,
+    launch_config,
+    pack_rows,
+)
+
+#: (query heads, KV heads, head_dim) and the model that has them.
+SHAPES = {
+    (32, 8, 128): "Llama-3.1-8B, Qwen3-8B",
+    (16, 8, 128): "Qwen3-1.7B",
+    (28, 4, 128): "Qwen2.5-7B",
+    (64, 8, 128): "70B class",
+}
+GOALS = {128: 1.06, 32: 1.06, 8: 1.25, 1: 1.6}  # times FlashInfer's, full rows of 3,200
+SET_BYTES = 200 << 20  # an H100's L2 cache holds 50 MB
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Microseconds a call."""
+
+    median: float
+    p20: float
+    p80: float
+
+
+def measure(calls: list[Callable[[], object]], replays: int) -> Timing:
+    """Time one call; `calls` differ in their input sets only."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            for call in calls:
+                call()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for call in calls:
+            call()
+    for _ in range(3):
+        graph.replay()
+    events = [
+        (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+        for _ in range(replays)
+    ]
+    for start, end in events:
+        start.record()
+        graph.replay()
+        end.record()
+    torch.cuda.synchronize()
+    times = sorted(1e3 * start.elapsed_time(end) / len(calls) for start, end in events)
+    return Timing(statistics.median(times), times[len(times) // 5], times[-1 - len(times) // 5])
+
+
+class Inputs:
+    """Input sets of one shape: random slots of one pool, different in every set."""
+
+    def __init__(self, shape: tuple[int, int, int], batch: int, row_tokens: int):
+        self.heads, self.kv_heads, self.head_dim = shape
+        self.batch, self.row_tokens = batch, row_tokens
+        tokens = batch * row_tokens
+        self.call_bytes = 2 * tokens * self.kv_heads * self.head_dim * 2
+        self.num_sets = max(2, min(16, -(-SET_BYTES // self.call_bytes)))
+        self.num_slots = tokens * self.num_sets
+        cache = (self.num_slots, self.kv_heads, self.head_dim)
+        options = dict(dtype=torch.bfloat16, device="cuda")
+        self.k_cache = torch.randn(cache, **options)
+        self.v_cache = torch.randn(cache, **options)
+        self.q = torch.randn(batch, self.heads, self.head_dim, **options)
+        self.k_new, self.v_new = torch.randn(2, batch, self.kv_heads, self.head_dim, **options)
+        order = torch.randperm(self.num_slots, device="cuda").to(torch.int32)
+        self.kv_indices = list(order.view(self.num_sets, tokens))
+        self.sm_scale = self.head_dim**-0.5
+
+    def longflow(self, *, full: bool, config: LaunchConfig, victim_heads: int = 1):
+        row = StepRow(self.row_tokens, overwrites=full, scored=full)
+        capacity = self.batch * self.row_tokens
+        fields = pack_rows([row] * self.batch, capacity).cuda()
+        workspace = Workspace(
+            max_batch=self.batch,
+            capacity_tokens=capacity,
+            num_q_heads=self.heads,
+            v_head_dim=self.head_dim,
+            victim_heads=victim_heads,
+            device="cuda",
+            max_partials=self.batch * config.max_splits,
+        )
+        next_slot = torch.zeros(self.batch, victim_heads, dtype=torch.int32, device="cuda")
+        requests = torch.arange(self.batch, device="cuda")
+        out = torch.empty_like(self.q)
+
+        def call(kv_indices):
+            attend_score_evict(
+                self.q,
+                self.k_new,
+                self.v_new,
+                self.k_cache,
+                self.v_cache,
+                kv_indices,
+                requests,
+                fields,
+                next_slot,
+                workspace,
+                scaling=self.sm_scale,
+                config=config,
+                out=out,
+            )
+
+        return [lambda s=s: call(s) for s in self.kv_indices]
+
+    def flashinfer(self):
+        import flashinfer
+
+        scratch = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
+        indptr = torch.arange(self.batch + 1, dtype=torch.int32, device="cuda") * self.row_tokens
+        last_page = torch.ones(self.batch, dtype=torch.int32, device="cuda")
+        cache = (self.k_cache.unsqueeze(1), self.v_cache.unsqueeze(1))
+        out = torch.empty_like(self.q)
+        calls = []
+        for kv_indices in self.kv_indices:
+            # As SGLang does for these groups: tensor cores.
+            wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
+                scratch, "NHD", use_tensor_cores=True
+            )
+            wrapper.plan(
+                indptr,
+                kv_indices,
+                last_page,
+                self.heads,
+                self.kv_heads,
+                self.head_dim,
+                1,
+                q_data_type=torch.bfloat16,
+                kv_data_type=torch.bfloat16,
+                sm_scale=self.sm_scale,
+            )
+            calls.append(lambda w=wrapper: w.run(self.q, cache, out=out))
+        return calls
+
+    def default_config(self) -> LaunchConfig:
+        sms = torch.cuda.get_device_properties(0).multi_processor_count
+        return launch_config(self.batch, self.kv_heads, self.head_dim, sms)
+
+
+def copy_rate(num_bytes: int = 1 << 31) -> float:
+    """Bytes a second of a device-to-device copy, read and written."""
+    source = torch.empty(num_bytes, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    timing = measure([lambda: target.copy_(source)], 20)
+    return 2 * num_bytes / (timing.median * 1e-6)
+
+
+def points(quick: bool):
+    """(shape, batch, row_tokens), the goals' own first."""
+    main = (32, 8, 128)
+    yield from ((main, batch, 3200) for batch in (128, 32, 8, 1))
+    if quick:
+        return
+    for shape in SHAPES:
+        if shape != main:
+            yield from ((shape, batch, 3200) for batch in (128, 32, 8, 1))
+    yield from ((main, batch, rows) for rows in (1024, 1600, 8192) for batch in (128, 32, 1))
+
+
+def candidates(inputs: Inputs):
+    """Cuts of the work to choose `launch_config`'s from."""
+    base = inputs.default_config()
+    splits = {max(1, base.max_splits // 2), base.max_splits, min(64, base.max_splits * 2)}
+    chunks = {max(1, base.chunks // 2), base.chunks, min(16, base.chunks * 2)}
+    for n, warps, stages in itertools.product((32, 64, 128), (4, 8), (2, 3, 5)):
+        yield replace(base, block_n=n, num_warps=warps, num_stages=stages)
+    for s, c in itertools.product(sorted(splits), sorted(chunks)):
+        yield replace(base, max_splits=s, chunks=c)
+
+
+def sweep(replays: int) -> None:
+    """Print every candidate cut for full rows of 3,200, the fastest first."""
+    for batch in (128, 32, 8, 1):
+        inputs = Inputs((32, 8, 128), batch, 3200)
+        rival = measure(inputs.flashinfer(), replays).median
+        found = []
+        for config in candidates(inputs):
+            try:
+                time = measure(inputs.longflow(full=True, config=config), replays).median
+            except Exception as error:  # a cut that needs too much shared memory
+                print(f"batch {batch} {config}: {type(error).__name__}", file=sys.stderr)
+                continue
+            found.append((time / rival, config))
+        for ratio, config in sorted(found, key=lambda item: item[0])[:8]:
+            print(f"SWEEP batch={batch} {ratio:.3f}x FlashInfer ({rival:.1f} us) {config}")
+
+
+def run(quick: bool, replays: int) -> list[dict]:
+    """One line of results for each point."""
+    rate = copy_rate()
+    print(f"copy rate {rate / 1e12:.2f} TB/s, {torch.cuda.get_device_name()}")
+    lines = []
+    for shape, batch, row_tokens in points(quick):
+        inputs = Inputs(shape, batch, row_tokens)
+        config = inputs.default_config()
+        rival = measure(inputs.flashinfer(), replays)
+        full = measure(inputs.longflow(full=True, config=config), replays)
+        growing = measure(inputs.longflow(full=False, config=config), replays)
+        by_head = measure(
+            inputs.longflow(full=True, config=config, victim_heads=inputs.kv_heads), replays
+        )
+        line = {
+            "heads": "/".join(map(str, shape)),
+            "batch": batch,
+            "row_tokens": row_tokens,
+            **{f"flashinfer_{k}": round(v, 2) for k, v in asdict(rival).items()},
+            **{f"longflow_{k}": round(v, 2) for k, v in asdict(full).items()},
+            "not_full_median": round(growing.median, 2),
+            "kv_head_median": round(by_head.median, 2),
+            "full_ratio": round(full.median / rival.median, 3),
+            "not_full_ratio": round(growing.median / rival.median, 3),
+            "share_of_copy_rate": round(inputs.call_bytes / (full.median * 1e-6) / rate, 3),
+        }
+        lines.append(line)
+        print(
+            f"{line['heads']:>9} batch {batch:>3} rows {row_tokens}: FlashInfer "
+            f"{rival.median:8.1f} us, full {full.median:8.1f} us ({line['full_ratio']:.3f}x), "
+            f"not full {line['not_full_ratio']:.3f}x, by KV head {by_head.median:8.1f} us, "
+            f"{line['share_of_copy_rate']:.0%} of the copy rate",
+            flush=True,
+        )
+        del inputs
+        torch.cuda.empty_cache()
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--csv", type=Path, help="where the results go")
+    parser.add_argument("--quick", action="store_true", help="the goals' four points only")
+    parser.add_argument("--sweep", action="store_true", help="compare cuts of the work instead")
+    parser.add_argument("--replays", type=int, default=20)
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("bench_kernels: needs an NVIDIA GPU", file=sys.stderr)
+        return 2
+    if args.sweep:
+        sweep(args.replays)
+        return 0
+    lines = run(args.quick, args.replays)
+    if args.csv:
+        args.csv.parent.mkdir(parents=True, exist_ok=True)
+        with args.csv.open("w", newline="") as out:
+            writer = csv.DictWriter(out, lines[0])
+            writer.writeheader()
+            writer.writerows(lines)
+    missed = [
+        f"batch {line['batch']}: {line['full_ratio']}x, goal {GOALS[line['batch']]}x"
+        for line in lines
+        if line["heads"] == "32/8/128"
+        and line["row_tokens"] == 3200
+        and line["full_ratio"] > GOALS[line["batch"]]
+    ]
+    print("missed: " + "; ".join(missed) if missed else "every goal is met")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,182 @@
+"""The kernels on a GPU: every dtype and head size, beside FlashInfer, and in CUDA graphs."""
+
+import pytest
+import torch
+from decode_case import INTERPRETED, DecodeCase, assert_step
+
+from longflow_kernels import prompt_scores
+from longflow_kernels.attend_score_evict.op import (
+    StepRow,
+    attend_score_evict,
+    launch_config,
+    pack_rows,
+)
+from longflow_kernels.compress_prompt.op import paged_prompt_scores
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(INTERPRETED, reason="set LONGFLOW_TEST_DEVICE=cuda on a machine with a GPU"),
+]
+
+FULL = StepRow(kv_len=1111, overwrites=True, scored=True)
+FILLS_NOW = StepRow(kv_len=640, scored=True)
+GROWING = StepRow(kv_len=900)
+NEW = StepRow(kv_len=1)
+PADDED = StepRow(kv_len=0)
+RING = StepRow(kv_len=300, overwrites=True, given_victim=17)
+MIXED = [FULL, GROWING, PADDED, FILLS_NOW, NEW, RING]
+TOLERANCE = {
+    torch.bfloat16: dict(tolerance=2e-2, score_rounding=2e-3),
+    torch.float16: dict(tolerance=3e-3, score_rounding=2e-3),
+}
+
+
+def on_gpu(rows, **options) -> DecodeCase:
+    heads, kv_heads = options.pop("heads", (32, 8))
+    head_dim = options.get("head_dim", 128)
+    sms = torch.cuda.get_device_properties(0).multi_processor_count
+    config = options.pop("config", launch_config(len(rows), kv_heads, head_dim, sms))
+    options.setdefault("dtype", torch.bfloat16)
+    return DecodeCase(rows, heads, kv_heads, device="cuda", config=config, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+@pytest.mark.parametrize("heads", [(8, 8), (16, 8), (28, 4), (32, 8), (16, 1)], ids=str)
+@pytest.mark.parametrize("fp8", [False, True], ids=["same", "fp8"])
+def test_every_dtype_head_size_and_group(dtype, head_dim, heads, fp8):
+    scales = dict(cache_dtype=torch.float8_e4m3fn, k_scale=0.5, v_scale=2.0) if fp8 else {}
+    case = on_gpu(MIXED, heads=heads, head_dim=head_dim, dtype=dtype, **scales)
+    assert_step(case, **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("cap", [5.0, 50.0])
+def test_logit_cap(cap):
+    assert_step(on_gpu(MIXED, logit_cap=cap), **TOLERANCE[torch.bfloat16])
+
+
+@pytest.mark.parametrize("victim_heads", [1, 8])
+@pytest.mark.parametrize("protect", [(0, 0), (4, 0), (4, 32)], ids=str)
+def test_victims_per_layer_or_head_with_protected_tokens(victim_heads, protect):
+    rows = [StepRow(n, True, True, written=n // 2) for n in (100, 777, 3200)]
+    case = on_gpu(
+        [*rows, StepRow(200, scored=True), PADDED],
+        victim_heads=victim_heads,
+        protect_sink_tokens=protect[0],
+        protect_recent_tokens=protect[1],
+    )
+    assert_step(case, **TOLERANCE[torch.bfloat16])
+
+
+@pytest.mark.parametrize("batch", [1, 2, 37, 128, 512])
+def test_batches(batch):
+    rows = [
+        [FULL, GROWING, FILLS_NOW, NEW, StepRow(3200, True, True), StepRow(2048)][i % 6]
+        for i in range(batch)
+    ]
+    small = [StepRow(min(r.kv_len, 400), r.overwrites, r.scored) for r in rows]
+    case = on_gpu(small if batch > 100 else rows, heads=(8, 2), head_dim=64)
+    assert_step(case, **TOLERANCE[torch.bfloat16])
+
+
+def test_the_same_input_gives_the_same_bits():
+    case = on_gpu([StepRow(3200, True, True)] * 24)
+    out, after = case.run()
+    for _ in range(20):
+        again, after_again = case.run()
+        assert torch.equal(out, again)
+        assert torch.equal(after["next_slot"], after_again["next_slot"])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("heads", [(32, 8), (16, 8), (28, 4)], ids=str)
+def test_error_against_float64_is_no_worse_than_flashinfers(dtype, heads):
+    import flashinfer
+
+    rows = [StepRow(n) for n in (3200, 1600, 517, 64)]
+    case = on_gpu(rows, heads=heads, dtype=dtype, peak=2.0)
+    out, after = case.run()
+    expected, _ = case.reference()
+    indptr = torch.tensor([0, 3200, 4800, 5317, 5381], dtype=torch.int32, device="cuda")
+    wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
+        torch.empty(128 << 20, dtype=torch.uint8, device="cuda"), "NHD", use_tensor_cores=True
+    )
+    wrapper.plan(
+        indptr,
+        case.tensors["kv_indices"],
+        torch.ones(4, dtype=torch.int32, device="cuda"),
+        *heads,
+        128,
+        1,
+        q_data_type=dtype,
+        kv_data_type=dtype,
+        sm_scale=128**-0.5,
+    )
+    cache = tuple(after[name].unsqueeze(1) for name in ("k_cache", "v_cache"))
+    theirs = wrapper.run(case.tensors["q"], cache)
+    errors = [(x.cpu().double() - expected.out).abs() for x in (out, theirs)]
+    print("ERROR", dtype, heads, [(e.max().item(), e.mean().item()) for e in errors])
+    assert errors[0].mean() <= errors[1].mean() * 1.05
+    assert errors[0].max() <= errors[1].max() * 1.5
+
+
+def test_a_cuda_graph_replay_equals_an_eager_step():
+    """Captured with padded rows only, replayed with two different steps."""
+    rows = [FULL, GROWING, FILLS_NOW, RING]
+    cases = [on_gpu(rows, seed=seed) for seed in (1, 2)]
+    workspace = cases[0].workspace()
+    static = cases[0]._arguments()
+    out = torch.empty_like(static["q"])
+    fields = static["fields"]
+    packed = fields.clone()
+    fields.zero_()
+
+    def step():
+        attend_score_evict(**static, workspace=workspace, config=cases[0].config, out=out)
+
+    step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    fields.copy_(packed)
+    for case in cases:
+        for name, value in case._arguments().items():
+            if isinstance(value, torch.Tensor):
+                static[name].copy_(value)
+        graph.replay()
+        want, after = case.run()
+        assert torch.equal(out, want)
+        for name in ("k_cache", "v_cache", "next_slot"):
+            raw = [t.view(torch.uint8) for t in (static[name], after[name])]
+            assert torch.equal(*raw), name
+
+
+def test_no_host_synchronisation():
+    case = on_gpu(MIXED)
+    case.run()
+    arguments, workspace = case._arguments(), case.workspace()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        attend_score_evict(**arguments, workspace=workspace, config=case.config)
+        host = pack_rows(MIXED, case.num_slots).pin_memory()
+        host.to("cuda", non_blocking=True)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("fp8", [False, True], ids=["same", "fp8"])
+@pytest.mark.parametrize("earlier", [1, 1000, 32_000])
+@pytest.mark.parametrize("heads", [(32, 8), (28, 4)], ids=str)
+def test_prompt_scores(heads, earlier, fp8):
+    num_heads, kv_heads = heads
+    q = torch.randn(32, num_heads, 128, dtype=torch.bfloat16, device="cuda")
+    cache = torch.full((earlier + 99, kv_heads, 128), float("nan"), device="cuda")
+    slots = torch.randperm(earlier + 99, device="cuda")[:earlier].to(torch.int32)
+    cache[slots.long()] = torch.randn(earlier, kv_heads, 128, device="cuda")
+    cache = cache.to(torch.float8_e4m3fn if fp8 else torch.bfloat16)
+    scale = 0.5 if fp8 else 1.0
+    got = paged_prompt_scores(q, cache, slots, 128**-0.5, k_scale=scale)
+    keys = cache.view(torch.uint8)[slots.long()].view(cache.dtype) if fp8 else cache[slots.long()]
+    want = prompt_scores(q, keys.float() * scale, 128**-0.5)
+    torch.testing.assert_close(got, want, rtol=2e-2, atol=1e-5)
