@@ -162,12 +162,14 @@ def engine(
     *,
     probe: bool = False,
     interpret: bool = False,
+    fresh: bool = False,
     env: dict[str, str] | None = None,
     **arguments,
 ):
     """An `sglang.Engine` fed with token ids, strict memory checks on.
 
-    With ``interpret`` its Triton kernels run on a CPU, in Triton's interpreter.
+    With ``interpret`` its Triton kernels run on a CPU, in Triton's interpreter. With ``fresh`` its
+    processes import SGLang by themselves, for the variables in `env` that are read on import.
 
     With ``probe`` the scheduler runs under `probe.run_scheduler_process`; the engine then has
     ``probe_report()``.
@@ -208,10 +210,10 @@ def engine(
                 return report
 
         cls = ProbedEngine
-    if interpret:  # decided when SGLang and Triton are imported: not in the fork server
+    if interpret:  # read when SGLang and Triton are imported
         env = {**(env or {}), "TRITON_INTERPRET": "1"}
-    fork = DEVICE == "cpu" and not interpret
-    starts = _fork_server() if fork else contextlib.nullcontext()
+    own_imports = fresh or interpret or DEVICE != "cpu"
+    starts = contextlib.nullcontext() if own_imports else _fork_server()
     with environment(**STRICT, LONGFLOW_PROBE_FILE=str(report_file), **(env or {})), starts:
         running = cls(**{**defaults, **arguments})
     try:

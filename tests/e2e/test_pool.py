@@ -96,6 +96,7 @@ def test_a_retracted_row_starts_over(tiny_models):
         probe=True,
         kv_budget=64,
         max_total_tokens=1500,
+        fresh=True,
         env={"SGLANG_TEST_RETRACT": "1"},
     ) as engine:
         results, _ = run(engine, 6, 64, 120)
