@@ -81,10 +81,10 @@ class Phase:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--budget", type=int, default=96, help="KV budget of a request, default %(default)s tokens")
-    add("--max-new-tokens", type=int, default=200, help="per answer, default %(default)s")
+    add("--budget", type=int, default=64, help="KV budget of a request, default %(default)s tokens")
+    add("--max-new-tokens", type=int, default=100, help="per answer, default %(default)s")
     add("--requests", type=int, default=8, help="questions asked at once, 1 to 8 (the default)")
-    add("--pool", type=int, default=1200, help="KV pool of the server, default %(default)s tokens")
+    add("--pool", type=int, default=720, help="KV pool of the server, default %(default)s tokens")
     add("--port", default="auto", help="default: the first free one")
     add("--model", type=Path, help="model folder; default: SmolLM2-135M, fetched once (93 MB)")
     add("--verbose", action="store_true", help="show the server's output")

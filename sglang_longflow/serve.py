@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import os
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -75,7 +76,11 @@ class Settings:
         """Variables for the server, where the operator has not set them."""
         # Threads that spin while they wait slow each other down where cores are shared: three
         # times on a busy machine with two cores. A GPU server has no such threads in its way.
-        return {"OMP_WAIT_POLICY": "PASSIVE"} if self.values.get("device") == "cpu" else {}
+        if self.values.get("device") != "cpu":
+            return {}
+        # One core is left to the HTTP process, which tokenizes and streams beside the model.
+        threads = max(1, len(os.sched_getaffinity(0)) - 1)
+        return {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(threads)}
 
     @property
     def url(self) -> str:
