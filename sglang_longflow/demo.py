@@ -72,17 +72,19 @@ class Phase:
 
     def observe(self, stats: dict[str, Any]) -> int:
         """Take one answer of GET /longflow/stats; returns the requests running now."""
-        rows = stats["requests"]
-        self.pool_tokens = stats["pool"]["total_tokens"]
+        rows, pool = stats["requests"], stats["pool"]
+        self.pool_tokens = pool["total_tokens"]
         self.peak_running = max(self.peak_running, len(rows))
-        self.peak_slots = max(self.peak_slots, sum(row["kv_len"] for row in rows))
+        # Not the sum of the rows' lengths: requests may share the slots of a prefix.
+        held = pool["total_tokens"] - pool["available_tokens"] - pool["evictable_tokens"]
+        self.peak_slots = max(self.peak_slots, held)
         return len(rows)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--budget", type=int, default=64, help="KV budget of a request, default %(default)s tokens")
-    add("--max-new-tokens", type=int, default=100, help="per answer, default %(default)s")
+    add("--max-new-tokens", type=int, default=80, help="per answer, default %(default)s")
     add("--requests", type=int, default=8, help="questions asked at once, 1 to 8 (the default)")
     add("--pool", type=int, default=720, help="KV pool of the server, default %(default)s tokens")
     add("--port", default="auto", help="default: the first free one")
