@@ -47,7 +47,7 @@ def pool_table(budgeted: Phase, full: Phase) -> Table:
     table.add_column("")
     rows = {
         "peak running requests": lambda p: f"{p.peak_running} of {len(p.answers)}",
-        "peak KV slots held": lambda p: f"{p.peak_slots:,}",
+        "peak KV slots in use": lambda p: f"{p.peak_slots:,}",
         "generated tokens": lambda p: f"{p.generated_tokens:,}",
         "wall time": lambda p: f"{p.wall_s:.1f} s",
         "output tokens/s": lambda p: f"{p.generated_tokens / p.wall_s:.1f}",
