@@ -189,6 +189,8 @@ def engine(
     )
     if DEVICE == "cuda":
         defaults["dtype"] = "bfloat16"  # FlashInfer has no float32 kernels
+        if "kv_budget" in arguments:
+            defaults["kv_decode_kernel"] = os.environ.get("LONGFLOW_TEST_KERNEL", "auto")
     else:
         defaults["device"] = "cpu"
         env = {**CPU_THREADS, **(env or {})}
