@@ -261,11 +261,10 @@ def run(args: argparse.Namespace) -> dict:
     ]
     if args.budget:
         arguments.append(f"--kv-budget={args.budget}")
-    elif "--device=cpu" not in args.server:
-        # Plugins that are named load, so stock SGLang is what a name of none leaves.
-        os.environ["SGLANG_PLUGINS"] = "none"
     else:
-        os.environ["SGLANG_PLUGINS"] = "longflow_cpu"
+        # Only plugins that are named load. On a CPU the platform is one of them.
+        on_cpu = "device cpu" in " ".join(args.server).replace("=", " ")
+        os.environ["SGLANG_PLUGINS"] = "longflow_cpu" if on_cpu else "none"
     log = Log()
     with Server(arguments, url, log) as server:
         server.wait_ready(args.start_timeout)
