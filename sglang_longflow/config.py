@@ -112,10 +112,10 @@ class LongFlowConfig:
                 raise ConfigError(
                     f"{flag.name}={value!r}: expected one of {', '.join(flag.choices)}"
                 )
-        if self.kv_victims == "kv_head" and self.kv_decode_kernel == "reference":
+        if self.kv_victims == "kv_head" and not self.uses_fused_decode:
             raise ConfigError(
-                "kv_victims='kv_head': the reference decode has one victim per layer; set "
-                "--kv-decode-kernel triton, or --kv-victims layer"
+                f"kv_victims='kv_head': the decode of kv_decode_kernel={self.kv_decode_kernel!r} "
+                f"has one victim per layer; set --kv-decode-kernel triton, or --kv-victims layer"
             )
         if self.kv_policy not in policy_names():
             raise ConfigError(
@@ -145,8 +145,9 @@ class LongFlowConfig:
             protect_recent_tokens=self.kv_protect_recent_tokens,
         )
 
-    def uses_fused_decode(self, device_type: str) -> bool:
-        """Whether decode runs in the Triton kernel on "cuda" or "cpu"."""
+    @property
+    def uses_fused_decode(self) -> bool:
+        """Whether decode runs in the Triton kernel."""
         return self.kv_decode_kernel == "triton"
 
     def row_tokens(self, context_tokens: int) -> int:

@@ -167,6 +167,6 @@ def apply_defaults(server_args: Any, config: LongFlowConfig) -> dict[str, Any]:
         backends = ("attention_backend", "prefill_attention_backend", "decode_attention_backend")
         if all(getattr(server_args, field) is None for field in backends):
             default("attention_backend", "flashinfer")
-        fused = config.uses_fused_decode("cuda")
-        default("disable_prefill_cuda_graph" if fused else "disable_cuda_graph", True)
+        graphs = "disable_prefill_cuda_graph" if config.uses_fused_decode else "disable_cuda_graph"
+        default(graphs, True)
     return changed

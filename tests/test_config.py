@@ -61,7 +61,11 @@ def test_flags_and_fields_are_the_same():
         ({"kv_budget": 64, "kv_decode_kernel": ""}, "kv_decode_kernel='': expected one of auto"),
         (
             {"kv_budget": 64, "kv_victims": "kv_head", "kv_decode_kernel": "reference"},
-            "kv_victims='kv_head': the reference decode has one victim per layer",
+            "kv_victims='kv_head': the decode of kv_decode_kernel='reference' has one victim per",
+        ),
+        (
+            {"kv_budget": 64, "kv_victims": "kv_head"},
+            "kv_victims='kv_head': the decode of kv_decode_kernel='auto' has one victim per layer",
         ),
         ({"kv_budget": 64, "kv_protect_sink_tokens": -1}, "kv_protect_sink_tokens=-1"),
         ({"kv_budget": 64, "kv_protect_sink_tokens": True}, "kv_protect_sink_tokens=True"),

@@ -14,7 +14,6 @@ from sglang_longflow.backend.decode_reference import ReferenceDecode
 from sglang_longflow.backend.moves import carry_out
 from sglang_longflow.backend.pool import load_kv, scale_of
 from sglang_longflow.contracts import DecodeView, PrefillView, PromptRow
-from sglang_longflow.errors import ConfigError
 from sglang_longflow.flow.decode import DecodeState
 from sglang_longflow.policies import PromptEnd
 
@@ -39,12 +38,7 @@ class LongFlowAttnBackend(AttentionBackend):
         self.num_layers = model_runner.model_config.num_hidden_layers
         num_rows, row_slots = self.req_to_token_pool.req_to_token.shape
         device = self.req_to_token_pool.req_to_token.device
-        self.fused = config.uses_fused_decode(device.type)
-        if config.kv_victims == "kv_head" and not self.fused:
-            raise ConfigError(
-                f"kv_victims='kv_head': needs the triton decode kernel, which is off on a "
-                f"{device.type}; set --kv-victims layer"
-            )
+        self.fused = config.uses_fused_decode
         kv_heads = self.token_to_kv_pool.get_key_buffer(0).shape[1]
         self.state = DecodeState(
             self.num_layers,
