@@ -1,0 +1,144 @@
+"""Compile the kernels for an H100 on a machine without one; prints a JSON line for each.
+
+Run in a process of its own: the tests' process has Triton's interpreter on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import triton
+import triton.backends.nvidia
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from longflow_kernels.attend_score_evict import kernel as decode
+from longflow_kernels.attend_score_evict.op import launch_config
+from longflow_kernels.compress_prompt import kernel as prompt
+
+PTXAS = Path(triton.backends.nvidia.__file__).parent / "bin" / "ptxas"
+POINTERS = {
+    "kv_indices_ptr": "*i32",
+    "slots_ptr": "*i32",
+    "req_to_token_ptr": "*i32",
+    "req_pool_indices_ptr": "*i64",
+    "fields_ptr": "*i32",
+    "next_slot_ptr": "*i32",
+    "recent_ptr": "*i32",
+    "best_index_ptr": "*i32",
+    "arrived_ptr": "*i32",
+    "q_ptr": "*{dtype}",
+    "k_new_ptr": "*{dtype}",
+    "v_new_ptr": "*{dtype}",
+    "out_ptr": "*{dtype}",
+    "k_cache_ptr": "*{cache}",
+    "v_cache_ptr": "*{cache}",
+}
+FLOATS = ("scaling", "logit_cap", "k_scale", "v_scale")
+
+
+def build(function, constants: dict, num_warps: int, num_stages: int, dtype: str, cache: str):
+    """(registers, bytes spilled, shared memory, asynchronous copies) on sm_90."""
+    signature, attributes = {}, {}
+    for index, name in enumerate(function.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name.endswith("_ptr"):
+            signature[name] = POINTERS.get(name, "*fp32").format(dtype=dtype, cache=cache)
+            attributes[(index,)] = [["tt.divisibility", 16]]
+        elif name in FLOATS:
+            signature[name] = "fp32"
+        else:
+            signature[name] = "i32"
+            if name in ("q_stride", "k_new_stride", "v_new_stride", "k_slot_stride"):
+                attributes[(index,)] = [["tt.divisibility", 16]]
+            if name == "v_slot_stride":
+                attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
+    options = dict(num_warps=num_warps, num_stages=num_stages)
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    with tempfile.TemporaryDirectory() as folder:
+        ptx = Path(folder) / "kernel.ptx"
+        ptx.write_text(made.asm["ptx"])
+        command = [PTXAS, "-v", "-arch=sm_90a", ptx, "-o", Path(folder) / "kernel.cubin"]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return dict(
+        registers=int(re.search(r"Used (\d+) registers", report).group(1)),
+        spilled=int(re.search(r"(\d+) bytes spill stores", report).group(1)),
+        shared=made.metadata.shared,
+        async_copies=made.asm["ttgir"].count("async_copy_global_to_local"),
+    )
+
+
+def attend(head_dim: int, group: int, dtype: str, cache: str):
+    config = launch_config(32, 8, head_dim, 132, itemsize=1 if cache != dtype else 2)
+    constants = dict(
+        GROUP=group,
+        HEAD_DIM=head_dim,
+        V_HEAD_DIM=head_dim,
+        BLOCK_H=16,
+        BLOCK_D=triton.next_power_of_2(head_dim),
+        BLOCK_DV=triton.next_power_of_2(head_dim),
+        BLOCK_N=config.block_n,
+        MAX_SPLITS=config.max_splits,
+        VICTIM_HEADS=1,
+        HAS_CAP=False,
+        DOT_PRECISION="ieee",
+    )
+    return build(decode.attend_kernel, constants, config.num_warps, config.num_stages, dtype, cache)
+
+
+def combine(heads: int, victim_heads: int, recent: int):
+    constants = dict(
+        NUM_Q_HEADS=heads,
+        V_HEAD_DIM=128,
+        BLOCK_DV=128,
+        BLOCK_N=64,
+        MAX_SPLITS=8,
+        VICTIM_HEADS=victim_heads,
+        BLOCK_VH=triton.next_power_of_2(heads // victim_heads),
+        BLOCK_S=128,
+        CHUNKS=4,
+        RECENT=recent,
+        BLOCK_R=triton.next_power_of_2(max(1, recent)),
+    )
+    return build(decode.combine_kernel, constants, 4, 3, "bf16", "bf16")
+
+
+def cut(function, head_dim: int):
+    constants = dict(
+        GROUP=4,
+        ROWS=128,
+        HEAD_DIM=head_dim,
+        BLOCK_M=64,
+        BLOCK_N=64 if head_dim <= 128 else 32,
+        BLOCK_D=triton.next_power_of_2(head_dim),
+        HAS_CAP=False,
+        DOT_PRECISION="ieee",
+    )
+    return build(function, constants, 4, 3, "bf16", "bf16")
+
+
+def main() -> None:
+    def show(name: str, found: dict) -> None:
+        print(json.dumps(dict(name=name, **found)), flush=True)
+
+    for head_dim in (64, 96, 128, 256):
+        show(f"attend {head_dim} bf16", attend(head_dim, 4, "bf16", "bf16"))
+    show("attend 128 fp16", attend(128, 7, "fp16", "fp16"))
+    show("attend 128 fp8", attend(128, 4, "bf16", "fp8e4nv"))
+    show("combine 32 heads", combine(32, 1, 0))
+    show("combine 64 heads, 64 recent", combine(64, 1, 64))
+    show("combine by KV head", combine(32, 8, 0))
+    show("gather", build(decode.gather_indices_kernel, dict(BLOCK=512), 4, 3, "bf16", "bf16"))
+    show("normaliser", cut(prompt.normaliser_kernel, 128))
+    show("mass", cut(prompt.mass_kernel, 128))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
