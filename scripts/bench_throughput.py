@@ -31,37 +31,33 @@ import aiohttp
 from sglang_longflow.preflight import free_port
 from sglang_longflow.supervise import Server
 
+_QWEN3 = dict(
+    model_type="qwen3",
+    architectures=["Qwen3ForCausalLM"],
+    num_key_value_heads=8,
+    head_dim=128,
+    vocab_size=151936,
+    max_position_embeddings=40960,
+    rope_theta=1000000,
+    rms_norm_eps=1e-6,
+)
 #: Hugging Face configurations; weights are random, so only sizes matter.
 GEOMETRIES = {
     "qwen3-1.7b": dict(
-        model_type="qwen3",
-        architectures=["Qwen3ForCausalLM"],
+        _QWEN3,
         hidden_size=2048,
         intermediate_size=6144,
         num_hidden_layers=28,
         num_attention_heads=16,
-        num_key_value_heads=8,
-        head_dim=128,
-        vocab_size=151936,
         tie_word_embeddings=True,
-        max_position_embeddings=40960,
-        rope_theta=1000000,
-        rms_norm_eps=1e-6,
     ),
     "qwen3-8b": dict(
-        model_type="qwen3",
-        architectures=["Qwen3ForCausalLM"],
+        _QWEN3,
         hidden_size=4096,
         intermediate_size=12288,
         num_hidden_layers=36,
         num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        vocab_size=151936,
         tie_word_embeddings=False,
-        max_position_embeddings=40960,
-        rope_theta=1000000,
-        rms_norm_eps=1e-6,
     ),
     "qwen2.5-math-7b": dict(
         model_type="qwen2",
@@ -78,8 +74,7 @@ GEOMETRIES = {
         rms_norm_eps=1e-6,
     ),
     "tiny": dict(
-        model_type="qwen3",
-        architectures=["Qwen3ForCausalLM"],
+        _QWEN3,
         hidden_size=128,
         intermediate_size=256,
         num_hidden_layers=2,
@@ -90,7 +85,6 @@ GEOMETRIES = {
         tie_word_embeddings=True,
         max_position_embeddings=4096,
         rope_theta=10000,
-        rms_norm_eps=1e-6,
     ),
 }
 #: Tokens in one message of the stream; inter-token latencies are means over as many.
@@ -256,7 +250,7 @@ def run(args: argparse.Namespace) -> dict:
         f"--max-total-tokens={args.pool}",
         f"--port={port}",
         f"--stream-interval={STREAM_INTERVAL}",
-        "--disable-radix-cache" if args.no_radix else "--random-seed=1",
+        "--random-seed=1",
         *args.server,
     ]
     if args.budget:
@@ -295,7 +289,6 @@ def main() -> int:
     add("--budget", type=int, default=0, help="0: stock SGLang, the plugin not loaded")
     add("--seconds", type=float, default=0, help="end the run after so long; default: never")
     add("--warm", type=float, default=0, help="seconds that are left out of the numbers")
-    add("--no-radix", action="store_true")
     add("--start-timeout", type=float, default=420)
     add("--seed", type=int, default=1)
     add("--name", default="")

@@ -30,8 +30,7 @@ class LongFlowAttnBackend(AttentionBackend):
 
     def __init__(self, inner: AttentionBackend, model_runner):
         super().__init__()
-        current = runtime.current()
-        config = current.config
+        config = runtime.current().config
         self.inner = inner
         self.req_to_token_pool = model_runner.req_to_token_pool
         self.token_to_kv_pool = model_runner.token_to_kv_pool
@@ -58,7 +57,7 @@ class LongFlowAttnBackend(AttentionBackend):
             if self.fused
             else ReferenceDecode(inner, model_runner, self.state)
         )
-        current.device_state_bytes = self.state.state_bytes + self.decode.nbytes
+        self._note_state_bytes()
         self._prefill: PrefillView | None = None
 
     def __getattr__(self, name):
@@ -91,8 +90,10 @@ class LongFlowAttnBackend(AttentionBackend):
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int):
         self.decode.init_cuda_graph_state(max_bs)
-        current = runtime.current()
-        current.device_state_bytes = self.state.state_bytes + self.decode.nbytes
+        self._note_state_bytes()
+
+    def _note_state_bytes(self) -> None:
+        runtime.current().device_state_bytes = self.state.state_bytes + self.decode.nbytes
 
     def init_forward_metadata_out_graph(self, forward_batch, in_capture: bool = False):
         """Before a decode graph is captured or replayed; nothing else has graphs with a budget."""

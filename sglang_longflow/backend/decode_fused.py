@@ -154,7 +154,7 @@ class FusedDecode:
             rows[index] = StepRow(
                 kv_len=view.kv_lens[index],
                 overwrites=view.overwrite[index],
-                scored=known is None,
+                scored=budget.policy.ranks_by_removal,
                 given_victim=-1 if known is None else known,
                 written=overwrites,
             )

@@ -8,6 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from longflow_kernels.logits import capped_base2
+
 #: Rows of the step's int32 description [NUM_FIELDS, batch], see `op.pack_rows`.
 KV_LEN = tl.constexpr(0)
 OVERWRITES = tl.constexpr(1)
@@ -16,8 +18,6 @@ GIVEN_VICTIM = tl.constexpr(3)
 WRITTEN = tl.constexpr(4)
 KV_START = tl.constexpr(5)
 NUM_FIELDS = 6
-
-LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -47,14 +47,6 @@ def _split_tokens(kv_len, min_split_tokens, MAX_SPLITS: tl.constexpr, BLOCK_N: t
     """Tokens of each split of a row; both kernels must agree on it."""
     splits = tl.minimum(MAX_SPLITS, tl.cdiv(kv_len, min_split_tokens))
     return tl.cdiv(tl.cdiv(kv_len, splits), BLOCK_N) * BLOCK_N
-
-
-@triton.jit
-def _capped(logits, logit_cap, HAS_CAP: tl.constexpr):
-    """Soft cap, then base 2. ``2 * sigmoid(2x) - 1`` is tanh."""
-    if HAS_CAP:
-        logits = logit_cap * (2.0 * tl.sigmoid(2.0 * logits / logit_cap) - 1.0)
-    return logits * LOG2_E
 
 
 @triton.jit
@@ -156,7 +148,7 @@ def attend_kernel(
     k_read = k_stored.to(tl.float32)
     v_read = v_stored.to(tl.float32)
     logit_new = tl.sum(q.to(tl.float32) * k_read[None, :], axis=1) * (scaling * k_scale)
-    logit_new = _capped(logit_new, logit_cap, HAS_CAP)
+    logit_new = capped_base2(logit_new, logit_cap, HAS_CAP)
     # weights_ptr [num_q_heads, weights_stride]: log2(exp(logit) * |v|_1) of each scored slot.
     weights_at = weights_ptr + q_head.to(tl.int64) * weights_stride + score_offset
     if holds_new & (score_offset >= 0):
@@ -182,7 +174,7 @@ def attend_kernel(
             eviction_policy="evict_first",
         )
         logits = tl.dot(q, k.to(q.dtype), input_precision=DOT_PRECISION) * (scaling * k_scale)
-        logits = _capped(logits, logit_cap, HAS_CAP)
+        logits = capped_base2(logits, logit_cap, HAS_CAP)
         logits = tl.where(old[None, :], logits, float("-inf"))
         v = tl.load(
             v_head_ptr[None, :] + slots[:, None] * v_slot_stride,

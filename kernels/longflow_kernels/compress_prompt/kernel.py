@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LOG2_E = tl.constexpr(1.4426950408889634)
+from longflow_kernels.logits import capped_base2
 
 
 @triton.jit
@@ -46,9 +46,8 @@ def _logits(
         other=0.0,
     )
     logits = tl.dot(q, k.to(q.dtype), input_precision=DOT_PRECISION) * scaling
-    if HAS_CAP:
-        logits = logit_cap * (2.0 * tl.sigmoid(2.0 * logits / logit_cap) - 1.0)
-    return tl.where(in_keys[None, :], logits * LOG2_E, float("-inf"))
+    logits = capped_base2(logits, logit_cap, HAS_CAP)
+    return tl.where(in_keys[None, :], logits, float("-inf"))
 
 
 @triton.jit
