@@ -19,15 +19,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+import triton
 
 from longflow_kernels.attend_score_evict.op import (
     LaunchConfig,
-    StepRow,
     Workspace,
     attend_score_evict,
     launch_config,
-    pack_rows,
 )
+from longflow_kernels.attend_score_evict.rows import StepRow, pack_rows
 
 #: (query heads, KV heads, head_dim) and the model that has them.
 SHAPES = {
@@ -99,7 +99,6 @@ class Inputs:
     def longflow(self, *, full: bool, config: LaunchConfig, victim_heads: int = 1):
         row = StepRow(self.row_tokens, overwrites=full, scored=full)
         capacity = self.batch * self.row_tokens
-        fields = pack_rows([row] * self.batch, capacity).cuda()
         workspace = Workspace(
             max_batch=self.batch,
             capacity_tokens=capacity,
@@ -109,6 +108,7 @@ class Inputs:
             device="cuda",
             max_partials=self.batch * config.max_splits,
         )
+        fields = pack_rows([row] * self.batch, workspace.places).cuda()
         next_slot = torch.zeros(self.batch, victim_heads, dtype=torch.int32, device="cuda")
         requests = torch.arange(self.batch, device="cuda")
         out = torch.empty_like(self.q)
@@ -186,32 +186,51 @@ def points(quick: bool):
     yield from ((main, batch, rows) for rows in (1024, 1600, 8192) for batch in (128, 32, 1))
 
 
-def candidates(inputs: Inputs):
-    """Cuts of the work to choose `launch_config`'s from."""
-    base = inputs.default_config()
-    splits = {max(1, base.max_splits // 2), base.max_splits, min(64, base.max_splits * 2)}
-    chunks = {max(1, base.chunks // 2), base.chunks, min(16, base.chunks * 2)}
-    for n, warps, stages in itertools.product((32, 64, 128), (4, 8), (2, 3, 5)):
+TILES = [(32, 4, 3), (32, 4, 5), (32, 2, 4), (64, 4, 2), (64, 4, 3), (64, 8, 3), (128, 8, 3)]
+
+
+def tiles(base: LaunchConfig):
+    """`base` with other tiles of attention."""
+    for n, warps, stages in TILES:
         yield replace(base, block_n=n, num_warps=warps, num_stages=stages)
-    for s, c in itertools.product(sorted(splits), sorted(chunks)):
-        yield replace(base, max_splits=s, chunks=c)
 
 
-def sweep(replays: int) -> None:
-    """Print every candidate cut for full rows of 3,200, the fastest first."""
-    for batch in (128, 32, 8, 1):
+def cuts(base: LaunchConfig):
+    """`base` with the rows cut otherwise."""
+    splits = sorted({min(64, max(1, base.max_splits * n // 2)) for n in (1, 2, 4, 8)})
+    least = (64, 128, 256) if base.max_splits > 8 else (256,)
+    for s, least_tokens, c in itertools.product(splits, least, (2, 4, 8, 16)):
+        yield replace(base, max_splits=s, min_split_tokens=least_tokens, chunks=c)
+
+
+def sweep(batches: list[int], replays: int) -> None:
+    """Print the best cuts of the work for full rows of 3,200: tiles first, then splits."""
+    for batch in batches:
         inputs = Inputs((32, 8, 128), batch, 3200)
         rival = measure(inputs.flashinfer(), replays).median
-        found = []
-        for config in candidates(inputs):
-            try:
-                time = measure(inputs.longflow(full=True, config=config), replays).median
-            except Exception as error:  # a cut that needs too much shared memory
-                print(f"batch {batch} {config}: {type(error).__name__}", file=sys.stderr)
-                continue
-            found.append((time / rival, config))
-        for ratio, config in sorted(found, key=lambda item: item[0])[:8]:
-            print(f"SWEEP batch={batch} {ratio:.3f}x FlashInfer ({rival:.1f} us) {config}")
+        base, found = inputs.default_config(), {}
+        for stage in (tiles, cuts):
+            for config in stage(base):
+                try:
+                    time = measure(inputs.longflow(full=True, config=config), replays).median
+                except triton.runtime.errors.OutOfResources as error:
+                    print(f"batch {batch} {config}: {error}", file=sys.stderr)
+                    continue
+                found[config] = time / rival
+            base = min(found, key=found.__getitem__)
+        growing = measure(inputs.longflow(full=False, config=base), replays).median / rival
+        print(f"SWEEP batch={batch}: FlashInfer {rival:.1f} us; not full {growing:.3f}x")
+        for config in sorted(found, key=found.__getitem__)[:12]:
+            print(
+                f"  {found[config]:.3f}x tile {config.block_n} warps {config.num_warps} stages "
+                f"{config.num_stages} splits {config.max_splits} of {config.min_split_tokens} "
+                f"chunks {config.chunks}"
+            )
+        for config in list(tiles(inputs.default_config())):
+            if config in found:
+                print(f"  tile {config.block_n, config.num_warps, config.num_stages}", end=" ")
+                print(f"{found[config]:.3f}x", end="")
+        print(flush=True)
 
 
 def run(quick: bool, replays: int) -> list[dict]:
@@ -258,13 +277,14 @@ def main() -> int:
     parser.add_argument("--csv", type=Path, help="where the results go")
     parser.add_argument("--quick", action="store_true", help="the goals' four points only")
     parser.add_argument("--sweep", action="store_true", help="compare cuts of the work instead")
+    parser.add_argument("--batch", type=int, action="append", help="of --sweep; default: four")
     parser.add_argument("--replays", type=int, default=20)
     args = parser.parse_args()
     if not torch.cuda.is_available():
         print("bench_kernels: needs an NVIDIA GPU", file=sys.stderr)
         return 2
     if args.sweep:
-        sweep(args.replays)
+        sweep(args.batch or [128, 32, 8, 1], args.replays)
         return 0
     lines = run(args.quick, args.replays)
     if args.csv:

@@ -53,8 +53,7 @@ FLAGS = (
         str,
         "auto",
         "triton: attention, score and victim in one kernel. reference: SGLang's attention, then "
-        "the score in PyTorch, without CUDA graphs. auto: reference, until the kernel has passed "
-        "its tests on a GPU.",
+        "the score in PyTorch, without CUDA graphs. auto: triton on a GPU, reference on a CPU.",
         ("auto", "triton", "reference"),
     ),
 )
@@ -80,7 +79,7 @@ class LongFlowConfig:
     kv_victims : str
         "layer" or "kv_head": what shares one victim.
     kv_decode_kernel : str
-        "auto", "triton" or "reference"; see `uses_fused_decode`.
+        "triton" or "reference"; `config_from` resolves "auto" by the server's device.
     """
 
     kv_budget: int
@@ -91,7 +90,7 @@ class LongFlowConfig:
     kv_protect_sink_tokens: int = 0
     kv_protect_recent_tokens: int = 0
     kv_victims: str = "layer"
-    kv_decode_kernel: str = "auto"
+    kv_decode_kernel: str = "reference"
 
     def __post_init__(self) -> None:
         for name in ("kv_budget", "kv_budget_min", "kv_budget_max"):
@@ -165,6 +164,13 @@ class LongFlowConfig:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
+def runs_on_gpu(source: Any) -> bool:
+    """Whether a server with these arguments runs on a GPU (``device`` unset: SGLang's choice)."""
+    import torch
+
+    return getattr(source, "device", None) in (None, "cuda") and torch.cuda.is_available()
+
+
 def config_from(source: Any) -> LongFlowConfig | None:
     """Read the configuration off SGLang's ServerArgs; None where no budget was set (inert).
 
@@ -182,4 +188,6 @@ def config_from(source: Any) -> LongFlowConfig | None:
                     f"set --kv-budget N (or 0 for full KV by default), or drop it"
                 )
         return None
+    if values["kv_decode_kernel"] in (None, "auto"):
+        values["kv_decode_kernel"] = "triton" if runs_on_gpu(source) else "reference"
     return LongFlowConfig(**{k: v for k, v in values.items() if v is not None})

@@ -7,13 +7,17 @@ from typing import Any
 
 import torch
 
-from sglang_longflow.config import LongFlowConfig
+from longflow_kernels.attend_score_evict.op import HEAD_DIMS, MAX_GROUP
+from sglang_longflow.config import LongFlowConfig, runs_on_gpu
 from sglang_longflow.errors import UnsupportedSetup
 
 #: SGLang releases that the hooks were written for and tested with.
 TESTED_SGLANG = ("0.5.17",)
 #: Smallest prefill chunk: twice the window of queries that scores an over-long prompt.
 MIN_CHUNKED_PREFILL_SIZE = 64
+#: Largest batch of a decode CUDA graph on a large GPU: a budget lets twice SGLang's 256 run.
+CUDA_GRAPH_MAX_BS = 512
+LARGE_GPU_BYTES = 60 << 30
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,18 @@ def model_conflict(hf_config: Any, *, uses_mla: bool, sliding_window: int | None
     return ""
 
 
-def refuse_model(server_args: Any) -> None:
+def kernel_conflict(model: Any) -> str:
+    """Why the fused decode kernel does not take a model's heads; empty where it does."""
+    for size in (model.head_dim, model.v_head_dim):
+        if size not in HEAD_DIMS:
+            return f"head_dim={size}: the triton decode kernel takes {HEAD_DIMS}"
+    group = model.num_attention_heads // model.get_total_num_kv_heads()
+    if group > MAX_GROUP:
+        return f"{group} query heads a KV head: the triton decode kernel takes {MAX_GROUP} at most"
+    return ""
+
+
+def refuse_model(server_args: Any, config: LongFlowConfig) -> None:
     """Raise UnsupportedSetup where the model's attention cannot have a KV budget."""
     from sglang.srt.configs.model_config import AttentionArch
 
@@ -144,6 +159,8 @@ def refuse_model(server_args: Any) -> None:
     )
     if conflict:
         raise UnsupportedSetup(f"{conflict}; drop --kv-budget or choose another --model-path")
+    if config.uses_fused_decode and (conflict := kernel_conflict(model)):
+        raise UnsupportedSetup(f"{conflict}; set --kv-decode-kernel reference")
 
 
 def apply_defaults(server_args: Any, config: LongFlowConfig) -> dict[str, Any]:
@@ -160,13 +177,19 @@ def apply_defaults(server_args: Any, config: LongFlowConfig) -> dict[str, Any]:
             changed[field] = value
 
     default("page_size", 1)
-    if not torch.cuda.is_available():
+    if not runs_on_gpu(server_args):
         # An idle scheduler polls; on a CPU it would take a core from the model.
         default("sleep_on_idle", True)
     else:
         backends = ("attention_backend", "prefill_attention_backend", "decode_attention_backend")
         if all(getattr(server_args, field) is None for field in backends):
             default("attention_backend", "flashinfer")
-        graphs = "disable_prefill_cuda_graph" if config.uses_fused_decode else "disable_cuda_graph"
-        default(graphs, True)
+        if not config.uses_fused_decode:
+            default("disable_cuda_graph", True)
+            return changed
+        default("disable_prefill_cuda_graph", True)
+        sizes = ("cuda_graph_bs_decode", "cuda_graph_config")
+        open_sizes = not any(getattr(server_args, field, None) for field in sizes)
+        if open_sizes and torch.cuda.get_device_properties(0).total_memory > LARGE_GPU_BYTES:
+            default("cuda_graph_max_bs_decode", CUDA_GRAPH_MAX_BS)
     return changed

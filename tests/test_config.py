@@ -23,7 +23,7 @@ def test_defaults_are_the_published_algorithm():
         "kv_protect_sink_tokens": 0,
         "kv_protect_recent_tokens": 0,
         "kv_victims": "layer",
-        "kv_decode_kernel": "auto",
+        "kv_decode_kernel": "reference",
     }
 
 
@@ -31,7 +31,8 @@ def test_flags_and_fields_are_the_same():
     fields = LongFlowConfig(kv_budget=64).as_dict()
     assert tuple(fields) == FLAG_NAMES
     for flag in FLAGS[1:]:
-        assert fields[flag.name] == flag.default
+        if flag.name != "kv_decode_kernel":  # "auto" depends on the device
+            assert fields[flag.name] == flag.default
         assert flag.help.endswith(".")
 
 
@@ -65,7 +66,7 @@ def test_flags_and_fields_are_the_same():
         ),
         (
             {"kv_budget": 64, "kv_victims": "kv_head"},
-            "kv_victims='kv_head': the decode of kv_decode_kernel='auto' has one victim per layer",
+            "kv_victims='kv_head': the decode of kv_decode_kernel='reference' has one victim",
         ),
         ({"kv_budget": 64, "kv_protect_sink_tokens": -1}, "kv_protect_sink_tokens=-1"),
         ({"kv_budget": 64, "kv_protect_sink_tokens": True}, "kv_protect_sink_tokens=True"),
@@ -163,6 +164,24 @@ def test_any_setting_without_a_budget_is_refused(name, value):
 @pytest.mark.parametrize("budget", [0, 64])
 def test_missing_attributes_get_their_defaults(budget):
     assert config_from(SimpleNamespace(kv_budget=budget)) == LongFlowConfig(kv_budget=budget)
+
+
+@pytest.mark.parametrize(
+    ("device", "has_gpu", "kernel"),
+    [
+        (None, True, "triton"),
+        ("cuda", True, "triton"),
+        ("cpu", True, "reference"),
+        (None, False, "reference"),
+        ("cpu", False, "reference"),
+    ],
+)
+def test_auto_is_the_fused_kernel_on_a_gpu_only(monkeypatch, device, has_gpu, kernel):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
+    source = SimpleNamespace(kv_budget=64, kv_decode_kernel="auto", device=device)
+    assert config_from(source).kv_decode_kernel == kernel
+    source.kv_decode_kernel = "reference"
+    assert config_from(source).kv_decode_kernel == "reference"
 
 
 def test_values_arrive_where_they_belong():

@@ -23,7 +23,9 @@ TRITON = LongFlowConfig(kv_budget=64, kv_decode_kernel="triton")
 
 @pytest.fixture(params=[False, True], ids=["cpu", "cuda"])
 def on_gpu(request, monkeypatch):
+    card = SimpleNamespace(total_memory=80 << 30)
     monkeypatch.setattr(support.torch.cuda, "is_available", lambda: request.param)
+    monkeypatch.setattr(support.torch.cuda, "get_device_properties", lambda _: card)
     return request.param
 
 
@@ -34,16 +36,52 @@ def test_only_the_fused_kernel_keeps_the_decode_graph(on_gpu, config):
     if not on_gpu:
         assert changed == {"page_size": 1, "sleep_on_idle": True}
         return
-    graphs = "disable_prefill_cuda_graph" if config is TRITON else "disable_cuda_graph"
-    assert changed == {"page_size": 1, "attention_backend": "flashinfer", graphs: True}
+    graphs = (
+        {"disable_prefill_cuda_graph": True, "cuda_graph_max_bs_decode": 512}
+        if config is TRITON
+        else {"disable_cuda_graph": True}
+    )
+    assert changed == {"page_size": 1, "attention_backend": "flashinfer", **graphs}
     assert arguments.disable_cuda_graph is (config is REFERENCE)
 
 
 def test_what_the_operator_set_stays(on_gpu):
     chosen = {**OPEN, "page_size": 16, "decode_attention_backend": "fa3", "sleep_on_idle": True}
+    chosen["cuda_graph_max_bs_decode"] = 32
     arguments = SimpleNamespace(**chosen)
     support.apply_defaults(arguments, TRITON)
     assert arguments.page_size == 16 and arguments.attention_backend is None
+    assert arguments.cuda_graph_max_bs_decode == 32
+
+
+def test_explicit_graph_sizes_and_small_cards_keep_sglangs(monkeypatch):
+    card = SimpleNamespace(total_memory=80 << 30)
+    monkeypatch.setattr(support.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(support.torch.cuda, "get_device_properties", lambda _: card)
+    arguments = SimpleNamespace(**OPEN, cuda_graph_bs_decode=[1, 2])
+    assert "cuda_graph_max_bs_decode" not in support.apply_defaults(arguments, TRITON)
+    card.total_memory = 24 << 30
+    assert "cuda_graph_max_bs_decode" not in support.apply_defaults(SimpleNamespace(**OPEN), TRITON)
+
+
+@pytest.mark.parametrize(
+    ("heads", "message"),
+    [
+        ((32, 8, 128, 128), ""),
+        ((32, 8, 80, 80), r"head_dim=80: the triton decode kernel takes"),
+        ((32, 8, 128, 512), r"head_dim=512: the triton decode kernel takes"),
+        ((34, 2, 64, 64), r"17 query heads a KV head: the triton decode kernel takes 16"),
+    ],
+)
+def test_heads_that_the_kernel_does_not_take_are_named(heads, message):
+    model = SimpleNamespace(
+        num_attention_heads=heads[0],
+        get_total_num_kv_heads=lambda: heads[1],
+        head_dim=heads[2],
+        v_head_dim=heads[3],
+    )
+    found = support.kernel_conflict(model)
+    assert found.startswith(message) and bool(found) == bool(message)
 
 
 @pytest.mark.parametrize(

@@ -7,16 +7,13 @@ from dataclasses import dataclass
 import torch
 
 from longflow_kernels.attend_score_evict.op import (
-    NUM_FIELDS,
     LaunchConfig,
-    StepRow,
     Workspace,
     attend_score_evict,
     gather_kv_indices,
     launch_config,
-    pack_full_rows,
-    pack_rows,
 )
+from longflow_kernels.attend_score_evict.rows import NUM_FIELDS, StepRow, pack_full_rows, pack_rows
 from sglang_longflow.backend.pool import scale_of
 from sglang_longflow.contracts import DecodeView
 from sglang_longflow.flow.decode import DecodeState
@@ -158,7 +155,7 @@ class FusedDecode:
                 given_victim=-1 if known is None else known,
                 written=overwrites,
             )
-        return pack_rows(rows, self.workspace.capacity_tokens)
+        return pack_rows(rows, self.workspace.places)
 
     def _to_device(self, host: torch.Tensor) -> torch.Tensor:
         if self.device.type == "cuda":

@@ -61,6 +61,6 @@ def post_init(original, self) -> None:
     changed = support.apply_defaults(self, config)
     original(self)
     support.refuse_flags(self)
-    support.refuse_model(self)
+    support.refuse_model(self, config)
     if changed:
         logger.info("longflow set %s", ", ".join(f"{k}={v!r}" for k, v in changed.items()))

@@ -9,9 +9,23 @@ from __future__ import annotations
 import functools
 import json
 import os
+import warnings
 from pathlib import Path
 
 import torch
+
+
+def count_synchronisations(call) -> tuple[object, list[str]]:
+    """(what `call` returns, file and line of every wait for the GPU that PyTorch saw in it)."""
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            result = call()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    found = [w for w in caught if "synchroniz" in str(w.message)]
+    return result, [f"{w.filename}:{w.lineno}" for w in found]
 
 
 class Probe:
@@ -44,6 +58,9 @@ class Probe:
             "overlap": self.scheduler.enable_overlap,
             "radix": not self.scheduler.tree_cache.disable,
             "peak_used_slots": 0,
+            "decode_steps": 0,
+            "graph_steps": 0,
+            "synchronisations": {},
             "trace": {},
         }
 
@@ -93,6 +110,16 @@ class Probe:
             elif req.kv.kv_allocated_len == row.budget.tokens:
                 victims = state.next_slot[:, req.req_pool_idx, 0].tolist()
                 entry["victims"][row.overwritten_tokens] = victims
+
+    def watch(self, call):
+        """Run one decode step, and count graphs and waits for the GPU."""
+        result, places = count_synchronisations(call)
+        self.report["decode_steps"] += 1
+        self.report["graph_steps"] += bool(result.can_run_cuda_graph)
+        for place in places:
+            seen = self.report["synchronisations"]
+            seen[place] = seen.get(place, 0) + 1
+        return result
 
     def check(self) -> None:
         scheduler = self.scheduler
@@ -173,6 +200,7 @@ def run_scheduler_process(*args, **kwargs):
     stock_init = module.Scheduler.__init__
     stock_busy = invariant_checker.SchedulerInvariantChecker.self_check_during_busy
     stock_idle = module.Scheduler.on_idle
+    stock_run = module.Scheduler.run_batch
     stock_retract = module.ScheduleBatch.retract_decode
 
     @functools.wraps(stock_init)  # hooks.verify looks through wrappers
@@ -198,7 +226,14 @@ def run_scheduler_process(*args, **kwargs):
         probes[0].report["retractions"] += len(result[0]) + len(result[2])
         return result
 
+    @functools.wraps(stock_run)  # hooks.verify looks through wrappers
+    def run(self, batch, *a, **k):
+        if os.environ.get("LONGFLOW_PROBE_SYNCS") and batch.forward_mode.is_decode():
+            return probes[0].watch(lambda: stock_run(self, batch, *a, **k))
+        return stock_run(self, batch, *a, **k)
+
     module.Scheduler.__init__ = init
+    module.Scheduler.run_batch = run
     module.Scheduler.on_idle = idle
     module.ScheduleBatch.retract_decode = retract
     invariant_checker.SchedulerInvariantChecker.self_check_during_busy = busy

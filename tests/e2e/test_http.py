@@ -120,6 +120,8 @@ def test_stats(server):
     assert status == 200
     assert set(stats) >= {"settings", "pool", "requests"}
     assert stats["settings"]["kv_budget"] == 96
+    assert stats["settings"]["kv_pool_bytes"] > 3000 * 1000
+    assert stats["settings"]["decode_cuda_graph"] is False  # a CPU
     assert set(stats["pool"]) == {
         "total_tokens",
         "available_tokens",

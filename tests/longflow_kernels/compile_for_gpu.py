@@ -32,6 +32,7 @@ POINTERS = {
     "recent_ptr": "*i32",
     "best_index_ptr": "*i32",
     "arrived_ptr": "*i32",
+    "weights_ptr": "*i16",
     "q_ptr": "*{dtype}",
     "k_new_ptr": "*{dtype}",
     "v_new_ptr": "*{dtype}",
@@ -85,7 +86,6 @@ def attend(head_dim: int, group: int, dtype: str, cache: str):
         BLOCK_D=triton.next_power_of_2(head_dim),
         BLOCK_DV=triton.next_power_of_2(head_dim),
         BLOCK_N=config.block_n,
-        MAX_SPLITS=config.max_splits,
         VICTIM_HEADS=1,
         HAS_CAP=False,
         DOT_PRECISION="ieee",
@@ -102,12 +102,12 @@ def combine(heads: int, victim_heads: int, recent: int):
         MAX_SPLITS=8,
         VICTIM_HEADS=victim_heads,
         BLOCK_VH=triton.next_power_of_2(heads // victim_heads),
-        BLOCK_S=128,
         CHUNKS=4,
         RECENT=recent,
         BLOCK_R=triton.next_power_of_2(max(1, recent)),
     )
-    return build(decode.combine_kernel, constants, 4, 3, "bf16", "bf16")
+    warps = 4 if heads // victim_heads <= 32 else 8
+    return build(decode.combine_kernel, constants, warps, 3, "bf16", "bf16")
 
 
 def cut(function, head_dim: int):

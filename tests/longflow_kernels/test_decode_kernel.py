@@ -6,13 +6,11 @@ from decode_case import INTERPRETED, SMALL, DecodeCase, assert_step
 
 from longflow_kernels.attend_score_evict.op import (
     LaunchConfig,
-    StepRow,
     Workspace,
     attend_score_evict,
     launch_config,
-    pack_full_rows,
-    pack_rows,
 )
+from longflow_kernels.attend_score_evict.rows import StepRow, pack_full_rows, pack_rows
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="the GPU runs test_kernels_gpu.py")
 
@@ -94,9 +92,9 @@ def test_large_logits_need_the_running_maximum():
 @pytest.mark.parametrize(
     "config",
     [
-        LaunchConfig(block_n=16, max_splits=1, min_split_tokens=16, chunks=1, block_s=16),
-        LaunchConfig(block_n=32, max_splits=8, min_split_tokens=1, chunks=8, block_s=16),
-        LaunchConfig(block_n=64, max_splits=2, min_split_tokens=64, chunks=4, block_s=128),
+        LaunchConfig(block_n=16, max_splits=1, min_split_tokens=16, chunks=1),
+        LaunchConfig(block_n=32, max_splits=8, min_split_tokens=1, chunks=8),
+        LaunchConfig(block_n=64, max_splits=2, min_split_tokens=64, chunks=4),
     ],
     ids=str,
 )
@@ -181,10 +179,12 @@ def test_what_the_kernels_do_not_take_is_refused_by_name():
         call(kv_indices=arguments["kv_indices"].long())
     with pytest.raises(ValueError, match="batch=1 with max_splits=64"):
         call(LaunchConfig(max_splits=64))
+    with pytest.raises(ValueError, match="block_n=256: expected a power of 2 from 16 to 128"):
+        call(LaunchConfig(max_splits=4, block_n=256))
     with pytest.raises(ValueError, match="chunks=32"):
         call(LaunchConfig(max_splits=4, chunks=32))
-    with pytest.raises(ValueError, match="scored rows hold 106 tokens together, the workspace 100"):
-        pack_rows([FULL, FULL], 100)
+    with pytest.raises(ValueError, match="take 256 places together, the workspace has 128"):
+        pack_rows([FULL, FULL], 128)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8, 32, 128, 512])
@@ -224,4 +224,6 @@ def test_workspace_reports_its_bytes():
         device="cpu",
         max_partials=8,
     )
-    assert workspace.nbytes == 4 * (8 * 4 * 64 + 8 * 4 + 4 * 100 + 2 * 16 + 2 * 16 + 2)
+    assert workspace.places == 128 + 2 * 128
+    scores = 4 * (2 * 384 + 4 * 384 // 16)
+    assert workspace.nbytes == scores + 4 * (8 * 4 * 64 + 8 * 4 + 2 * 16 + 2 * 16 + 2)

@@ -5,12 +5,8 @@ import torch
 from decode_case import INTERPRETED, DecodeCase, assert_step
 
 from longflow_kernels import prompt_scores
-from longflow_kernels.attend_score_evict.op import (
-    StepRow,
-    attend_score_evict,
-    launch_config,
-    pack_rows,
-)
+from longflow_kernels.attend_score_evict.op import attend_score_evict, launch_config
+from longflow_kernels.attend_score_evict.rows import StepRow, pack_rows
 from longflow_kernels.compress_prompt.op import paged_prompt_scores
 
 pytestmark = [
@@ -159,7 +155,7 @@ def test_no_host_synchronisation():
     torch.cuda.set_sync_debug_mode("error")
     try:
         attend_score_evict(**arguments, workspace=workspace, config=case.config)
-        host = pack_rows(MIXED, case.num_slots).pin_memory()
+        host = pack_rows(MIXED, workspace.places).pin_memory()
         host.to("cuda", non_blocking=True)
     finally:
         torch.cuda.set_sync_debug_mode("default")

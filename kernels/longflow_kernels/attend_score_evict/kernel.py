@@ -10,7 +10,7 @@ import triton.language as tl
 
 from longflow_kernels.logits import capped_base2
 
-#: Rows of the step's int32 description [NUM_FIELDS, batch], see `op.pack_rows`.
+#: Rows of the step's int32 description [NUM_FIELDS, batch], see `rows.pack_rows`.
 KV_LEN = tl.constexpr(0)
 OVERWRITES = tl.constexpr(1)
 SCORE_OFFSET = tl.constexpr(2)
@@ -19,8 +19,16 @@ WRITTEN = tl.constexpr(4)
 KV_START = tl.constexpr(5)
 NUM_FIELDS = 6
 
+#: Scores are kept between the kernels in 16 bits: steps of 2**(1/512) (0.14 %) from 2**-112 to
+#: 2**16 times the tile's running maximum. What lies below counts as equally useless.
+CODES_PER_OCTAVE = tl.constexpr(512.0)
+CODE_BIAS = tl.constexpr(48.0)
+CODE_LIMIT = tl.constexpr(32767.0)
+#: Every scored row begins at a multiple of this in `weights`, so no tile holds two rows.
+SCORE_ALIGN = tl.constexpr(128)
 
-@triton.jit
+
+@triton.jit(do_not_specialize=["field_stride"])
 def gather_indices_kernel(
     req_to_token_ptr,
     req_pool_indices_ptr,
@@ -43,13 +51,26 @@ def gather_indices_kernel(
 
 
 @triton.jit
-def _split_tokens(kv_len, min_split_tokens, MAX_SPLITS: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Tokens of each split of a row; both kernels must agree on it."""
-    splits = tl.minimum(MAX_SPLITS, tl.cdiv(kv_len, min_split_tokens))
-    return tl.cdiv(tl.cdiv(kv_len, splits), BLOCK_N) * BLOCK_N
+def _encode(weights):
+    """Base-2 logarithms beside the tile's peak, as int16."""
+    codes = tl.floor((weights + CODE_BIAS) * CODES_PER_OCTAVE + 0.5)
+    return tl.minimum(tl.maximum(codes, -CODE_LIMIT), CODE_LIMIT).to(tl.int16)
 
 
 @triton.jit
+def _decode(codes):
+    return codes.to(tl.float32) / CODES_PER_OCTAVE - CODE_BIAS
+
+
+@triton.jit
+def _split_tokens(kv_len, min_split_tokens, max_splits, BLOCK_N: tl.constexpr):
+    """Tokens of each split of a row; both kernels must agree on it."""
+    splits = tl.minimum(max_splits, tl.cdiv(kv_len, min_split_tokens))
+    return tl.cdiv(tl.cdiv(kv_len, splits), BLOCK_N) * BLOCK_N
+
+
+# Not specialised on sizes of the batch: a server would compile again in the middle of its work.
+@triton.jit(do_not_specialize=["max_splits", "min_split_tokens", "field_stride"])
 def attend_kernel(
     q_ptr,
     k_new_ptr,
@@ -64,13 +85,16 @@ def attend_kernel(
     partial_out_ptr,
     partial_lse_ptr,
     weights_ptr,
+    tile_peak_ptr,
     scaling,
     logit_cap,
     k_scale,
     v_scale,
+    max_splits,
     min_split_tokens,
     field_stride,
     weights_stride,
+    tile_peak_stride,
     q_stride,
     k_new_stride,
     v_new_stride,
@@ -83,12 +107,11 @@ def attend_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_DV: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    MAX_SPLITS: tl.constexpr,
     VICTIM_HEADS: tl.constexpr,
     HAS_CAP: tl.constexpr,
     DOT_PRECISION: tl.constexpr,
 ):
-    """Grid (num_kv_heads, MAX_SPLITS, batch): one split of one row for the heads of a KV head.
+    """Grid (num_kv_heads, max_splits, batch): one split of one row for the heads of a KV head.
 
     The new token never comes from the cache: its slot is masked out of the tiles (whatever lies
     there is not read), its K/V is stored by the one program whose split holds it, and it opens that
@@ -102,7 +125,7 @@ def attend_kernel(
     kv_len = tl.load(fields_ptr + KV_LEN * field_stride + row)
     if kv_len == 0:  # a padded row of a CUDA graph
         return
-    split_tokens = _split_tokens(kv_len, min_split_tokens, MAX_SPLITS, BLOCK_N)
+    split_tokens = _split_tokens(kv_len, min_split_tokens, max_splits, BLOCK_N)
     start = split * split_tokens
     if start >= kv_len:
         return
@@ -149,11 +172,12 @@ def attend_kernel(
     v_read = v_stored.to(tl.float32)
     logit_new = tl.sum(q.to(tl.float32) * k_read[None, :], axis=1) * (scaling * k_scale)
     logit_new = capped_base2(logit_new, logit_cap, HAS_CAP)
-    # weights_ptr [num_q_heads, weights_stride]: log2(exp(logit) * |v|_1) of each scored slot.
-    weights_at = weights_ptr + q_head.to(tl.int64) * weights_stride + score_offset
-    if holds_new & (score_offset >= 0):
-        norm = tl.sum(tl.abs(v_read), axis=0)
-        tl.store(weights_at + written, logit_new + tl.log2(norm), mask=in_group)
+    weight_new = logit_new + tl.log2(tl.sum(tl.abs(v_read), axis=0))
+    # weights_ptr [num_q_heads, weights_stride] int16: log2(exp(logit) * |v|_1) of each scored slot
+    # over its tile's running maximum, rounded up; tile_peak_ptr [num_q_heads, tile_peak_stride].
+    places = tl.multiple_of(score_offset, SCORE_ALIGN)
+    weights_at = weights_ptr + q_head.to(tl.int64) * weights_stride + places
+    tile_peak_at = tile_peak_ptr + q_head.to(tl.int64) * tile_peak_stride + places // BLOCK_N
 
     peak = tl.where(holds_new, logit_new, float("-inf"))
     total = tl.where(holds_new, 1.0, 0.0) + tl.zeros([BLOCK_H], tl.float32)
@@ -190,18 +214,24 @@ def attend_kernel(
         acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc, input_precision=DOT_PRECISION)
         peak = new_peak
         if score_offset >= 0:
-            norm = tl.sum(tl.abs(v.to(tl.float32)), axis=1)
+            # By tensor cores: every row of `norm` is the same, in the layout of the logits.
+            ones = tl.full([BLOCK_H, BLOCK_DV], 1.0, q.dtype)
+            norm = tl.dot(ones, tl.trans(tl.abs(v.to(q.dtype))), input_precision=DOT_PRECISION)
+            weights = logits + tl.log2(norm)
+            weights = tl.where((position == written)[None, :], weight_new[:, None], weights)
+            whole_peak = tl.ceil(peak)  # whole, so that equal weights are equal in every tile
             tl.store(
                 weights_at[:, None] + position[None, :],
-                logits + tl.log2(norm)[None, :],
-                mask=in_group[:, None] & old[None, :],
+                _encode(weights - whole_peak[:, None]),
+                mask=in_group[:, None] & (position < end)[None, :],
                 eviction_policy="evict_last",
             )
+            tl.store(tile_peak_at + first // BLOCK_N, whole_peak, mask=in_group)
 
     acc = acc * (v_scale / total)[:, None]
     lse = peak + tl.log2(total)
     heads = row.to(tl.int64) * num_kv_heads * GROUP + q_head
-    tl.store(partial_lse_ptr + heads * MAX_SPLITS + split, lse, mask=in_group)
+    tl.store(partial_lse_ptr + heads * max_splits + split, lse, mask=in_group)
     stored = in_group[:, None] & in_dv[None, :]
     if single:
         tl.store(
@@ -211,7 +241,7 @@ def attend_kernel(
         )
     else:
         tl.store(
-            partial_out_ptr + (heads[:, None] * MAX_SPLITS + split) * V_HEAD_DIM + offs_dv[None, :],
+            partial_out_ptr + (heads[:, None] * max_splits + split) * V_HEAD_DIM + offs_dv[None, :],
             acc,
             mask=stored,
         )
@@ -244,12 +274,13 @@ def _combine_outputs(
     tl.store(out_ptr + head * V_HEAD_DIM + offs_dv, out.to(out_ptr.dtype.element_ty), mask=in_dv)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["min_split_tokens", "field_stride", "protect_sink_tokens"])
 def combine_kernel(
     out_ptr,
     partial_out_ptr,
     partial_lse_ptr,
     weights_ptr,
+    tile_peak_ptr,
     req_pool_indices_ptr,
     fields_ptr,
     next_slot_ptr,
@@ -260,6 +291,7 @@ def combine_kernel(
     min_split_tokens,
     field_stride,
     weights_stride,
+    tile_peak_stride,
     protect_sink_tokens,
     NUM_Q_HEADS: tl.constexpr,
     V_HEAD_DIM: tl.constexpr,
@@ -268,7 +300,6 @@ def combine_kernel(
     MAX_SPLITS: tl.constexpr,
     VICTIM_HEADS: tl.constexpr,
     BLOCK_VH: tl.constexpr,
-    BLOCK_S: tl.constexpr,
     CHUNKS: tl.constexpr,
     RECENT: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -342,22 +373,21 @@ def combine_kernel(
         ring = tl.where(written == 0, kv_len - RECENT + offs_r, ring)
         ring = tl.where(in_ring, ring, -1)
 
-    offs = tl.arange(0, BLOCK_S)
-    chunk_tokens = tl.cdiv(tl.cdiv(kv_len, CHUNKS), BLOCK_S) * BLOCK_S
+    offs = tl.arange(0, BLOCK_N)
+    chunk_tokens = tl.cdiv(tl.cdiv(kv_len, CHUNKS), BLOCK_N) * BLOCK_N
     start = chunk * chunk_tokens
+    places = tl.multiple_of(score_offset, SCORE_ALIGN)
+    weights_at = weights_ptr + voter.to(tl.int64) * weights_stride + places
+    tile_peak_at = tile_peak_ptr + voter.to(tl.int64) * tile_peak_stride + places // BLOCK_N
     best_score = tl.full([], float("inf"), tl.float32)
     best_index = kv_len - 1
-    for first in range(start, tl.minimum(start + chunk_tokens, kv_len), BLOCK_S):
+    for first in range(start, tl.minimum(start + chunk_tokens, kv_len), BLOCK_N):
         position = first + offs
-        weights = tl.load(
-            weights_ptr
-            + voter.to(tl.int64)[:, None] * weights_stride
-            + (score_offset + position)[None, :],
-            mask=votes[:, None] & (position < kv_len)[None, :],
-            other=float("-inf"),
-        )
+        there = votes[:, None] & (position < kv_len)[None, :]
+        codes = tl.load(weights_at[:, None] + position[None, :], mask=there, other=0)
+        tile_peak = tl.load(tile_peak_at + first // BLOCK_N, mask=votes, other=0.0)
         # Compared as logarithms: far from the peak, float32 would round all scores to 0.
-        weights -= lse[:, None]
+        weights = tl.where(there, _decode(codes) + tile_peak[:, None] - lse[:, None], float("-inf"))
         most = tl.max(weights, axis=0)
         most = tl.where(most == float("-inf"), 0.0, most)
         score = most + tl.log2(tl.sum(tl.exp2(weights - most[None, :]), axis=0))

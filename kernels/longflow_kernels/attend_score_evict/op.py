@@ -2,106 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import triton
 
-from longflow_kernels.attend_score_evict import kernel
 from longflow_kernels.attend_score_evict.kernel import (
     NUM_FIELDS,
     attend_kernel,
     combine_kernel,
     gather_indices_kernel,
 )
-
-#: Rows of the fields that callers read.
-KV_LEN, KV_START = kernel.KV_LEN.value, kernel.KV_START.value
-SCORE_OFFSET, GIVEN_VICTIM = kernel.SCORE_OFFSET.value, kernel.GIVEN_VICTIM.value
+from longflow_kernels.attend_score_evict.rows import SCORE_ALIGN, score_places
 
 HEAD_DIMS = (64, 96, 128, 256)
 MAX_GROUP = 16
 #: A split shorter than this costs more to combine than it saves.
 MIN_SPLIT_TOKENS = 256
-
-
-@dataclass(frozen=True)
-class StepRow:
-    """One row of a decode step, as the host knows it.
-
-    Attributes
-    ----------
-    kv_len : int
-        Tokens the row holds after this step's write; 0 marks a padded row of a CUDA graph.
-    overwrites : bool
-        The new token goes to row index ``next_slot``, else to ``kv_len - 1``.
-    scored : bool
-        The row is full and its next victim is chosen by LongFlow's score.
-    given_victim : int
-        The next victim where the host knows it (a ring, say); -1 where it does not.
-    written : int
-        Tokens overwritten since the row filled; only read where recent tokens are protected.
-    """
-
-    kv_len: int
-    overwrites: bool = False
-    scored: bool = False
-    given_victim: int = -1
-    written: int = 0
-
-
-def pack_rows(rows: Sequence[StepRow], capacity_tokens: int) -> torch.Tensor:
-    """A step's rows as the kernels read them: int32 [NUM_FIELDS, batch] on the host.
-
-    Parameters
-    ----------
-    rows : sequence of StepRow
-    capacity_tokens : int
-        `Workspace.capacity_tokens`; scored rows must fit together.
-
-    Raises
-    ------
-    ValueError
-        More scored tokens than the workspace holds.
-    """
-    start = offset = 0
-    packed = []
-    for row in rows:
-        packed.append(
-            (
-                row.kv_len,
-                int(row.overwrites),
-                offset if row.scored else -1,
-                row.given_victim,
-                row.written,
-                start,
-            )
-        )
-        start += row.kv_len
-        offset += row.kv_len if row.scored else 0
-    if offset > capacity_tokens:
-        raise ValueError(
-            f"scored rows hold {offset} tokens together, the workspace {capacity_tokens}"
-        )
-    fields = torch.tensor(packed, dtype=torch.int32).reshape(-1, NUM_FIELDS)
-    return fields.T.contiguous()
-
-
-def pack_full_rows(kv_lens: torch.Tensor) -> torch.Tensor:
-    """`pack_rows` for rows that append and are never scored.
-
-    Parameters
-    ----------
-    kv_lens : torch.Tensor
-        [batch] integers on the host, lengths after this step's write.
-    """
-    fields = torch.zeros(NUM_FIELDS, kv_lens.shape[0], dtype=torch.int32)
-    fields[KV_LEN] = kv_lens
-    fields[KV_START, 1:] = kv_lens[:-1].cumsum(0)
-    fields[SCORE_OFFSET] = -1
-    fields[GIVEN_VICTIM] = -1
-    return fields
+MIN_BLOCK_N, MAX_BLOCK_N = 16, SCORE_ALIGN
 
 
 @dataclass(frozen=True)
@@ -111,14 +29,12 @@ class LaunchConfig:
     Attributes
     ----------
     block_n : int
-        Slots in a tile of attention.
+        Slots in a tile of attention and of scores; a power of 2 from 16 to 128.
     max_splits : int
         Programs that may share a row of one KV head; a power of 2.
     min_split_tokens : int
     chunks : int
         Programs that score one row; a power of 2.
-    block_s : int
-        Slots in a tile of scores.
     num_warps, num_stages : int
         Of the attention kernel.
     """
@@ -127,7 +43,6 @@ class LaunchConfig:
     max_splits: int = 8
     min_split_tokens: int = MIN_SPLIT_TOKENS
     chunks: int = 4
-    block_s: int = 128
     num_warps: int = 4
     num_stages: int = 3
 
@@ -153,9 +68,9 @@ class Workspace:
 
     Attributes
     ----------
-    capacity_tokens : int
-        Scored rows of a step may hold this many tokens together (the pool's size suffices: a
-        scored row owns its slots).
+    places : int
+        Scores that fit: of scored rows of ``capacity_tokens`` together (the pool's size suffices: a
+        scored row owns its slots), each row aligned.
     max_partials : int
         Rows times splits of a step that is split at all; `launch_config` stays below 8 a
         multiprocessor.
@@ -176,11 +91,12 @@ class Workspace:
             return torch.empty(*shape, dtype=dtype, device=device)
 
         self.max_batch = max_batch
-        self.capacity_tokens = capacity_tokens
+        self.places = score_places(capacity_tokens, max_batch)
         self.max_partials = max_partials
         self.partial_out = new(max_partials, num_q_heads, v_head_dim)
         self.partial_lse = new(max(max_batch, max_partials), num_q_heads)
-        self.weights = new(num_q_heads, capacity_tokens)
+        self.weights = new(num_q_heads, self.places, dtype=torch.int16)
+        self.tile_peak = new(num_q_heads, self.places // MIN_BLOCK_N)
         self.best_score = new(max_batch, victim_heads, 16)
         self.best_index = new(max_batch, victim_heads, 16, dtype=torch.int32)
         self.arrived = torch.zeros(max_batch, victim_heads, dtype=torch.int32, device=device)
@@ -321,13 +237,16 @@ def attend_score_evict(
         workspace.partial_out,
         workspace.partial_lse,
         workspace.weights,
+        workspace.tile_peak,
         scaling,
         logit_cap,
         k_scale,
         v_scale,
+        config.max_splits,
         config.min_split_tokens,
         fields.stride(0),
         workspace.weights.stride(0),
+        workspace.tile_peak.stride(0),
         q.stride(0),
         k_new.stride(0),
         v_new.stride(0),
@@ -340,7 +259,6 @@ def attend_score_evict(
         BLOCK_D=triton.next_power_of_2(head_dim),
         BLOCK_DV=triton.next_power_of_2(v_head_dim),
         BLOCK_N=config.block_n,
-        MAX_SPLITS=config.max_splits,
         VICTIM_HEADS=victim_heads,
         HAS_CAP=logit_cap > 0,
         DOT_PRECISION="ieee",
@@ -353,6 +271,7 @@ def attend_score_evict(
         workspace.partial_out,
         workspace.partial_lse,
         workspace.weights,
+        workspace.tile_peak,
         req_pool_indices,
         fields,
         next_slot,
@@ -363,6 +282,7 @@ def attend_score_evict(
         config.min_split_tokens,
         fields.stride(0),
         workspace.weights.stride(0),
+        workspace.tile_peak.stride(0),
         protect_sink_tokens,
         NUM_Q_HEADS=num_q_heads,
         V_HEAD_DIM=v_head_dim,
@@ -371,11 +291,10 @@ def attend_score_evict(
         MAX_SPLITS=config.max_splits,
         VICTIM_HEADS=victim_heads,
         BLOCK_VH=triton.next_power_of_2(num_q_heads // victim_heads),
-        BLOCK_S=config.block_s,
         CHUNKS=config.chunks,
         RECENT=protect_recent,
         BLOCK_R=triton.next_power_of_2(max(1, protect_recent)),
-        num_warps=4,
+        num_warps=4 if num_q_heads // victim_heads <= 32 else 8,
     )
     return out
 
@@ -433,6 +352,11 @@ def _check(
         raise ValueError(
             f"batch={batch} with max_splits={config.max_splits}: the workspace is for "
             f"{workspace.max_batch} rows and {workspace.max_partials} partial results"
+        )
+    block_n = config.block_n
+    if not MIN_BLOCK_N <= block_n <= MAX_BLOCK_N or block_n & (block_n - 1):
+        raise ValueError(
+            f"block_n={block_n}: expected a power of 2 from {MIN_BLOCK_N} to {MAX_BLOCK_N}"
         )
     if config.chunks > workspace.best_score.shape[2]:
         raise ValueError(
