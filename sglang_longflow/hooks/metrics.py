@@ -113,7 +113,7 @@ def get_internal_state(result, self, recv_req) -> None:
         return
     live = [req for req in self.running_batch.reqs if req.kv is not None and not req.finished()]
     rows = [row_stats(req) for req in live]
-    graphs = self.server_args.cuda_graph_config
+    graphs = self.tp_worker.model_runner.decode_cuda_graph_runner
     kv_pool = self.token_to_kv_pool_allocator.get_kvcache()
     result.internal_state["longflow"] = {
         "settings": {
@@ -121,9 +121,9 @@ def get_internal_state(result, self, recv_req) -> None:
             "kv_budget_min": state.config.kv_budget_min or state.config.policy().min_budget_tokens,
             "overlap_schedule": self.enable_overlap,
             "radix_cache": not self.tree_cache.disable,
-            "decode_cuda_graph": graphs is not None and graphs.decode.backend != "disabled",
+            "decode_cuda_graph": type(graphs).__name__ == "DecodeCudaGraphRunner",
             "device_state_bytes": state.device_state_bytes,
-            "kv_pool_bytes": sum(kv_pool.get_kv_size_bytes()),
+            "kv_pool_bytes": int(sum(kv_pool.get_kv_size_bytes())),
         },
         "pool": {
             "total_tokens": self.max_total_num_tokens,
