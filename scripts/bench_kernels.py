@@ -186,20 +186,41 @@ def points(quick: bool):
     yield from ((main, batch, rows) for rows in (1024, 1600, 8192) for batch in (128, 32, 1))
 
 
-TILES = [(32, 4, 3), (32, 4, 5), (32, 2, 4), (64, 4, 2), (64, 4, 3), (64, 8, 3), (128, 8, 3)]
+#: Slots of a tile, warps, stages, registers of a thread.
+TILES = [
+    (64, 4, 2, None),
+    (64, 4, 2, 128),
+    (64, 4, 3, 168),
+    (64, 4, 4, 168),
+    (64, 4, 5, 168),
+    (32, 4, 3, 128),
+    (32, 4, 5, 128),
+    (32, 4, 7, 128),
+    (32, 2, 3, 168),
+    (32, 2, 5, 168),
+    (32, 2, 7, 168),
+    (16, 1, 4, None),
+    (16, 1, 7, 168),
+    (32, 1, 3, None),
+    (32, 1, 5, None),
+    (64, 2, 3, None),
+    (128, 4, 3, None),
+    (128, 8, 3, 128),
+]
 
 
 def tiles(base: LaunchConfig):
     """`base` with other tiles of attention."""
-    for n, warps, stages in TILES:
-        yield replace(base, block_n=n, num_warps=warps, num_stages=stages)
+    for n, warps, stages, registers in TILES:
+        yield replace(base, block_n=n, num_warps=warps, num_stages=stages, max_registers=registers)
 
 
 def cuts(base: LaunchConfig):
     """`base` with the rows cut otherwise."""
     splits = sorted({min(64, max(1, base.max_splits * n // 2)) for n in (1, 2, 4, 8)})
     least = (64, 128, 256) if base.max_splits > 8 else (256,)
-    for s, least_tokens, c in itertools.product(splits, least, (2, 4, 8, 16)):
+    chunks = (2, 4, 8, 16) if base.max_splits < 4 else (8, 16, 32, 64)
+    for s, least_tokens, c in itertools.product(splits, least, chunks):
         yield replace(base, max_splits=s, min_split_tokens=least_tokens, chunks=c)
 
 
@@ -221,16 +242,19 @@ def sweep(batches: list[int], replays: int) -> None:
         growing = measure(inputs.longflow(full=False, config=base), replays).median / rival
         print(f"SWEEP batch={batch}: FlashInfer {rival:.1f} us; not full {growing:.3f}x")
         for config in sorted(found, key=found.__getitem__)[:12]:
-            print(
-                f"  {found[config]:.3f}x tile {config.block_n} warps {config.num_warps} stages "
-                f"{config.num_stages} splits {config.max_splits} of {config.min_split_tokens} "
-                f"chunks {config.chunks}"
-            )
-        for config in list(tiles(inputs.default_config())):
+            print(f"  {found[config]:.3f}x {_text(config)}")
+        for config in tiles(inputs.default_config()):
             if config in found:
-                print(f"  tile {config.block_n, config.num_warps, config.num_stages}", end=" ")
-                print(f"{found[config]:.3f}x", end="")
+                print(f"  tile {found[config]:.3f}x {_text(config)}")
         print(flush=True)
+
+
+def _text(config: LaunchConfig) -> str:
+    return (
+        f"{config.block_n} slots, {config.num_warps} warps, {config.num_stages} stages, "
+        f"{config.max_registers} registers, {config.max_splits} splits of "
+        f"{config.min_split_tokens}, {config.chunks} chunks"
+    )
 
 
 def run(quick: bool, replays: int) -> list[dict]:

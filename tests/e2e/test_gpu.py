@@ -153,7 +153,7 @@ def test_2_a_budget_that_is_not_reached_gives_stock_tokens(engine, model, stock)
     print("PARITY", first_differences, "margins over the typical one", margins)
     if config_from(engine.server_args).kv_decode_kernel == "reference":
         assert set(first_differences.values()) == {None}
-    assert max(margins, default=0) < 0.1
+    assert max(margins, default=0) < 0.5  # as in `judge`
 
 
 @pytest.mark.parametrize("budget", [96, 300])

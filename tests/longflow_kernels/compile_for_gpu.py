@@ -32,7 +32,7 @@ POINTERS = {
     "recent_ptr": "*i32",
     "best_index_ptr": "*i32",
     "arrived_ptr": "*i32",
-    "weights_ptr": "*i16",
+    "scores_ptr": "*i16",
     "q_ptr": "*{dtype}",
     "k_new_ptr": "*{dtype}",
     "v_new_ptr": "*{dtype}",
@@ -56,9 +56,7 @@ def build(function, constants: dict, num_warps: int, num_stages: int, dtype: str
             signature[name] = "fp32"
         else:
             signature[name] = "i32"
-            if name in ("q_stride", "k_new_stride", "v_new_stride", "k_slot_stride"):
-                attributes[(index,)] = [["tt.divisibility", 16]]
-            if name == "v_slot_stride":
+            if name in ("q_stride", "k_new_stride", "v_new_stride", "scores_stride"):
                 attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
     options = dict(num_warps=num_warps, num_stages=num_stages)
@@ -82,6 +80,8 @@ def attend(head_dim: int, group: int, dtype: str, cache: str):
         GROUP=group,
         HEAD_DIM=head_dim,
         V_HEAD_DIM=head_dim,
+        K_SLOT_STRIDE=8 * head_dim,
+        V_SLOT_STRIDE=8 * head_dim,
         BLOCK_H=16,
         BLOCK_D=triton.next_power_of_2(head_dim),
         BLOCK_DV=triton.next_power_of_2(head_dim),

@@ -135,7 +135,7 @@ class DecodeCase:
         )
         for tensor in (made.partial_out, made.partial_lse, made.tile_peak, made.best_score):
             tensor.fill_(float("nan"))
-        made.weights.fill_(-32767)  # the most tempting score
+        made.scores.fill_(0)  # the most tempting score
         return made
 
     def run(self, workspace: Workspace | None = None) -> tuple[torch.Tensor, dict]:
@@ -166,8 +166,8 @@ class DecodeCase:
         return case
 
 
-#: Scores are kept in steps of 2**(1/512): two of them may seem equal within one step.
-SCORE_STEP = 2 ** (1 / 512) - 1
+#: Scores are kept with 9 bits of mantissa: two of them may seem equal within one step.
+SCORE_STEP = 2**-9
 #: Scores so much smaller than the row's largest are equally useless to the kernel.
 SCORE_FLOOR = 2.0**-100
 

@@ -181,8 +181,8 @@ def test_what_the_kernels_do_not_take_is_refused_by_name():
         call(LaunchConfig(max_splits=64))
     with pytest.raises(ValueError, match="block_n=256: expected a power of 2 from 16 to 128"):
         call(LaunchConfig(max_splits=4, block_n=256))
-    with pytest.raises(ValueError, match="chunks=32"):
-        call(LaunchConfig(max_splits=4, chunks=32))
+    with pytest.raises(ValueError, match="chunks=128"):
+        call(LaunchConfig(max_splits=4, chunks=128))
     with pytest.raises(ValueError, match="take 256 places together, the workspace has 128"):
         pack_rows([FULL, FULL], 128)
 
@@ -226,4 +226,4 @@ def test_workspace_reports_its_bytes():
     )
     assert workspace.places == 128 + 2 * 128
     scores = 4 * (2 * 384 + 4 * 384 // 16)
-    assert workspace.nbytes == scores + 4 * (8 * 4 * 64 + 8 * 4 + 2 * 16 + 2 * 16 + 2)
+    assert workspace.nbytes == scores + 4 * (8 * 4 * 64 + 8 * 4 + 2 * 64 + 2 * 64 + 2)

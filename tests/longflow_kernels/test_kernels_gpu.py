@@ -108,7 +108,8 @@ def test_error_against_float64_is_no_worse_than_flashinfers(dtype, heads):
         kv_data_type=dtype,
         sm_scale=128**-0.5,
     )
-    cache = tuple(after[name].unsqueeze(1) for name in ("k_cache", "v_cache"))
+    # FlashInfer also reads slots past a row's end: it must not meet the poison there.
+    cache = tuple(after[name].nan_to_num().unsqueeze(1) for name in ("k_cache", "v_cache"))
     theirs = wrapper.run(case.tensors["q"], cache)
     errors = [(x.cpu().double() - expected.out).abs() for x in (out, theirs)]
     print("ERROR", dtype, heads, [(e.max().item(), e.mean().item()) for e in errors])

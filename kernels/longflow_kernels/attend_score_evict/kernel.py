@@ -19,11 +19,11 @@ WRITTEN = tl.constexpr(4)
 KV_START = tl.constexpr(5)
 NUM_FIELDS = 6
 
-#: Scores are kept between the kernels in 16 bits: steps of 2**(1/512) (0.14 %) from 2**-112 to
-#: 2**16 times the tile's running maximum. What lies below counts as equally useless.
-CODES_PER_OCTAVE = tl.constexpr(512.0)
-CODE_BIAS = tl.constexpr(48.0)
-CODE_LIMIT = tl.constexpr(32767.0)
+#: Scores are kept between the kernels in 16 bits, 7 of exponent and 9 of mantissa: from 2**-112,
+#: the smallest, in steps of 0.2 %. Smaller ones count as equally useless.
+CODE_SHIFT = tl.constexpr(14)
+CODE_ROUND = tl.constexpr(1 << 13)
+CODE_BIAS = tl.constexpr((127 - 112) << 23)
 #: Every scored row begins at a multiple of this in `weights`, so no tile holds two rows.
 SCORE_ALIGN = tl.constexpr(128)
 
@@ -51,15 +51,16 @@ def gather_indices_kernel(
 
 
 @triton.jit
-def _encode(weights):
-    """Base-2 logarithms beside the tile's peak, as int16."""
-    codes = tl.floor((weights + CODE_BIAS) * CODES_PER_OCTAVE + 0.5)
-    return tl.minimum(tl.maximum(codes, -CODE_LIMIT), CODE_LIMIT).to(tl.int16)
+def _encode(scores):
+    """Non-negative float32 as 16 bits, rounded to the nearest."""
+    bits = scores.to(tl.int32, bitcast=True) - CODE_BIAS + CODE_ROUND
+    return tl.minimum(tl.maximum(bits >> CODE_SHIFT, 0), 65535).to(tl.int16)
 
 
 @triton.jit
 def _decode(codes):
-    return codes.to(tl.float32) / CODES_PER_OCTAVE - CODE_BIAS
+    bits = ((codes.to(tl.int32) & 65535) << CODE_SHIFT) + CODE_BIAS
+    return bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -84,7 +85,7 @@ def attend_kernel(
     out_ptr,
     partial_out_ptr,
     partial_lse_ptr,
-    weights_ptr,
+    scores_ptr,
     tile_peak_ptr,
     scaling,
     logit_cap,
@@ -93,16 +94,16 @@ def attend_kernel(
     max_splits,
     min_split_tokens,
     field_stride,
-    weights_stride,
+    scores_stride,
     tile_peak_stride,
     q_stride,
     k_new_stride,
     v_new_stride,
-    k_slot_stride,
-    v_slot_stride,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     V_HEAD_DIM: tl.constexpr,
+    K_SLOT_STRIDE: tl.constexpr,
+    V_SLOT_STRIDE: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_DV: tl.constexpr,
@@ -113,9 +114,8 @@ def attend_kernel(
 ):
     """Grid (num_kv_heads, max_splits, batch): one split of one row for the heads of a KV head.
 
-    The new token never comes from the cache: its slot is masked out of the tiles (whatever lies
-    there is not read), its K/V is stored by the one program whose split holds it, and it opens that
-    program's running softmax.
+    The program whose split holds the new token stores its K/V first and then reads it like any
+    other, so later steps see the same values and whatever lay in the slot before is never read.
     """
     kv_head = tl.program_id(0)
     split = tl.program_id(1)
@@ -147,89 +147,77 @@ def attend_kernel(
     in_group = offs_h < GROUP
     in_d = offs_d < HEAD_DIM
     in_dv = offs_dv < V_HEAD_DIM
+    k_head_ptr = k_cache_ptr + kv_head * HEAD_DIM
+    v_head_ptr = v_cache_ptr + kv_head * V_HEAD_DIM
+
+    if (written >= start) & (written < end):
+        slot = tl.load(slots_ptr + written).to(tl.int64)
+        k_new_at = k_new_ptr + row.to(tl.int64) * k_new_stride + kv_head * HEAD_DIM + offs_d
+        v_new_at = v_new_ptr + row.to(tl.int64) * v_new_stride + kv_head * V_HEAD_DIM + offs_dv
+        k_new = tl.load(k_new_at, mask=in_d, other=0.0).to(tl.float32) / k_scale
+        v_new = tl.load(v_new_at, mask=in_dv, other=0.0).to(tl.float32) / v_scale
+        k_new = k_new.to(k_cache_ptr.dtype.element_ty)
+        v_new = v_new.to(v_cache_ptr.dtype.element_ty)
+        tl.store(k_head_ptr + slot * K_SLOT_STRIDE + offs_d, k_new, mask=in_d)
+        tl.store(v_head_ptr + slot * V_SLOT_STRIDE + offs_dv, v_new, mask=in_dv)
+        tl.debug_barrier()  # all threads of this program read it below
+
     q_head = kv_head * GROUP + offs_h
     q = tl.load(
         q_ptr + row.to(tl.int64) * q_stride + q_head[:, None] * HEAD_DIM + offs_d[None, :],
         mask=in_group[:, None] & in_d[None, :],
         other=0.0,
     )
-
-    # The new token, at the precision in which later steps will read it.
-    k_new_at = k_new_ptr + row.to(tl.int64) * k_new_stride + kv_head * HEAD_DIM + offs_d
-    v_new_at = v_new_ptr + row.to(tl.int64) * v_new_stride + kv_head * V_HEAD_DIM + offs_dv
-    k_new = tl.load(k_new_at, mask=in_d, other=0.0).to(tl.float32) / k_scale
-    v_new = tl.load(v_new_at, mask=in_dv, other=0.0).to(tl.float32) / v_scale
-    k_stored = k_new.to(k_cache_ptr.dtype.element_ty)
-    v_stored = v_new.to(v_cache_ptr.dtype.element_ty)
-    holds_new = (written >= start) & (written < end)
-    if holds_new:
-        slot = tl.load(slots_ptr + written).to(tl.int64)
-        k_at = k_cache_ptr + slot * k_slot_stride + kv_head * HEAD_DIM + offs_d
-        v_at = v_cache_ptr + slot * v_slot_stride + kv_head * V_HEAD_DIM + offs_dv
-        tl.store(k_at, k_stored, mask=in_d)
-        tl.store(v_at, v_stored, mask=in_dv)
-    k_read = k_stored.to(tl.float32)
-    v_read = v_stored.to(tl.float32)
-    logit_new = tl.sum(q.to(tl.float32) * k_read[None, :], axis=1) * (scaling * k_scale)
-    logit_new = capped_base2(logit_new, logit_cap, HAS_CAP)
-    weight_new = logit_new + tl.log2(tl.sum(tl.abs(v_read), axis=0))
-    # weights_ptr [num_q_heads, weights_stride] int16: log2(exp(logit) * |v|_1) of each scored slot
-    # over its tile's running maximum, rounded up; tile_peak_ptr [num_q_heads, tile_peak_stride].
+    # scores_ptr [num_q_heads, scores_stride]: exp(logit) * |v|_1 of each scored slot, over 2 to the
+    # power of its tile's entry in tile_peak_ptr [num_q_heads, tile_peak_stride].
     places = tl.multiple_of(score_offset, SCORE_ALIGN)
-    weights_at = weights_ptr + q_head.to(tl.int64) * weights_stride + places
+    scores_at = scores_ptr + q_head.to(tl.int64) * scores_stride + places
     tile_peak_at = tile_peak_ptr + q_head.to(tl.int64) * tile_peak_stride + places // BLOCK_N
 
-    peak = tl.where(holds_new, logit_new, float("-inf"))
-    total = tl.where(holds_new, 1.0, 0.0) + tl.zeros([BLOCK_H], tl.float32)
-    acc = tl.where(holds_new, 1.0, 0.0) * v_read[None, :] + tl.zeros(
-        [BLOCK_H, BLOCK_DV], tl.float32
-    )
-
-    k_head_ptr = k_cache_ptr + kv_head * HEAD_DIM + offs_d
-    v_head_ptr = v_cache_ptr + kv_head * V_HEAD_DIM + offs_dv
+    peak = tl.full([BLOCK_H], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_H, BLOCK_N], tl.float32)
+    acc = tl.zeros([BLOCK_H, BLOCK_DV], tl.float32)
     for first in range(start, end, BLOCK_N):
         position = first + offs_n
-        old = (position < end) & (position != written)
-        slots = tl.load(slots_ptr + position, mask=position < end, other=0).to(tl.int64)
-        k = tl.load(
-            k_head_ptr[:, None] + slots[None, :] * k_slot_stride,
-            mask=in_d[:, None] & old[None, :],
-            other=0.0,
-            eviction_policy="evict_first",
-        )
-        logits = tl.dot(q, k.to(q.dtype), input_precision=DOT_PRECISION) * (scaling * k_scale)
-        logits = capped_base2(logits, logit_cap, HAS_CAP)
-        logits = tl.where(old[None, :], logits, float("-inf"))
-        v = tl.load(
-            v_head_ptr[None, :] + slots[:, None] * v_slot_stride,
-            mask=old[:, None] & in_dv[None, :],
-            other=0.0,
-            eviction_policy="evict_first",
-        )
-        new_peak = tl.maximum(peak, tl.max(logits, axis=1))
+        # Past the end the last slot is read again: no mask, and finite wherever the row is.
+        slots = tl.load(slots_ptr + tl.minimum(position, end - 1)).to(tl.int64)
+        k_at = k_head_ptr + slots[:, None] * K_SLOT_STRIDE + offs_d[None, :]
+        v_at = v_head_ptr + slots[:, None] * V_SLOT_STRIDE + offs_dv[None, :]
+        if BLOCK_D == HEAD_DIM:
+            k = tl.load(k_at, eviction_policy="evict_first")
+        else:
+            k = tl.load(k_at, mask=in_d[None, :], other=0.0, eviction_policy="evict_first")
+        if BLOCK_DV == V_HEAD_DIM:
+            v = tl.load(v_at, eviction_policy="evict_first")
+        else:
+            v = tl.load(v_at, mask=in_dv[None, :], other=0.0, eviction_policy="evict_first")
+        logits = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision=DOT_PRECISION)
+        logits = capped_base2(logits * (scaling * k_scale), logit_cap, HAS_CAP)
+        logits = tl.where((position < end)[None, :], logits, float("-inf"))
+        # Whole, so that equal scores are equal in every tile.
+        new_peak = tl.maximum(peak, tl.ceil(tl.max(logits, axis=1)))
         shrink = tl.exp2(peak - new_peak)
         p = tl.exp2(logits - new_peak[:, None])
-        total = total * shrink + tl.sum(p, axis=1)
+        total = total * shrink[:, None] + p
         acc = acc * shrink[:, None]
-        acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc, input_precision=DOT_PRECISION)
+        v = v.to(q.dtype)
+        acc = tl.dot(p.to(q.dtype), v, acc, input_precision=DOT_PRECISION)
         peak = new_peak
         if score_offset >= 0:
             # By tensor cores: every row of `norm` is the same, in the layout of the logits.
             ones = tl.full([BLOCK_H, BLOCK_DV], 1.0, q.dtype)
-            norm = tl.dot(ones, tl.trans(tl.abs(v.to(q.dtype))), input_precision=DOT_PRECISION)
-            weights = logits + tl.log2(norm)
-            weights = tl.where((position == written)[None, :], weight_new[:, None], weights)
-            whole_peak = tl.ceil(peak)  # whole, so that equal weights are equal in every tile
+            norm = tl.dot(ones, tl.trans(tl.abs(v)), input_precision=DOT_PRECISION)
             tl.store(
-                weights_at[:, None] + position[None, :],
-                _encode(weights - whole_peak[:, None]),
+                scores_at[:, None] + position[None, :],
+                _encode(p * norm),
                 mask=in_group[:, None] & (position < end)[None, :],
                 eviction_policy="evict_last",
             )
-            tl.store(tile_peak_at + first // BLOCK_N, whole_peak, mask=in_group)
+            tl.store(tile_peak_at + first // BLOCK_N, peak, mask=in_group)
 
-    acc = acc * (v_scale / total)[:, None]
-    lse = peak + tl.log2(total)
+    total_of_head = tl.sum(total, axis=1)
+    acc = acc * (v_scale / total_of_head)[:, None]
+    lse = peak + tl.log2(total_of_head)
     heads = row.to(tl.int64) * num_kv_heads * GROUP + q_head
     tl.store(partial_lse_ptr + heads * max_splits + split, lse, mask=in_group)
     stored = in_group[:, None] & in_dv[None, :]
@@ -279,7 +267,7 @@ def combine_kernel(
     out_ptr,
     partial_out_ptr,
     partial_lse_ptr,
-    weights_ptr,
+    scores_ptr,
     tile_peak_ptr,
     req_pool_indices_ptr,
     fields_ptr,
@@ -290,7 +278,7 @@ def combine_kernel(
     arrived_ptr,
     min_split_tokens,
     field_stride,
-    weights_stride,
+    scores_stride,
     tile_peak_stride,
     protect_sink_tokens,
     NUM_Q_HEADS: tl.constexpr,
@@ -377,20 +365,16 @@ def combine_kernel(
     chunk_tokens = tl.cdiv(tl.cdiv(kv_len, CHUNKS), BLOCK_N) * BLOCK_N
     start = chunk * chunk_tokens
     places = tl.multiple_of(score_offset, SCORE_ALIGN)
-    weights_at = weights_ptr + voter.to(tl.int64) * weights_stride + places
+    scores_at = scores_ptr + voter.to(tl.int64) * scores_stride + places
     tile_peak_at = tile_peak_ptr + voter.to(tl.int64) * tile_peak_stride + places // BLOCK_N
     best_score = tl.full([], float("inf"), tl.float32)
     best_index = kv_len - 1
     for first in range(start, tl.minimum(start + chunk_tokens, kv_len), BLOCK_N):
         position = first + offs
         there = votes[:, None] & (position < kv_len)[None, :]
-        codes = tl.load(weights_at[:, None] + position[None, :], mask=there, other=0)
-        tile_peak = tl.load(tile_peak_at + first // BLOCK_N, mask=votes, other=0.0)
-        # Compared as logarithms: far from the peak, float32 would round all scores to 0.
-        weights = tl.where(there, _decode(codes) + tile_peak[:, None] - lse[:, None], float("-inf"))
-        most = tl.max(weights, axis=0)
-        most = tl.where(most == float("-inf"), 0.0, most)
-        score = most + tl.log2(tl.sum(tl.exp2(weights - most[None, :]), axis=0))
+        codes = tl.load(scores_at[:, None] + position[None, :], mask=there, other=0)
+        tile_peak = tl.load(tile_peak_at + first // BLOCK_N, mask=votes, other=float("-inf"))
+        score = tl.sum(_decode(codes) * tl.exp2(tile_peak - lse)[:, None], axis=0)
         kept = (position >= kv_len) | (position < protect_sink_tokens)
         if RECENT > 0:
             kept = kept | (tl.sum((position[:, None] == ring[None, :]).to(tl.int32), axis=1) > 0)

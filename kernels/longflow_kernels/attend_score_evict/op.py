@@ -19,6 +19,7 @@ HEAD_DIMS = (64, 96, 128, 256)
 MAX_GROUP = 16
 #: A split shorter than this costs more to combine than it saves.
 MIN_SPLIT_TOKENS = 256
+MAX_CHUNKS = 64
 MIN_BLOCK_N, MAX_BLOCK_N = 16, SCORE_ALIGN
 
 
@@ -37,6 +38,8 @@ class LaunchConfig:
         Programs that score one row; a power of 2.
     num_warps, num_stages : int
         Of the attention kernel.
+    max_registers : int or None
+        Of a thread of the attention kernel: fewer let more programs run on a multiprocessor.
     """
 
     block_n: int = 64
@@ -45,6 +48,7 @@ class LaunchConfig:
     chunks: int = 4
     num_warps: int = 4
     num_stages: int = 3
+    max_registers: int | None = None
 
 
 def launch_config(
@@ -95,10 +99,10 @@ class Workspace:
         self.max_partials = max_partials
         self.partial_out = new(max_partials, num_q_heads, v_head_dim)
         self.partial_lse = new(max(max_batch, max_partials), num_q_heads)
-        self.weights = new(num_q_heads, self.places, dtype=torch.int16)
+        self.scores = new(num_q_heads, self.places, dtype=torch.int16)
         self.tile_peak = new(num_q_heads, self.places // MIN_BLOCK_N)
-        self.best_score = new(max_batch, victim_heads, 16)
-        self.best_index = new(max_batch, victim_heads, 16, dtype=torch.int32)
+        self.best_score = new(max_batch, victim_heads, MAX_CHUNKS)
+        self.best_index = new(max_batch, victim_heads, MAX_CHUNKS, dtype=torch.int32)
         self.arrived = torch.zeros(max_batch, victim_heads, dtype=torch.int32, device=device)
 
     @property
@@ -236,7 +240,7 @@ def attend_score_evict(
         out,
         workspace.partial_out,
         workspace.partial_lse,
-        workspace.weights,
+        workspace.scores,
         workspace.tile_peak,
         scaling,
         logit_cap,
@@ -245,16 +249,16 @@ def attend_score_evict(
         config.max_splits,
         config.min_split_tokens,
         fields.stride(0),
-        workspace.weights.stride(0),
+        workspace.scores.stride(0),
         workspace.tile_peak.stride(0),
         q.stride(0),
         k_new.stride(0),
         v_new.stride(0),
-        k_cache.stride(0),
-        v_cache.stride(0),
         GROUP=group,
         HEAD_DIM=head_dim,
         V_HEAD_DIM=v_head_dim,
+        K_SLOT_STRIDE=k_cache.stride(0),
+        V_SLOT_STRIDE=v_cache.stride(0),
         BLOCK_H=max(16, triton.next_power_of_2(group)),
         BLOCK_D=triton.next_power_of_2(head_dim),
         BLOCK_DV=triton.next_power_of_2(v_head_dim),
@@ -264,13 +268,14 @@ def attend_score_evict(
         DOT_PRECISION="ieee",
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        maxnreg=config.max_registers,
     )
     protect_recent = 0 if recent is None else recent.shape[2]
     combine_kernel[(config.chunks, victim_heads, batch)](
         out,
         workspace.partial_out,
         workspace.partial_lse,
-        workspace.weights,
+        workspace.scores,
         workspace.tile_peak,
         req_pool_indices,
         fields,
@@ -281,7 +286,7 @@ def attend_score_evict(
         workspace.arrived,
         config.min_split_tokens,
         fields.stride(0),
-        workspace.weights.stride(0),
+        workspace.scores.stride(0),
         workspace.tile_peak.stride(0),
         protect_sink_tokens,
         NUM_Q_HEADS=num_q_heads,
