@@ -56,7 +56,13 @@ def build(function, constants: dict, num_warps: int, num_stages: int, dtype: str
             signature[name] = "fp32"
         else:
             signature[name] = "i32"
-            if name in ("q_stride", "k_new_stride", "v_new_stride", "scores_stride"):
+            if name in (
+                "q_stride",
+                "k_new_stride",
+                "v_new_stride",
+                "k_slot_stride",
+                "scores_stride",
+            ):
                 attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
     options = dict(num_warps=num_warps, num_stages=num_stages)
@@ -101,13 +107,12 @@ def combine(heads: int, victim_heads: int, recent: int):
         BLOCK_N=64,
         MAX_SPLITS=8,
         VICTIM_HEADS=victim_heads,
-        BLOCK_VH=triton.next_power_of_2(heads // victim_heads),
         CHUNKS=4,
+        TILES=8,
         RECENT=recent,
         BLOCK_R=triton.next_power_of_2(max(1, recent)),
     )
-    warps = 4 if heads // victim_heads <= 32 else 8
-    return build(decode.combine_kernel, constants, warps, 3, "bf16", "bf16")
+    return build(decode.combine_kernel, constants, 4, 3, "bf16", "bf16")
 
 
 def cut(function, head_dim: int):

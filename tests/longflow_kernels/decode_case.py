@@ -18,7 +18,13 @@ from longflow_kernels.attend_score_evict.rows import StepRow, pack_rows, score_p
 INTERPRETED = os.environ.get("LONGFLOW_TEST_DEVICE", "cpu") == "cpu"
 #: Small tiles, so that short rows still have several splits, tiles and chunks.
 SMALL = LaunchConfig(
-    block_n=16, max_splits=4, min_split_tokens=16, chunks=2, num_warps=4, num_stages=2
+    block_n=16,
+    max_splits=4,
+    min_split_tokens=16,
+    chunks=2,
+    chunk_slots=32,
+    num_warps=4,
+    num_stages=2,
 )
 
 

@@ -92,8 +92,8 @@ def test_large_logits_need_the_running_maximum():
 @pytest.mark.parametrize(
     "config",
     [
-        LaunchConfig(block_n=16, max_splits=1, min_split_tokens=16, chunks=1),
-        LaunchConfig(block_n=32, max_splits=8, min_split_tokens=1, chunks=8),
+        LaunchConfig(block_n=16, max_splits=1, min_split_tokens=16, chunks=1, chunk_slots=16),
+        LaunchConfig(block_n=32, max_splits=8, min_split_tokens=1, chunks=8, chunk_slots=32),
         LaunchConfig(block_n=64, max_splits=2, min_split_tokens=64, chunks=4),
     ],
     ids=str,
@@ -181,6 +181,8 @@ def test_what_the_kernels_do_not_take_is_refused_by_name():
         call(LaunchConfig(max_splits=64))
     with pytest.raises(ValueError, match="block_n=256: expected a power of 2 from 16 to 128"):
         call(LaunchConfig(max_splits=4, block_n=256))
+    with pytest.raises(ValueError, match="chunk_slots=32: expected a power of 2 from block_n=64"):
+        call(LaunchConfig(max_splits=4, chunk_slots=32))
     with pytest.raises(ValueError, match="chunks=128"):
         call(LaunchConfig(max_splits=4, chunks=128))
     with pytest.raises(ValueError, match="take 256 places together, the workspace has 128"):
@@ -225,5 +227,5 @@ def test_workspace_reports_its_bytes():
         max_partials=8,
     )
     assert workspace.places == 128 + 2 * 128
-    scores = 4 * (2 * 384 + 4 * 384 // 16)
+    scores = 4 * (2 * (384 + 1024) + 4 * (384 + 1024) // 16)
     assert workspace.nbytes == scores + 4 * (8 * 4 * 64 + 8 * 4 + 2 * 64 + 2 * 64 + 2)

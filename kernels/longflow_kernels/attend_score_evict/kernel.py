@@ -19,11 +19,13 @@ WRITTEN = tl.constexpr(4)
 KV_START = tl.constexpr(5)
 NUM_FIELDS = 6
 
-#: Scores are kept between the kernels in 16 bits, 7 of exponent and 9 of mantissa: from 2**-112,
-#: the smallest, in steps of 0.2 %. Smaller ones count as equally useless.
+#: Scores are kept between the kernels in 16 bits, 7 of exponent and 9 of mantissa: from 2**-104 to
+#: 2**24 in steps of 0.2 %. Smaller ones count as equally useless; larger ones cannot be, since a
+#: score is at most the sum of a value's magnitudes.
 CODE_SHIFT = tl.constexpr(14)
 CODE_ROUND = tl.constexpr(1 << 13)
-CODE_BIAS = tl.constexpr((127 - 112) << 23)
+CODE_BIAS = tl.constexpr((127 - 104) << 23)
+SCORE_FLOOR = tl.constexpr(2.0**-104)
 #: Every scored row begins at a multiple of this in `weights`, so no tile holds two rows.
 SCORE_ALIGN = tl.constexpr(128)
 
@@ -51,10 +53,10 @@ def gather_indices_kernel(
 
 
 @triton.jit
-def _encode(scores):
-    """Non-negative float32 as 16 bits, rounded to the nearest."""
-    bits = scores.to(tl.int32, bitcast=True) - CODE_BIAS + CODE_ROUND
-    return tl.minimum(tl.maximum(bits >> CODE_SHIFT, 0), 65535).to(tl.int16)
+def _encode(p, norm):
+    """The score p * norm as 16 bits, rounded to the nearest."""
+    bits = (p * norm + SCORE_FLOOR).to(tl.int32, bitcast=True)
+    return ((bits + (CODE_ROUND - CODE_BIAS)) >> CODE_SHIFT).to(tl.int16)
 
 
 @triton.jit
@@ -209,7 +211,7 @@ def attend_kernel(
             norm = tl.dot(ones, tl.trans(tl.abs(v)), input_precision=DOT_PRECISION)
             tl.store(
                 scores_at[:, None] + position[None, :],
-                _encode(p * norm),
+                _encode(p, norm),
                 mask=in_group[:, None] & (position < end)[None, :],
                 eviction_policy="evict_last",
             )
@@ -233,6 +235,18 @@ def attend_kernel(
             acc,
             mask=stored,
         )
+
+
+@triton.jit
+def _head_lse(partial_lse_ptr, head, splits, MAX_SPLITS: tl.constexpr):
+    """log2 of a head's softmax normaliser, from its splits."""
+    if MAX_SPLITS == 1:
+        return tl.load(partial_lse_ptr + head)
+    offs_s = tl.arange(0, MAX_SPLITS)
+    at = partial_lse_ptr + head * MAX_SPLITS + offs_s
+    lse = tl.load(at, mask=offs_s < splits, other=float("-inf"))
+    peak = tl.max(lse, axis=0)
+    return peak + tl.log2(tl.sum(tl.exp2(lse - peak), axis=0))
 
 
 @triton.jit
@@ -287,8 +301,8 @@ def combine_kernel(
     BLOCK_N: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
     VICTIM_HEADS: tl.constexpr,
-    BLOCK_VH: tl.constexpr,
     CHUNKS: tl.constexpr,
+    TILES: tl.constexpr,
     RECENT: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
@@ -334,74 +348,62 @@ def combine_kernel(
     if score_offset < 0:
         return
 
-    # The softmax normaliser of every head that votes for this victim.
     VOTERS: tl.constexpr = NUM_Q_HEADS // VICTIM_HEADS
-    offs_v = tl.arange(0, BLOCK_VH)
-    votes = offs_v < VOTERS
-    voter = victim_head * VOTERS + offs_v
-    offs_s = tl.arange(0, MAX_SPLITS)
-    lse = tl.load(
-        partial_lse_ptr + (first_head + voter)[:, None] * MAX_SPLITS + offs_s[None, :],
-        mask=votes[:, None] & (offs_s[None, :] < splits),
-        other=float("-inf"),
-    )
-    peak = tl.where(votes, tl.max(lse, axis=1), 0.0)
-    lse = peak + tl.log2(tl.where(votes, tl.sum(tl.exp2(lse - peak[:, None]), axis=1), 1.0))
-
+    # Of the tokens written last, the newest is this step's.
+    newest = tl.load(victim_at).to(tl.int32)
+    written = tl.load(fields_ptr + WRITTEN * field_stride + row)
+    recent_at = recent_ptr + (req * VICTIM_HEADS + victim_head) * RECENT
+    newest_place = 0
     if RECENT > 0:
-        # The ring of the tokens written last, with this step's in its place.
-        offs_r = tl.arange(0, BLOCK_R)
-        in_ring = offs_r < RECENT
-        recent_at = recent_ptr + (req * VICTIM_HEADS + victim_head) * RECENT + offs_r
-        written = tl.load(fields_ptr + WRITTEN * field_stride + row)
-        ring = tl.load(recent_at, mask=in_ring, other=-1)
-        newest = tl.load(victim_at).to(ring.dtype)
-        place = (written + RECENT - 1) % RECENT
-        ring = tl.where(offs_r == place, newest, ring)
-        ring = tl.where(written == 0, kv_len - RECENT + offs_r, ring)
-        ring = tl.where(in_ring, ring, -1)
+        newest_place = (written + RECENT - 1) % RECENT
 
-    offs = tl.arange(0, BLOCK_N)
-    chunk_tokens = tl.cdiv(tl.cdiv(kv_len, CHUNKS), BLOCK_N) * BLOCK_N
-    start = chunk * chunk_tokens
+    offs_t = tl.arange(0, TILES)
+    offs_n = tl.arange(0, BLOCK_N)
     places = tl.multiple_of(score_offset, SCORE_ALIGN)
-    scores_at = scores_ptr + voter.to(tl.int64) * scores_stride + places
-    tile_peak_at = tile_peak_ptr + voter.to(tl.int64) * tile_peak_stride + places // BLOCK_N
-    best_score = tl.full([], float("inf"), tl.float32)
-    best_index = kv_len - 1
-    for first in range(start, tl.minimum(start + chunk_tokens, kv_len), BLOCK_N):
-        position = first + offs
-        there = votes[:, None] & (position < kv_len)[None, :]
-        codes = tl.load(scores_at[:, None] + position[None, :], mask=there, other=0)
-        tile_peak = tl.load(tile_peak_at + first // BLOCK_N, mask=votes, other=float("-inf"))
-        score = tl.sum(_decode(codes) * tl.exp2(tile_peak - lse)[:, None], axis=0)
+    best_score = tl.full([TILES, BLOCK_N], float("inf"), tl.float32)
+    best_index = tl.zeros([TILES, BLOCK_N], tl.int32) + (kv_len - 1)
+    for first in range(chunk * TILES * BLOCK_N, kv_len, CHUNKS * TILES * BLOCK_N):
+        tiles = first // BLOCK_N + offs_t
+        position = tiles[:, None] * BLOCK_N + offs_n[None, :]
+        score = tl.zeros([TILES, BLOCK_N], tl.float32)
+        for voter in tl.range(0, VOTERS, loop_unroll_factor=4):
+            head = victim_head * VOTERS + voter
+            lse = _head_lse(partial_lse_ptr, first_head + head, splits, MAX_SPLITS)
+            # No masks: what lies past the row's end is read, and not looked at.
+            codes = tl.load(scores_ptr + head.to(tl.int64) * scores_stride + places + position)
+            peak_at = tile_peak_ptr + head.to(tl.int64) * tile_peak_stride + places // BLOCK_N
+            score += _decode(codes) * tl.exp2(tl.load(peak_at + tiles) - lse)[:, None]
         kept = (position >= kv_len) | (position < protect_sink_tokens)
-        if RECENT > 0:
-            kept = kept | (tl.sum((position[:, None] == ring[None, :]).to(tl.int32), axis=1) > 0)
-        score = tl.where(kept, float("inf"), score)
-        low, at = tl.min(score, axis=0, return_indices=True, return_indices_tie_break_left=True)
-        best_index = tl.where(low < best_score, first + at, best_index)
-        best_score = tl.minimum(low, best_score)
+        for place in range(RECENT):
+            entry = tl.load(recent_at + place).to(tl.int32)
+            entry = tl.where(written == 0, kv_len - RECENT + place, entry)
+            entry = tl.where((written > 0) & (place == newest_place), newest, entry)
+            kept = kept | (position == entry)
+        better = (score < best_score) & (kept == 0)
+        best_index = tl.where(better, position, best_index)
+        best_score = tl.where(better, score, best_score)
+    lowest = tl.min(best_score)
+    index = tl.min(tl.where(best_score == lowest, best_index, 2147483647))
 
     victim_type = next_slot_ptr.dtype.element_ty
-    if CHUNKS == 1:
-        if RECENT > 0:
-            tl.store(recent_at, ring, mask=in_ring)
-        tl.store(victim_at, best_index.to(victim_type))
-    else:
+    if CHUNKS > 1:
         place_of_row = row * VICTIM_HEADS + victim_head
-        tl.store(best_score_ptr + place_of_row * CHUNKS + chunk, best_score)
-        tl.store(best_index_ptr + place_of_row * CHUNKS + chunk, best_index)
+        tl.store(best_score_ptr + place_of_row * CHUNKS + chunk, lowest)
+        tl.store(best_index_ptr + place_of_row * CHUNKS + chunk, index)
         tl.debug_barrier()
         before = tl.atomic_add(arrived_ptr + place_of_row, 1, sem="acq_rel")
-        if before == CHUNKS - 1:  # all others have stored theirs and read `next_slot`
-            offs_c = tl.arange(0, CHUNKS)
-            best_at = place_of_row * CHUNKS + offs_c
-            scores = tl.load(best_score_ptr + best_at, cache_modifier=".cg")
-            indices = tl.load(best_index_ptr + best_at, cache_modifier=".cg")
-            lowest = tl.min(scores, axis=0)
-            index = tl.min(tl.where(scores == lowest, indices, 2147483647), axis=0)
-            if RECENT > 0:
-                tl.store(recent_at, ring, mask=in_ring)
-            tl.store(victim_at, index.to(victim_type))
-            tl.store(arrived_ptr + place_of_row, 0)
+        if before < CHUNKS - 1:
+            return
+        # All others have stored theirs and read `next_slot` and `recent`.
+        offs_c = tl.arange(0, CHUNKS)
+        best_at = place_of_row * CHUNKS + offs_c
+        scores = tl.load(best_score_ptr + best_at, cache_modifier=".cg")
+        indices = tl.load(best_index_ptr + best_at, cache_modifier=".cg")
+        index = tl.min(tl.where(scores == tl.min(scores, axis=0), indices, 2147483647), axis=0)
+        tl.store(arrived_ptr + place_of_row, 0)
+    if RECENT > 0:
+        offs_r = tl.arange(0, BLOCK_R)
+        ring = tl.where(written == 0, kv_len - RECENT + offs_r, newest)
+        changed = (offs_r < RECENT) & ((written == 0) | (offs_r == newest_place))
+        tl.store(recent_at + offs_r, ring.to(recent_ptr.dtype.element_ty), mask=changed)
+    tl.store(victim_at, index.to(victim_type))

@@ -19,7 +19,7 @@ HEAD_DIMS = (64, 96, 128, 256)
 MAX_GROUP = 16
 #: A split shorter than this costs more to combine than it saves.
 MIN_SPLIT_TOKENS = 256
-MAX_CHUNKS = 64
+MAX_CHUNKS, MAX_CHUNK_SLOTS = 64, 1024
 MIN_BLOCK_N, MAX_BLOCK_N = 16, SCORE_ALIGN
 
 
@@ -36,6 +36,8 @@ class LaunchConfig:
     min_split_tokens : int
     chunks : int
         Programs that score one row; a power of 2.
+    chunk_slots : int
+        Slots that one of them scores at a time; a power of 2, at least `block_n`.
     num_warps, num_stages : int
         Of the attention kernel.
     max_registers : int or None
@@ -46,6 +48,7 @@ class LaunchConfig:
     max_splits: int = 8
     min_split_tokens: int = MIN_SPLIT_TOKENS
     chunks: int = 4
+    chunk_slots: int = 512
     num_warps: int = 4
     num_stages: int = 3
     max_registers: int | None = None
@@ -56,15 +59,14 @@ def launch_config(
 ) -> LaunchConfig:
     """The cut for a batch of this size: enough programs to fill the GPU a few times over."""
     programs = max(1, batch * num_kv_heads)
-    splits = triton.next_power_of_2(triton.cdiv(4 * num_sms, programs))
-    chunks = triton.next_power_of_2(triton.cdiv(num_sms, max(1, batch)))
-    wide = head_dim * itemsize > 256
-    return LaunchConfig(
-        block_n=32 if wide else 64,
-        max_splits=min(64, splits),
-        chunks=min(16, chunks),
-        num_stages=2 if wide else 3,
-    )
+    splits = min(64, triton.next_power_of_2(triton.cdiv(4 * num_sms, programs)))
+    chunks, chunk_slots = (8, 512) if batch > 16 else (16, 256)
+    cut = dict(max_splits=splits, chunks=chunks, chunk_slots=chunk_slots)
+    if head_dim * itemsize > 256:
+        return LaunchConfig(block_n=32, num_stages=2, **cut)
+    if splits == 1 or splits > 16:
+        return LaunchConfig(block_n=128, num_stages=3, **cut)
+    return LaunchConfig(block_n=64, num_stages=2, max_registers=128, **cut)
 
 
 class Workspace:
@@ -99,8 +101,10 @@ class Workspace:
         self.max_partials = max_partials
         self.partial_out = new(max_partials, num_q_heads, v_head_dim)
         self.partial_lse = new(max(max_batch, max_partials), num_q_heads)
-        self.scores = new(num_q_heads, self.places, dtype=torch.int16)
-        self.tile_peak = new(num_q_heads, self.places // MIN_BLOCK_N)
+        # Scores are read in whole chunks: past the end of the last row too.
+        width = self.places + MAX_CHUNK_SLOTS
+        self.scores = new(num_q_heads, width, dtype=torch.int16)
+        self.tile_peak = new(num_q_heads, width // MIN_BLOCK_N)
         self.best_score = new(max_batch, victim_heads, MAX_CHUNKS)
         self.best_index = new(max_batch, victim_heads, MAX_CHUNKS, dtype=torch.int32)
         self.arrived = torch.zeros(max_batch, victim_heads, dtype=torch.int32, device=device)
@@ -295,11 +299,11 @@ def attend_score_evict(
         BLOCK_N=config.block_n,
         MAX_SPLITS=config.max_splits,
         VICTIM_HEADS=victim_heads,
-        BLOCK_VH=triton.next_power_of_2(num_q_heads // victim_heads),
         CHUNKS=config.chunks,
+        TILES=config.chunk_slots // config.block_n,
         RECENT=protect_recent,
         BLOCK_R=triton.next_power_of_2(max(1, protect_recent)),
-        num_warps=4 if num_q_heads // victim_heads <= 32 else 8,
+        num_warps=4,
     )
     return out
 
@@ -362,6 +366,12 @@ def _check(
     if not MIN_BLOCK_N <= block_n <= MAX_BLOCK_N or block_n & (block_n - 1):
         raise ValueError(
             f"block_n={block_n}: expected a power of 2 from {MIN_BLOCK_N} to {MAX_BLOCK_N}"
+        )
+    slots = config.chunk_slots
+    if not block_n <= slots <= MAX_CHUNK_SLOTS or slots & (slots - 1):
+        raise ValueError(
+            f"chunk_slots={slots}: expected a power of 2 from block_n={block_n} to "
+            f"{MAX_CHUNK_SLOTS}"
         )
     if config.chunks > workspace.best_score.shape[2]:
         raise ValueError(
