@@ -43,7 +43,15 @@ POINTERS = {
 FLOATS = ("scaling", "logit_cap", "k_scale", "v_scale")
 
 
-def build(function, constants: dict, num_warps: int, num_stages: int, dtype: str, cache: str):
+def build(
+    function,
+    constants: dict,
+    num_warps: int,
+    num_stages: int,
+    dtype: str,
+    cache: str,
+    max_registers: int | None = None,
+):
     """(registers, bytes spilled, shared memory, asynchronous copies) on sm_90."""
     signature, attributes = {}, {}
     for index, name in enumerate(function.arg_names):
@@ -65,11 +73,11 @@ def build(function, constants: dict, num_warps: int, num_stages: int, dtype: str
             ):
                 attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
-    options = dict(num_warps=num_warps, num_stages=num_stages)
+    options = dict(num_warps=num_warps, num_stages=num_stages, maxnreg=max_registers)
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     with tempfile.TemporaryDirectory() as folder:
         ptx = Path(folder) / "kernel.ptx"
-        ptx.write_text(made.asm["ptx"])
+        ptx.write_text(made.asm["ptx"])  # it names the limit of registers, if there is one
         command = [PTXAS, "-v", "-arch=sm_90a", ptx, "-o", Path(folder) / "kernel.cubin"]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     return dict(
@@ -96,7 +104,15 @@ def attend(head_dim: int, group: int, dtype: str, cache: str):
         HAS_CAP=False,
         DOT_PRECISION="ieee",
     )
-    return build(decode.attend_kernel, constants, config.num_warps, config.num_stages, dtype, cache)
+    return build(
+        decode.attend_kernel,
+        constants,
+        config.num_warps,
+        config.num_stages,
+        dtype,
+        cache,
+        config.max_registers,
+    )
 
 
 def combine(heads: int, victim_heads: int, recent: int):

@@ -23,4 +23,4 @@ def test_kernels_compile_for_an_h100_and_keep_their_registers(tmp_path):
         assert line["spilled"] <= 16, line
         assert line["shared"] <= SHARED_LIMIT, line
         if name.startswith("attend"):  # K and V are loaded ahead of their use
-            assert line["async_copies"] >= 4, line
+            assert line["async_copies"] >= 2, line

@@ -66,7 +66,8 @@ def launch_config(
         return LaunchConfig(block_n=32, num_stages=2, **cut)
     if splits == 1 or splits > 16:
         return LaunchConfig(block_n=128, num_stages=3, **cut)
-    return LaunchConfig(block_n=64, num_stages=2, max_registers=128, **cut)
+    plain = itemsize == 2 and head_dim in (64, 128)  # others would spill
+    return LaunchConfig(block_n=64, num_stages=2, max_registers=128 if plain else None, **cut)
 
 
 class Workspace:
