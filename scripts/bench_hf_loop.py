@@ -15,10 +15,8 @@ import time
 from pathlib import Path
 
 import torch
+from bench_geometries import GEOMETRIES, model_folder
 from transformers import AutoConfig, AutoModelForCausalLM
-
-sys.path.insert(0, str(Path(__file__).parent))
-from bench_throughput import GEOMETRIES, model_folder
 
 
 def generate_s(model, batch: int, args: argparse.Namespace, vocab_size: int) -> float:

@@ -1,13 +1,16 @@
-"""Output tokens a second of one real server under a queue that never empties; JSON and CSV.
+"""Output tokens a second under a queue that never empties: stock SGLang and a budget server.
 
-Starts `launch_server` with a dummy model of a known geometry, sends requests of fixed input and
-output length, and reads tokens from the stream and the scheduler's state from the server's own
-log. With --budget the plugin is loaded; without it the server is stock SGLang with the plugin kept
-out. --seconds ends a run that would take too long: what was running then is cancelled, and the
-numbers are those of the window from --warm on.
+Each system is a real `launch_server` with dummy weights of a known geometry and the same pool; the
+stock one runs without the plugin. Points (see throughput_points.yaml) are measured one after the
+other, first on one system, then on the other; the idle one only holds its memory. A point sends all
+its requests at once and counts the tokens that arrive between `warm` and `warm + seconds`. What is
+still running then is aborted.
 
-    python scripts/bench_throughput.py --geometry qwen3-1.7b --pool 290000 --input 512 \\
-        --output 16384 --requests 128 [--budget 3200] [--seconds 240 --warm 90] --out DIR
+Long generations take minutes to spread out, so the first `wave` requests start as if they had been
+running: `stagger: prompt` gives each a random share of its output as prompt (what full KV would
+hold), `stagger: output` only shortens its output (a row at its budget holds no more).
+
+    python scripts/bench_throughput.py --geometry qwen3-1.7b --pool 290000 --only A,B --out DIR
 """
 
 from __future__ import annotations
@@ -16,77 +19,22 @@ import argparse
 import asyncio
 import csv
 import json
-import os
 import random
 import re
 import statistics
 import sys
-import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import aiohttp
+import yaml
+from bench_geometries import GEOMETRIES, model_folder
 
 from sglang_longflow.preflight import free_port
 from sglang_longflow.supervise import Server
 
-_QWEN3 = dict(
-    model_type="qwen3",
-    architectures=["Qwen3ForCausalLM"],
-    num_key_value_heads=8,
-    head_dim=128,
-    vocab_size=151936,
-    max_position_embeddings=40960,
-    rope_theta=1000000,
-    rms_norm_eps=1e-6,
-)
-#: Hugging Face configurations; weights are random, so only sizes matter.
-GEOMETRIES = {
-    "qwen3-1.7b": dict(
-        _QWEN3,
-        hidden_size=2048,
-        intermediate_size=6144,
-        num_hidden_layers=28,
-        num_attention_heads=16,
-        tie_word_embeddings=True,
-    ),
-    "qwen3-8b": dict(
-        _QWEN3,
-        hidden_size=4096,
-        intermediate_size=12288,
-        num_hidden_layers=36,
-        num_attention_heads=32,
-        tie_word_embeddings=False,
-    ),
-    "qwen2.5-math-7b": dict(
-        model_type="qwen2",
-        architectures=["Qwen2ForCausalLM"],
-        hidden_size=3584,
-        intermediate_size=18944,
-        num_hidden_layers=28,
-        num_attention_heads=28,
-        num_key_value_heads=4,
-        vocab_size=152064,
-        tie_word_embeddings=False,
-        max_position_embeddings=4096,
-        rope_theta=10000,
-        rms_norm_eps=1e-6,
-    ),
-    "tiny": dict(
-        _QWEN3,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-        vocab_size=512,
-        tie_word_embeddings=True,
-        max_position_embeddings=4096,
-        rope_theta=10000,
-    ),
-}
+SYSTEMS = ("longflow", "stock")
 #: Tokens in one message of the stream; inter-token latencies are means over as many.
 STREAM_INTERVAL = 16
 _DECODE = re.compile(
@@ -94,6 +42,45 @@ _DECODE = re.compile(
     r".*?graph: (True|False), gen throughput \(token/s\): ([\d.]+), #queue-req: (\d+)"
 )
 _RETRACTED = re.compile(r"KV cache pool is full.*?#retracted_reqs: (\d+)")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One workload on one system; lengths in tokens, times in seconds.
+
+    Attributes
+    ----------
+    budget : int
+        Of every request; 0 is full KV (always so on stock).
+    requests : int
+        Sent at once.
+    wave : int
+        How many of them start as if they had been running (see the module's docstring).
+    """
+
+    name: str
+    system: str
+    input: int
+    output: int
+    requests: int
+    warm: float
+    seconds: float
+    budget: int = 0
+    wave: int = 0
+    stagger: str = "output"
+
+
+def load_points(file: Path, only: list[str], systems: list[str]) -> list[Point]:
+    """Points of a YAML file: what both systems share, and a section for each."""
+    points = []
+    for name, shared in yaml.safe_load(file.read_text()).items():
+        if only and name not in only:
+            continue
+        common = {key: value for key, value in shared.items() if key not in SYSTEMS}
+        for system in systems:
+            if system in shared:
+                points.append(Point(name=name, system=system, **{**common, **shared[system]}))
+    return points
 
 
 @dataclass
@@ -109,12 +96,15 @@ class Stream:
 class Log:
     """The scheduler's lines in the server's output, with the time they arrived."""
 
-    def __init__(self):
+    def __init__(self, file: Path | None = None):
         self.decode: list[dict] = []
-        self.retracted = 0
+        self.retracted: list[tuple[float, int]] = []
         self._rest = b""
+        self._file = file.open("wb") if file else None
 
     def write(self, chunk: bytes) -> None:
+        if self._file:
+            self._file.write(chunk)
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         for line in lines:
             text = line.decode(errors="replace")
@@ -132,10 +122,11 @@ class Log:
                     )
                 )
             elif found := _RETRACTED.search(text):
-                self.retracted += int(found.group(1))
+                self.retracted.append((time.monotonic(), int(found.group(1))))
 
     def flush(self) -> None:
-        pass
+        if self._file:
+            self._file.flush()
 
 
 async def ask(session, url: str, body: dict, stream: Stream) -> None:
@@ -155,27 +146,56 @@ async def ask(session, url: str, body: dict, stream: Stream) -> None:
         stream.problem = f"{type(error).__name__}: {error}"
 
 
-async def drive(url: str, args: argparse.Namespace, vocab_size: int) -> tuple[list[Stream], float]:
+def bodies(point: Point, vocab_size: int, seed: int) -> list[dict]:
+    """The requests of a point, the staggered wave first."""
+    generator = random.Random(seed)
+    made = []
+    for index in range(point.requests):
+        done = int(generator.random() * point.output) if index < point.wave else 0
+        length = point.input + (done if point.stagger == "prompt" else 0)
+        ids = [generator.randrange(10, vocab_size - 10) for _ in range(length)]
+        sampling = dict(temperature=0, max_new_tokens=point.output - done, ignore_eos=True)
+        if point.system == "longflow":
+            sampling["custom_params"] = {"kv_budget": point.budget}
+        made.append(dict(input_ids=ids, sampling_params=sampling, stream=True))
+    return made
+
+
+async def drive(url: str, point: Point, requests: list[dict]) -> tuple[list[Stream], float]:
     """Send all requests at once; returns the streams and when the first was sent."""
-    generator = random.Random(args.seed)
-    streams = [Stream() for _ in range(args.requests)]
+    streams = [Stream() for _ in requests]
     limit = aiohttp.TCPConnector(limit=0)
     began = time.monotonic()
-    # Lines hold all tokens so far: larger than aiohttp's default buffer.
     async with aiohttp.ClientSession(
-        connector=limit, timeout=aiohttp.ClientTimeout(total=None), read_bufsize=1 << 22
+        connector=limit, timeout=aiohttp.ClientTimeout(total=None), read_bufsize=1 << 20
     ) as session:
-        tasks = []
-        for stream in streams:
-            ids = [generator.randrange(10, vocab_size - 10) for _ in range(args.input)]
-            sampling = dict(temperature=0, max_new_tokens=args.output, ignore_eos=True)
-            body = dict(input_ids=ids, sampling_params=sampling, stream=True)
-            tasks.append(asyncio.create_task(ask(session, url, body, stream)))
-        _, unfinished = await asyncio.wait(tasks, timeout=args.seconds or None)
+        tasks = [
+            asyncio.create_task(ask(session, url, body, stream))
+            for body, stream in zip(requests, streams, strict=True)
+        ]
+        _, unfinished = await asyncio.wait(tasks, timeout=point.warm + point.seconds)
+        ended = time.monotonic()
+        async with session.post(f"{url}/abort_request", json={"abort_all": True}) as response:
+            response.raise_for_status()
         for task in unfinished:
             task.cancel()
         await asyncio.gather(*unfinished, return_exceptions=True)
+        await emptied(session, url)
+    for stream in streams:
+        stream.messages = [message for message in stream.messages if message[0] <= ended]
     return streams, began
+
+
+async def emptied(session, url: str, timeout_s: float = 60) -> None:
+    """Wait until nothing runs, and empty the radix cache."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        async with session.post(f"{url}/flush_cache") as response:
+            if response.status == 200:
+                return
+        if time.monotonic() > deadline:
+            raise TimeoutError("the server did not become idle")
+        await asyncio.sleep(0.3)
 
 
 def tokens_at(stream: Stream, moment: float) -> int:
@@ -193,37 +213,33 @@ def latencies(streams: list[Stream], start: float, end: float) -> list[float]:
     return sorted(found)
 
 
-def summarise(args, streams: list[Stream], began: float, log: Log) -> dict:
-    ended = max(when for stream in streams for when, _ in stream.messages)
-    start = began + args.warm
+def summarise(point: Point, streams: list[Stream], began: float, log: Log) -> dict:
+    ended = max((when for stream in streams for when, _ in stream.messages), default=began)
+    start = began + point.warm
+    if ended <= start:
+        problems = [s.problem for s in streams if s.problem]
+        raise SystemExit(f"{point.name}/{point.system}: no token after the warm-up: {problems[:3]}")
     samples = [s for s in log.decode if start <= s["time"] <= ended]
     per_token = latencies(streams, start, ended)
     first = sorted(s.messages[0][0] - s.sent for s in streams if s.messages)
     produced = sum(tokens_at(s, ended) - tokens_at(s, start) for s in streams)
-    running = [s["running"] for s in samples]
+    window = ended - start
+
+    def mean(name: str) -> float | None:
+        return round(statistics.fmean(s[name] for s in samples), 3) if samples else None
+
     return {
-        "geometry": args.geometry,
-        "budget": args.budget,
-        "input": args.input,
-        "output": args.output,
-        "requests": args.requests,
-        "pool": args.pool,
-        "server_arguments": args.server,
-        "window_s": round(ended - start, 2),
-        "whole_run": not args.seconds or all(s.finished for s in streams),
+        **asdict(point),
+        "window_s": round(window, 2),
         "output_tokens": produced,
-        "output_tokens_per_s": round(produced / (ended - start), 1),
+        "output_tokens_per_s": round(produced / window, 1),
         "finished_requests": sum(s.finished for s in streams),
-        "running_peak": max(running, default=0),
-        "running_mean": round(statistics.fmean(running), 1) if running else 0,
-        "pool_tokens_mean": round(statistics.fmean(s["pool_tokens"] for s in samples))
-        if samples
-        else 0,
+        "running_peak": max((s["running"] for s in samples), default=None),
+        "running_mean": mean("running"),
+        "pool_tokens_mean": mean("pool_tokens"),
         "queue_never_empty": all(s["queued"] for s in samples),
-        "cuda_graph_share": round(statistics.fmean(s["cuda_graph"] for s in samples), 3)
-        if samples
-        else None,
-        "retracted_requests": log.retracted,
+        "cuda_graph_share": mean("cuda_graph"),
+        "retracted_requests": sum(n for when, n in log.retracted if began <= when <= ended),
         "inter_token_ms_mean": round(1e3 * statistics.fmean(per_token), 3) if per_token else None,
         "inter_token_ms_p99": round(1e3 * per_token[int(0.99 * len(per_token))], 3)
         if per_token
@@ -233,70 +249,105 @@ def summarise(args, streams: list[Stream], began: float, log: Log) -> dict:
     }
 
 
-def model_folder(geometry: str) -> Path:
-    folder = Path(tempfile.mkdtemp(prefix=f"{geometry}-"))
-    common = dict(torch_dtype="bfloat16", hidden_act="silu", bos_token_id=1, eos_token_id=2)
-    (folder / "config.json").write_text(json.dumps({**GEOMETRIES[geometry], **common}))
-    return folder
-
-
-def run(args: argparse.Namespace) -> dict:
-    port = free_port("127.0.0.1", 31000)
-    url = f"http://127.0.0.1:{port}"
+def server_of(system: str, args: argparse.Namespace, points: list[Point]) -> tuple[Server, Log]:
+    port = free_port("127.0.0.1", 31000 + 100 * SYSTEMS.index(system))
     arguments = [
         f"--model-path={model_folder(args.geometry)}",
         "--load-format=dummy",
         "--skip-tokenizer-init",
-        f"--max-total-tokens={args.pool}",
         f"--port={port}",
+        "--incremental-streaming-output",
         f"--stream-interval={STREAM_INTERVAL}",
         "--random-seed=1",
+        *([f"--max-total-tokens={args.pool}"] if args.pool else []),
         *args.server,
     ]
-    if args.budget:
-        arguments.append(f"--kv-budget={args.budget}")
+    environment = None
+    if system == "longflow":
+        budget = max(p.budget for p in points if p.system == system)
+        arguments += [f"--kv-budget={budget}", "--kv-budget-allow-full"]
     else:
         # Only plugins that are named load. On a CPU the platform is one of them.
         on_cpu = "device cpu" in " ".join(args.server).replace("=", " ")
-        os.environ["SGLANG_PLUGINS"] = "longflow_cpu" if on_cpu else "none"
-    log = Log()
-    with Server(arguments, url, log) as server:
-        server.wait_ready(args.start_timeout)
-        vocab_size = GEOMETRIES[args.geometry]["vocab_size"]
-        streams, began = asyncio.run(drive(url, args, vocab_size))
-    result = summarise(args, streams, began, log)
+        environment = {"SGLANG_PLUGINS": "longflow_cpu" if on_cpu else "none"}
+    log = Log(args.out / f"{system}.log" if args.out else None)
+    return Server(arguments, f"http://127.0.0.1:{port}", log, environment), log
+
+
+def run(args: argparse.Namespace) -> list[dict]:
+    points = load_points(args.points, args.only, args.systems)
+    if not points:
+        raise SystemExit(f"--only={','.join(args.only)}: no such point in {args.points}")
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-        name = f"{args.name or args.geometry}-{args.budget or 'stock'}"
-        (args.out / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
-        with (args.out / f"{name}.csv").open("w", newline="") as out:
-            fields = list(log.decode[0]) if log.decode else ["time"]
-            writer = csv.DictWriter(out, fields)
-            writer.writeheader()
-            for sample in log.decode:
-                writer.writerow({**sample, "time": round(sample["time"] - began, 2)})
-    return result
+    vocab_size = GEOMETRIES[args.geometry]["vocab_size"]
+    systems = sorted({point.system for point in points})
+    servers: dict[str, tuple[Server, Log]] = {}
+    results = []
+    try:
+        for system in systems:
+            servers[system] = server_of(system, args, points)
+        for system in systems:
+            servers[system][0].wait_ready(args.start_timeout)
+            print(f"{system} is ready after {time.monotonic() - args.began:.0f} s", flush=True)
+        for point in points:
+            left = args.stop_after - (time.monotonic() - args.began) if args.stop_after else None
+            if left is not None and left < point.warm + point.seconds + 5:
+                print(f"{point.name}/{point.system}: left out, no time", flush=True)
+                continue
+            server, log = servers[point.system]
+            requests = bodies(point, vocab_size, args.seed)
+            streams, began = asyncio.run(drive(server.url, point, requests))
+            result = {
+                "geometry": args.geometry,
+                "pool": args.pool,
+                **summarise(point, streams, began, log),
+                "server_arguments": args.server,
+            }
+            results.append(result)
+            print(json.dumps(result), flush=True)
+            if args.out:
+                save(args.out, point, result, log, began)
+    finally:
+        for server, _ in servers.values():
+            server.kill()
+    return results
+
+
+def save(folder: Path, point: Point, result: dict, log: Log, began: float) -> None:
+    """NAME-SYSTEM.json with the numbers and NAME-SYSTEM.csv with the scheduler's own lines."""
+    name = f"{point.name}-{point.system}"
+    (folder / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    samples = [s for s in log.decode if s["time"] >= began]
+    with (folder / f"{name}.csv").open("w", newline="") as out:
+        writer = csv.DictWriter(out, list(samples[0]) if samples else ["time"])
+        writer.writeheader()
+        for sample in samples:
+            writer.writerow({**sample, "time": round(sample["time"] - began, 2)})
+
+
+def names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--geometry", choices=GEOMETRIES, required=True)
-    add("--pool", type=int, required=True, help="KV pool in tokens")
-    add("--input", type=int, default=512)
-    add("--output", type=int, required=True)
-    add("--requests", type=int, required=True)
-    add("--budget", type=int, default=0, help="0: stock SGLang, the plugin not loaded")
-    add("--seconds", type=float, default=0, help="end the run after so long; default: never")
-    add("--warm", type=float, default=0, help="seconds that are left out of the numbers")
+    add("--pool", type=int, default=0, help="KV pool in tokens; default: SGLang's own")
+    default = Path(__file__).with_name("throughput_points.yaml")
+    add("--points", type=Path, default=default, help="YAML file")
+    add("--only", type=names, default=[], help="names of points, with commas; default: all")
+    add("--systems", type=names, default=list(SYSTEMS), help="default: longflow,stock")
     add("--start-timeout", type=float, default=420)
+    add("--stop-after", type=float, default=0, help="seconds after which no point is begun")
     add("--seed", type=int, default=1)
-    add("--name", default="")
-    add("--out", type=Path, help="folder for NAME-BUDGET.json and .csv")
+    add("--out", type=Path, help="folder for the results")
     add("server", nargs="*", help="more server arguments, after --")
-    result = run(parser.parse_args())
-    print(json.dumps(result, indent=2))
-    return 1 if result["problems"] else 0
+    args = parser.parse_args()
+    args.began = time.monotonic()
+    results = run(args)
+    return 1 if any(result["problems"] for result in results) else 0
 
 
 if __name__ == "__main__":

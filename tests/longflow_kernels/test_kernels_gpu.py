@@ -29,7 +29,7 @@ TOLERANCE = {
 
 def on_gpu(rows, **options) -> DecodeCase:
     heads, kv_heads = options.pop("heads", (32, 8))
-    head_dim = options.get("head_dim", 128)
+    head_dim = options.setdefault("head_dim", 128)
     sms = torch.cuda.get_device_properties(0).multi_processor_count
     config = options.pop("config", launch_config(len(rows), kv_heads, head_dim, sms))
     options.setdefault("dtype", torch.bfloat16)
@@ -111,6 +111,7 @@ def test_error_against_float64_is_no_worse_than_flashinfers(dtype, heads):
     # FlashInfer also reads slots past a row's end: it must not meet the poison there.
     cache = tuple(after[name].nan_to_num().unsqueeze(1) for name in ("k_cache", "v_cache"))
     theirs = wrapper.run(case.tensors["q"], cache)
+    assert theirs.shape == out.shape
     errors = [(x.cpu().double() - expected.out).abs() for x in (out, theirs)]
     print("ERROR", dtype, heads, [(e.max().item(), e.mean().item()) for e in errors])
     assert errors[0].mean() <= errors[1].mean() * 1.05
