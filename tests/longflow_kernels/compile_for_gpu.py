@@ -123,6 +123,7 @@ def combine(heads: int, victim_heads: int, recent: int):
         BLOCK_N=64,
         MAX_SPLITS=8,
         VICTIM_HEADS=victim_heads,
+        BLOCK_VH=triton.next_power_of_2(heads // victim_heads),
         CHUNKS=4,
         TILES=8,
         RECENT=recent,

@@ -139,7 +139,13 @@ class DecodeCase:
             device=self.device,
             max_partials=max(1, batch * self.config.max_splits),
         )
-        for tensor in (made.partial_out, made.partial_lse, made.tile_peak, made.best_score):
+        for tensor in (
+            made.partial_out,
+            made.partial_lse,
+            made.lse,
+            made.tile_peak,
+            made.best_score,
+        ):
             tensor.fill_(float("nan"))
         made.scores.fill_(0)  # the most tempting score
         return made

@@ -19,13 +19,15 @@ WRITTEN = tl.constexpr(4)
 KV_START = tl.constexpr(5)
 NUM_FIELDS = 6
 
-#: Scores are kept between the kernels in 16 bits, 7 of exponent and 9 of mantissa: from 2**-104 to
-#: 2**24 in steps of 0.2 %. Smaller ones count as equally useless; larger ones cannot be, since a
-#: score is at most the sum of a value's magnitudes.
+#: Probabilities are kept up to 2**8, not 1: in float16 fewer of them fall below its normal numbers.
+HEADROOM = tl.constexpr(8.0)
+#: Scores are kept between the kernels in 16 bits, 7 of exponent and 9 of mantissa: from 2**-96 to
+#: 2**32 in steps of 0.2 %. Smaller ones count as equally useless; larger ones cannot be, since a
+#: score is at most 2**8 times the sum of a value's magnitudes.
 CODE_SHIFT = tl.constexpr(14)
 CODE_ROUND = tl.constexpr(1 << 13)
-CODE_BIAS = tl.constexpr((127 - 104) << 23)
-SCORE_FLOOR = tl.constexpr(2.0**-104)
+CODE_BIAS = tl.constexpr((127 - 96) << 23)
+SCORE_FLOOR = tl.constexpr(2.0**-96)
 #: Every scored row begins at a multiple of this in `weights`, so no tile holds two rows.
 SCORE_ALIGN = tl.constexpr(128)
 
@@ -197,7 +199,7 @@ def attend_kernel(
         logits = capped_base2(logits * (scaling * k_scale), logit_cap, HAS_CAP)
         logits = tl.where((position < end)[None, :], logits, float("-inf"))
         # Whole, so that equal scores are equal in every tile.
-        new_peak = tl.maximum(peak, tl.ceil(tl.max(logits, axis=1)))
+        new_peak = tl.maximum(peak, tl.ceil(tl.max(logits, axis=1)) - HEADROOM)
         shrink = tl.exp2(peak - new_peak)
         p = tl.exp2(logits - new_peak[:, None])
         total = total * shrink[:, None] + p
@@ -238,15 +240,24 @@ def attend_kernel(
 
 
 @triton.jit
-def _head_lse(partial_lse_ptr, head, splits, MAX_SPLITS: tl.constexpr):
-    """log2 of a head's softmax normaliser, from its splits."""
-    if MAX_SPLITS == 1:
-        return tl.load(partial_lse_ptr + head)
+def _combine_lse(
+    lse_ptr,
+    partial_lse_ptr,
+    first_head,
+    splits,
+    HEADS: tl.constexpr,
+    BLOCK_VH: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
+):
+    """log2 of the softmax normaliser of HEADS heads, from their splits."""
+    offs_v = tl.arange(0, BLOCK_VH)
     offs_s = tl.arange(0, MAX_SPLITS)
-    at = partial_lse_ptr + head * MAX_SPLITS + offs_s
-    lse = tl.load(at, mask=offs_s < splits, other=float("-inf"))
-    peak = tl.max(lse, axis=0)
-    return peak + tl.log2(tl.sum(tl.exp2(lse - peak), axis=0))
+    there = (offs_v < HEADS)[:, None] & (offs_s < splits)[None, :]
+    at = partial_lse_ptr + (first_head + offs_v)[:, None] * MAX_SPLITS + offs_s[None, :]
+    lse = tl.load(at, mask=there, other=float("-inf"))
+    peak = tl.where(offs_v < HEADS, tl.max(lse, axis=1), 0.0)
+    total = tl.sum(tl.exp2(lse - peak[:, None]), axis=1)
+    tl.store(lse_ptr + first_head + offs_v, peak + tl.log2(total), mask=offs_v < HEADS)
 
 
 @triton.jit
@@ -281,6 +292,7 @@ def combine_kernel(
     out_ptr,
     partial_out_ptr,
     partial_lse_ptr,
+    lse_ptr,
     scores_ptr,
     tile_peak_ptr,
     req_pool_indices_ptr,
@@ -301,6 +313,7 @@ def combine_kernel(
     BLOCK_N: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
     VICTIM_HEADS: tl.constexpr,
+    BLOCK_VH: tl.constexpr,
     CHUNKS: tl.constexpr,
     TILES: tl.constexpr,
     RECENT: tl.constexpr,
@@ -349,6 +362,11 @@ def combine_kernel(
         return
 
     VOTERS: tl.constexpr = NUM_Q_HEADS // VICTIM_HEADS
+    first_voter = first_head + victim_head * VOTERS
+    if MAX_SPLITS > 1:
+        # Every program of the row stores the same, and reads what it stored itself.
+        _combine_lse(lse_ptr, partial_lse_ptr, first_voter, splits, VOTERS, BLOCK_VH, MAX_SPLITS)
+        tl.debug_barrier()
     # Of the tokens written last, the newest is this step's.
     newest = tl.load(victim_at).to(tl.int32)
     written = tl.load(fields_ptr + WRITTEN * field_stride + row)
@@ -366,9 +384,12 @@ def combine_kernel(
         tiles = first // BLOCK_N + offs_t
         position = tiles[:, None] * BLOCK_N + offs_n[None, :]
         score = tl.zeros([TILES, BLOCK_N], tl.float32)
-        for voter in tl.range(0, VOTERS, loop_unroll_factor=4):
+        for voter in tl.range(0, VOTERS, loop_unroll_factor=8):
             head = victim_head * VOTERS + voter
-            lse = _head_lse(partial_lse_ptr, first_head + head, splits, MAX_SPLITS)
+            if MAX_SPLITS > 1:
+                lse = tl.load(lse_ptr + first_voter + voter, cache_modifier=".cg")
+            else:
+                lse = tl.load(partial_lse_ptr + first_voter + voter)
             # No masks: what lies past the row's end is read, and not looked at.
             codes = tl.load(scores_ptr + head.to(tl.int64) * scores_stride + places + position)
             peak_at = tile_peak_ptr + head.to(tl.int64) * tile_peak_stride + places // BLOCK_N

@@ -102,6 +102,7 @@ class Workspace:
         self.max_partials = max_partials
         self.partial_out = new(max_partials, num_q_heads, v_head_dim)
         self.partial_lse = new(max(max_batch, max_partials), num_q_heads)
+        self.lse = new(max_batch, num_q_heads)
         # Scores are read in whole chunks: past the end of the last row too.
         width = self.places + MAX_CHUNK_SLOTS
         self.scores = new(num_q_heads, width, dtype=torch.int16)
@@ -280,6 +281,7 @@ def attend_score_evict(
         out,
         workspace.partial_out,
         workspace.partial_lse,
+        workspace.lse,
         workspace.scores,
         workspace.tile_peak,
         req_pool_indices,
@@ -300,6 +302,7 @@ def attend_score_evict(
         BLOCK_N=config.block_n,
         MAX_SPLITS=config.max_splits,
         VICTIM_HEADS=victim_heads,
+        BLOCK_VH=triton.next_power_of_2(num_q_heads // victim_heads),
         CHUNKS=config.chunks,
         TILES=config.chunk_slots // config.block_n,
         RECENT=protect_recent,
