@@ -7,18 +7,16 @@ import sys
 
 import pytest
 
-from sglang_longflow.geometry import PlanError, load_geometry, parameter_count, weights_bytes
-from sglang_longflow.plan import (
-    GIB,
-    GPUS,
-    MIN_BUDGET_TOKENS,
-    add_arguments,
-    budget_for_users,
+from sglang_longflow.geometry import (
+    PlanError,
     kv_bytes_per_token,
-    make_plan,
-    render,
-    run,
+    load_geometry,
+    parameter_count,
+    weights_bytes,
 )
+from sglang_longflow.plan import add_arguments, render, run
+from sglang_longflow.planner import MIN_BUDGET_TOKENS, budget_for_users, make_plan
+from sglang_longflow.step_time import GIB, GPUS
 
 LLAMA = {
     "model_type": "llama",
@@ -328,30 +326,44 @@ def test_step_time_model():
     plan = plan_with_pool(
         290_000, gpu=GPUS["H100-80G"], budget_tokens=3200, prompt_tokens=200, output_tokens=16_000
     )
-    weights, kv, bandwidth = 3_441_149_952, 114_688, 0.9 * 3.35e12
+    weights, kv, bandwidth = 3_441_149_952, 114_688, 0.87 * 3.35e12
+    token = 2 * 1_720_574_976 / (0.5 * 989e12)  # seconds of matrix products
+    gaps = 28 * 39e-6
     # Rows rise from 200 to 3200 over 3000 steps, then stay for 13000.
     mean = (3000 * 1700 + 13000 * 3200) / 16000
     assert plan.budget_mean_tokens == mean
-    full = 35 / ((weights + 35 * 8200 * kv) / bandwidth)
-    budget = 90 / ((weights + 90 * mean * kv) / bandwidth)
+    prefill = 200 * token / 16_000  # a token's share of its request's prompt
+    full = 1 / (((weights + 35 * 8200 * kv) / bandwidth + 35 * token + gaps) / 35 + prefill)
+    budget = 1 / (((weights + 90 * mean * kv) / bandwidth + 90 * token + gaps) / 90 + prefill)
     assert plan.full_tokens_per_s == pytest.approx(full)
     assert plan.budget_tokens_per_s == pytest.approx(budget)
     assert plan.throughput_gain == pytest.approx(budget / full)
 
 
-def test_gain_does_not_need_a_bandwidth():
+def test_gain_without_a_gpu_counts_bytes():
     asked = {"budget_tokens": 3200, "prompt_tokens": 200, "output_tokens": 16_000}
     plain, named = (plan_with_pool(290_000, gpu=g, **asked) for g in (None, GPUS["L4-24G"]))
     assert plain.budget_tokens_per_s is None and named.budget_tokens_per_s is not None
-    assert plain.throughput_gain == pytest.approx(named.throughput_gain)
+    weights, kv, mean = 3_441_149_952, 114_688, plain.budget_mean_tokens
+    rate_full, rate = 35 / (weights + 35 * 8200 * kv), 90 / (weights + 90 * mean * kv)
+    assert plain.throughput_gain == pytest.approx(rate / rate_full)
+
+
+def test_a_cap_on_the_pool():
+    geom = load_geometry("qwen3-1.7b")
+    asked = dict(gpu=GPUS["H100-80G"], budget_tokens=3200)
+    assert make_plan(geom, max_total_tokens=290_000, **asked).pool_tokens == 290_000
+    assert make_plan(geom, max_total_tokens=10**9, **asked) == make_plan(geom, **asked)
 
 
 def test_tensor_parallel_plan_uses_shares():
     plan = plan_with_pool(100_000, "qwen3-8b", tp=4, budget_tokens=1000, gpu=GPUS["A100-40G"])
     assert plan.kv_bytes_per_token == 147_456 // 4
     mean = (488 * (512 + 244) + (16_384 - 488) * 1000) / 16_384
-    seconds = (16_381_470_720 / 4 + 100 * mean * 36_864) / (0.9 * 1.555e12)
-    assert plan.budget_tokens_per_s == pytest.approx(100 / seconds)
+    token = 2 * 8_190_735_360 / 4 / (0.5 * 312e12)
+    moved = (16_381_470_720 / 4 + 100 * mean * 36_864) / (0.87 * 1.555e12)
+    step = moved + 100 * token + 36 * 39e-6
+    assert plan.budget_tokens_per_s == pytest.approx(1 / (step / 100 + 512 * token / 16_384))
 
 
 def test_no_help_when_rows_never_reach_the_budget():
@@ -416,6 +428,7 @@ def test_compute_bound_note():
     many = plan_with_pool(257_000, budget_tokens=1000)
     assert any("limited by compute" in note for note in many.notes)
     assert plan_with_pool(256_000, budget_tokens=1000).notes == ()
+    assert plan_with_pool(257_000, gpu=GPUS["H100-80G"], budget_tokens=1000).notes == ()
 
 
 # --- the inverse ------------------------------------------------------------------------------

@@ -202,10 +202,11 @@ def attend_kernel(
         new_peak = tl.maximum(peak, tl.ceil(tl.max(logits, axis=1)) - HEADROOM)
         shrink = tl.exp2(peak - new_peak)
         p = tl.exp2(logits - new_peak[:, None])
-        total = total * shrink[:, None] + p
+        p_read = p.to(q.dtype)
+        total = total * shrink[:, None] + p_read.to(tl.float32)  # what V is multiplied by, exactly
         acc = acc * shrink[:, None]
         v = v.to(q.dtype)
-        acc = tl.dot(p.to(q.dtype), v, acc, input_precision=DOT_PRECISION)
+        acc = tl.dot(p_read, v, acc, input_precision=DOT_PRECISION)
         peak = new_peak
         if score_offset >= 0:
             # By tensor cores: every row of `norm` is the same, in the layout of the logits.

@@ -1,0 +1,277 @@
+"""What a KV budget buys: pool, requests at once and speed, from arithmetic alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sglang_longflow.geometry import (
+    ModelGeometry,
+    PlanError,
+    checkpoint_bytes,
+    kv_bytes_per_token,
+    parameter_count,
+    weights_bytes,
+)
+from sglang_longflow.step_time import GIB, Gpu, StepTime
+
+MIN_BUDGET_TOKENS = 34  # LongFlow's policy minimum: its 32-token window and two slots more
+COMPUTE_BOUND_ROWS = 256  # about where matrix products stop being limited by reading weights
+DEFAULT_MEM_FRACTION = 0.85
+DEFAULT_PROMPT_TOKENS = 512
+DEFAULT_OUTPUT_TOKENS = 16384
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Result of `make_plan`; ``None`` where a figure does not apply.
+
+    Speeds are output tokens/s of the whole tensor-parallel group; ``memory_bytes`` and
+    ``kv_bytes_per_token`` are per GPU. A budget row reserves ``budget_row_tokens`` and holds
+    ``budget_mean_tokens`` averaged over its life. ``rows_full`` is the full-KV figure that the
+    gains compare with: ``rows_full_mean``, at most the users, 0 where no request can finish.
+    """
+
+    model: str
+    gpu: str | None
+    memory_bytes: int
+    mem_fraction_static: float
+    tp: int
+    dtype: str
+    kv_cache_dtype: str
+    weights_bytes: int
+    weights_source: str
+    kv_bytes_per_token: int
+    pool_tokens: int
+    prompt_tokens: int
+    output_tokens: int
+    users: int | None
+    full_mean_tokens: float
+    full_final_tokens: int
+    rows_full_mean: int
+    rows_full_final: int
+    rows_full: int
+    full_tokens_per_s: float | None
+    budget_tokens: int | None
+    budget_row_tokens: int | None
+    budget_mean_tokens: float | None
+    rows_budget: int | None
+    budget_tokens_per_s: float | None
+    concurrency_gain: float | None
+    throughput_gain: float | None
+    break_even_output_tokens: int | None
+    max_running_requests: int | None
+    helps: bool
+    verdict: str
+    notes: tuple[str, ...]
+
+
+def _rows_full(pool_tokens: int, prompt_tokens: int, output_tokens: int) -> int:
+    """Requests that run at once with full KV, by their mean live length; 0 if none can finish."""
+    if prompt_tokens + output_tokens > pool_tokens:
+        return 0
+    return int(pool_tokens // (prompt_tokens + output_tokens / 2))
+
+
+def budget_for_users(
+    pool_tokens: int, users: int, prompt_tokens: int, output_tokens: int
+) -> int | None:
+    """Largest budget with which so many requests run at once.
+
+    Parameters
+    ----------
+    pool_tokens : int
+        KV slots of the pool.
+    users : int
+        Requests that should run at once.
+    prompt_tokens, output_tokens : int
+        Length of each request in tokens.
+
+    Returns
+    -------
+    int or None
+        Budget in tokens; None when full KV already lets them all run.
+
+    Raises
+    ------
+    PlanError
+        Not even the smallest budget is small enough.
+    """
+    if users <= _rows_full(pool_tokens, prompt_tokens, output_tokens):
+        return None
+    if pool_tokens // users < MIN_BUDGET_TOKENS:
+        raise PlanError(
+            f"--users {users} exceeds {pool_tokens // MIN_BUDGET_TOKENS}, all that a pool of "
+            f"{pool_tokens} tokens holds at the minimum budget of {MIN_BUDGET_TOKENS}"
+        )
+    return pool_tokens // users
+
+
+def _budget_mean_tokens(prompt_tokens: int, output_tokens: int, budget_tokens: int) -> float:
+    """Mean of min(prompt + t, budget) over the output steps t."""
+    ramp = min(output_tokens, max(0, budget_tokens - prompt_tokens))
+    rising = ramp * (prompt_tokens + ramp / 2)
+    return (rising + (output_tokens - ramp) * budget_tokens) / output_tokens
+
+
+def make_plan(
+    geom: ModelGeometry,
+    *,
+    gpu: Gpu | None = None,
+    memory_bytes: int | None = None,
+    budget_tokens: int | None = None,
+    users: int | None = None,
+    prompt_tokens: int = DEFAULT_PROMPT_TOKENS,
+    output_tokens: int = DEFAULT_OUTPUT_TOKENS,
+    tp: int = 1,
+    dtype: str = "bfloat16",
+    kv_cache_dtype: str = "auto",
+    mem_fraction_static: float = DEFAULT_MEM_FRACTION,
+    model_bytes: int | None = None,
+    max_total_tokens: int | None = None,
+) -> Plan:
+    """Compute pool, concurrency and expected gains of a budget.
+
+    Parameters
+    ----------
+    geom : ModelGeometry
+    gpu : Gpu, optional
+        Gives memory and speeds; without it no tokens/s are computed, and gains count bytes only.
+    memory_bytes : int, optional
+        Memory of one GPU in bytes; overrides the memory of ``gpu``.
+    budget_tokens : int, optional
+        Budget of a request; left out, the largest that lets ``users`` run at once.
+    users : int, optional
+        Requests that want to run at once; left out, as many as fit.
+    prompt_tokens, output_tokens : int
+        Length of each request in tokens.
+    tp, dtype, kv_cache_dtype, mem_fraction_static
+        As SGLang's flags: GPUs, data types, part of the memory for weights and KV together.
+    model_bytes : int, optional
+        Weights on all GPUs together in bytes, if not to be worked out from the model.
+    max_total_tokens : int, optional
+        As SGLang's flag: the most tokens that the pool may hold.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    PlanError
+        The setup does not work; the message names field, value and limit.
+    """
+    memory = memory_bytes if memory_bytes is not None else gpu.memory_bytes if gpu else None
+    if memory is None or (budget_tokens is None and users is None):
+        raise PlanError("give --gpu or --memory-gb, and --budget or --users")
+    if budget_tokens is not None and budget_tokens < MIN_BUDGET_TOKENS:
+        raise PlanError(
+            f"--budget {budget_tokens} must be an integer >= {MIN_BUDGET_TOKENS} (policy minimum)"
+        )
+    kv_bytes = kv_bytes_per_token(geom, tp, kv_cache_dtype, dtype)
+    source = "--weights-gb"
+    if model_bytes is None:
+        stored = checkpoint_bytes(geom, dtype)
+        source = "config.json geometry" if stored is None else "safetensors files"
+        model_bytes = weights_bytes(geom, dtype) if stored is None else stored
+    gpu_weights = model_bytes / tp
+    pool = int((memory * mem_fraction_static - gpu_weights) // kv_bytes)
+    if max_total_tokens is not None:
+        pool = min(pool, max_total_tokens)
+    final = prompt_tokens + output_tokens
+    if pool < MIN_BUDGET_TOKENS:
+        raise PlanError(
+            f"memory {memory / GIB:.2f} GiB x --mem-fraction-static {mem_fraction_static:g} = "
+            f"{memory * mem_fraction_static / GIB:.2f} GiB is too small for {gpu_weights / GIB:.2f}"
+            f" GiB of weights a GPU and a KV pool of {MIN_BUDGET_TOKENS} tokens"
+        )
+    if prompt_tokens > pool:
+        raise PlanError(f"--prompt-tokens {prompt_tokens} exceeds the pool of {pool} tokens")
+    given = budget_tokens
+    if budget_tokens is None and users is not None:
+        budget_tokens = budget_for_users(pool, users, prompt_tokens, output_tokens)
+
+    operations = 0 if geom.experts else 2 * parameter_count(geom) / tp
+    step = StepTime(gpu, gpu_weights, kv_bytes, operations, geom.layers)
+
+    def tokens_per_s(rows: int, mean_tokens: float) -> float:
+        return step.tokens_per_s(rows, mean_tokens, prompt_tokens, output_tokens)
+
+    full_mean = prompt_tokens + output_tokens / 2
+    fits = _rows_full(pool, prompt_tokens, output_tokens)
+    rows_full = fits if users is None else min(fits, users)
+    full_speed = tokens_per_s(rows_full, full_mean)
+    row_tokens = mean = rows = speed = gain = speed_gain = break_even = None
+    if budget_tokens is not None:
+        row_tokens = min(final, budget_tokens)
+        mean = _budget_mean_tokens(prompt_tokens, output_tokens, budget_tokens)
+        rows = pool // row_tokens if users is None else min(pool // row_tokens, users)
+        same = final <= budget_tokens  # no row is ever full: the run is that of full KV
+        speed = full_speed if same else tokens_per_s(rows, mean)
+        if rows_full:
+            gain = 1.0 if same else rows / rows_full
+            speed_gain = speed / full_speed
+        break_even = max(0, 2 * (budget_tokens - prompt_tokens))
+    helps, verdict = _verdict(
+        budget_tokens, pool, prompt_tokens, output_tokens, users, fits, rows_full, rows or 0
+    )
+    notes = []
+    if budget_tokens is not None and prompt_tokens > budget_tokens - 1:
+        notes.append(
+            f"the prompt of {prompt_tokens:,} tokens is cut to {budget_tokens - 1:,} at the end of "
+            f"prefill, which needs all {prompt_tokens:,} slots until then"
+        )
+    if gpu is None and helps and rows is not None and rows > COMPUTE_BOUND_ROWS:
+        notes.append(
+            f"beyond about {COMPUTE_BOUND_ROWS} rows a step is limited by compute, not memory: "
+            "expect less than this throughput gain"
+        )
+    if geom.experts and gpu:
+        notes.append("the products of a mixture of experts are not counted, only its bytes")
+    if not helps and speed_gain is not None and speed_gain > 1:
+        notes.append(f"steps would still read less KV: about {speed_gain:.2f}x the tokens/s")
+    if given is not None and users is not None and rows is not None and rows < users:
+        notes.append(f"{rows:,} of the {users:,} users run at once, the others wait")
+    return Plan(
+        model=geom.name, gpu=gpu.name if gpu else None, memory_bytes=memory,
+        mem_fraction_static=mem_fraction_static, tp=tp, dtype=dtype, kv_cache_dtype=kv_cache_dtype,
+        weights_bytes=model_bytes, weights_source=source, kv_bytes_per_token=kv_bytes,
+        pool_tokens=pool, prompt_tokens=prompt_tokens, output_tokens=output_tokens, users=users,
+        full_mean_tokens=full_mean, full_final_tokens=final, rows_full_mean=int(pool // full_mean),
+        rows_full_final=pool // final, rows_full=rows_full,
+        full_tokens_per_s=full_speed if gpu else None, budget_tokens=budget_tokens,
+        budget_row_tokens=row_tokens, budget_mean_tokens=mean, rows_budget=rows,
+        budget_tokens_per_s=speed if gpu else None, concurrency_gain=gain,
+        throughput_gain=speed_gain, break_even_output_tokens=break_even,
+        max_running_requests=pool // budget_tokens if helps and budget_tokens else None,
+        helps=helps, verdict=verdict, notes=tuple(notes),
+    )  # fmt: skip
+
+
+def _verdict(
+    budget: int | None, pool: int, prompt: int, output: int, users: int | None, fits: int,
+    rows_full: int, rows: int,
+) -> tuple[bool, str]:  # fmt: skip
+    """Whether the budget helps, and one sentence why."""
+    if users is not None and users <= fits and (budget is None or budget <= pool):
+        return False, (
+            f"does NOT help: all {users:,} users run at once with full KV already, "
+            f"{fits:,} fit by mean length"
+        )
+    assert budget is not None  # budget_for_users leaves it out only in the case above
+    if budget > pool:
+        return False, f"does NOT help: the budget of {budget:,} tokens exceeds the pool of {pool:,}"
+    if prompt + output <= budget:
+        return False, (
+            f"does NOT help: prompt + output = {prompt + output:,} tokens never exceed the budget "
+            f"of {budget:,}"
+        )
+    if rows_full == 0:
+        return True, f"helps: full KV cannot finish one such request, the budget runs {rows:,}"
+    if rows > rows_full:
+        return True, f"helps: {rows:,} requests at once instead of {rows_full:,} with full KV"
+    if output <= 2 * (budget - prompt):
+        return False, (
+            f"does NOT help: outputs of {output:,} tokens do not exceed the break-even of "
+            f"{2 * (budget - prompt):,}; full KV runs {rows_full:,} at once by mean length"
+        )
+    return False, "does NOT help: the pool does not hold one more request at this budget"

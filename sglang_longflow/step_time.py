@@ -1,0 +1,86 @@
+"""How long a decode step takes on a GPU: bytes to move, products to compute, and a fixed part.
+
+The constants were fitted to runs on one H100 80GB (docs/results.md); other cards have their own
+bandwidth and arithmetic rate with the same constants.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GIB = 2**30
+ACHIEVABLE_BANDWIDTH = 0.87  # part of the peak that attention reaches
+ACHIEVABLE_COMPUTE = 0.5  # part of the dense 16-bit peak that matrix products reach
+SECONDS_PER_LAYER = 39e-6  # small kernels and gaps between kernels, in a CUDA graph
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One card: memory that CUDA reports as usable, peak bandwidth, dense 16-bit peak."""
+
+    name: str
+    memory_bytes: int
+    bandwidth_bytes_per_s: float
+    operations_per_s: float
+
+
+GPUS = {
+    name: Gpu(name, int(gib * GIB), bandwidth, operations)
+    for name, gib, bandwidth, operations in (
+        ("H100-80G", 79.1, 3.35e12, 989e12),
+        ("H200-141G", 139.8, 4.8e12, 989e12),
+        ("A100-40G", 39.4, 1.555e12, 312e12),
+        ("A100-80G", 79.1, 2.039e12, 312e12),
+        ("L4-24G", 22.0, 0.3e12, 121e12),
+        ("L40S-48G", 44.4, 0.864e12, 362e12),
+        ("RTX4090-24G", 23.5, 1.008e12, 165e12),
+        ("B200-192G", 178.4, 8.0e12, 2250e12),
+    )
+}
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """The model's figures, per GPU of a tensor-parallel group.
+
+    Attributes
+    ----------
+    gpu : Gpu or None
+        None leaves memory traffic alone, in units of one byte a second: good for ratios.
+    weights_bytes, kv_bytes_per_token : float
+    operations_per_token : float
+        2 x parameters; 0 where it is not known.
+    layers : int
+    """
+
+    gpu: Gpu | None
+    weights_bytes: float
+    kv_bytes_per_token: float
+    operations_per_token: float
+    layers: int
+
+    def seconds(self, rows: int, mean_tokens: float) -> float:
+        """A decode step of so many rows that hold `mean_tokens` each."""
+        moved = self.weights_bytes + rows * mean_tokens * self.kv_bytes_per_token
+        if self.gpu is None:
+            return moved
+        return (
+            moved / (ACHIEVABLE_BANDWIDTH * self.gpu.bandwidth_bytes_per_s)
+            + self._products(rows)
+            + self.layers * SECONDS_PER_LAYER
+        )
+
+    def tokens_per_s(
+        self, rows: int, mean_tokens: float, prompt_tokens: int, output_tokens: int
+    ) -> float:
+        """Output of a steady state: finished requests are replaced, whose prefill takes its time.
+
+        Waiting, retractions and sampling's cost are not in it.
+        """
+        prefill = self._products(prompt_tokens) / output_tokens if self.gpu else 0.0
+        return 1 / (self.seconds(rows, mean_tokens) / rows + prefill) if rows else 0.0
+
+    def _products(self, tokens: int) -> float:
+        assert self.gpu is not None
+        rate = ACHIEVABLE_COMPUTE * self.gpu.operations_per_s
+        return tokens * self.operations_per_token / rate
