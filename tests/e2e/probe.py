@@ -34,6 +34,7 @@ class Probe:
     def __init__(self, scheduler):
         self.scheduler = scheduler
         self.file = Path(os.environ["LONGFLOW_PROBE_FILE"])
+        self.reports = scheduler.ps.tp_rank == 0  # every rank checks itself
         self.tree_sums: dict[int, torch.Tensor] = {}
         self.reset()
         # A slot may leave the tree, be taken by another row and come back, all in one step.
@@ -66,7 +67,7 @@ class Probe:
 
     def _reset_if_asked(self) -> None:
         asked = self.file.with_suffix(".reset")
-        if asked.exists():
+        if self.reports and asked.exists():
             self.reset()
             asked.unlink()
 
@@ -178,6 +179,8 @@ class Probe:
         report["peak_used_slots"] = max(report["peak_used_slots"], total - len(free))
 
     def write(self) -> None:
+        if not self.reports:
+            return
         self._reset_if_asked()
         tree = self.scheduler.tree_cache
         self.report["idle_available"] = self.scheduler.token_to_kv_pool_allocator.available_size()

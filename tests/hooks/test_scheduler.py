@@ -1,0 +1,28 @@
+"""What a scheduler says at its start."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from sglang_longflow.config import LongFlowConfig
+from sglang_longflow.hooks import scheduler as hook
+from sglang_longflow.runtime import Runtime
+
+
+@pytest.mark.parametrize(
+    ("budget", "runner", "warns"),
+    [
+        (100, SimpleNamespace(max_bs=99), True),
+        (100, SimpleNamespace(max_bs=100), False),
+        (100, SimpleNamespace(), False),  # no CUDA graphs: the eager runner
+        (0, SimpleNamespace(max_bs=8), False),
+    ],
+)
+def test_rows_beyond_the_cuda_graphs_are_told(caplog, budget, runner, warns):
+    model_runner = SimpleNamespace(decode_cuda_graph_runner=runner)
+    fake = SimpleNamespace(
+        tp_worker=SimpleNamespace(model_runner=model_runner), max_total_num_tokens=10_000
+    )
+    hook._say_where_graphs_end(fake, Runtime(LongFlowConfig(kv_budget=budget)))
+    text = "100 requests fit at the budget, decode CUDA graphs end at 99: set --cuda-graph-max-bs-d"
+    assert (text in caplog.text) == warns
