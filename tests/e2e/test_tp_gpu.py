@@ -1,4 +1,4 @@
-"""Tensor parallelism on two GPUs: each rank bounds its own heads' rows and picks its own victims."""
+"""Tensor parallelism on two GPUs: each rank bounds its own rows and picks its own victims."""
 
 from __future__ import annotations
 
