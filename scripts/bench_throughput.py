@@ -1,10 +1,10 @@
 """Output tokens a second under a queue that never empties: stock SGLang and a budget server.
 
-Each system is a real `launch_server` with dummy weights of a known geometry and the same pool; the
-stock one runs without the plugin. Points (see throughput_points.yaml) are measured one after the
-other, first on one system, then on the other; the idle one only holds its memory. A point sends all
-its requests at once and counts the tokens that arrive between `warm` and `warm + seconds`. What is
-still running then is aborted.
+Each system is a real `launch_server` with dummy weights of a known geometry and the same pool:
+`longflow` has a budget, `stock` runs without the plugin, `inert` with the plugin and no budget.
+Points (see throughput_points.yaml) are measured one after the other, each on one system after the
+other; idle systems only hold their memory. A point sends all its requests at once and counts the
+tokens that arrive between `warm` and `warm + seconds`. What is still running then is aborted.
 
 Long generations take minutes to spread out, so the first `wave` requests start as if they had been
 running: `stagger: prompt` gives each a random share of its output as prompt (what full KV would
@@ -34,7 +34,7 @@ from bench_geometries import GEOMETRIES, model_folder
 from sglang_longflow.preflight import free_port
 from sglang_longflow.supervise import Server
 
-SYSTEMS = ("longflow", "stock")
+SYSTEMS = ("longflow", "stock", "inert")
 #: Tokens in one message of the stream; inter-token latencies are means over as many.
 STREAM_INTERVAL = 16
 _DECODE = re.compile(
@@ -51,7 +51,7 @@ class Point:
     Attributes
     ----------
     budget : int
-        Of every request; 0 is full KV (always so on stock).
+        Of every request; 0 is full KV (always so without a budget server).
     requests : int
         Sent at once.
     wave : int
@@ -245,6 +245,7 @@ def summarise(point: Point, streams: list[Stream], began: float, log: Log) -> di
         if per_token
         else None,
         "first_token_s_median": round(statistics.median(first), 3) if first else None,
+        "first_token_s_last": round(first[-1], 3) if first else None,
         "problems": [s.problem for s in streams if s.problem][:3],
     }
 
@@ -266,7 +267,7 @@ def server_of(system: str, args: argparse.Namespace, points: list[Point]) -> tup
     if system == "longflow":
         budget = max(p.budget for p in points if p.system == system)
         arguments += [f"--kv-budget={budget}", "--kv-budget-allow-full"]
-    else:
+    elif system == "stock":
         # Only plugins that are named load. On a CPU the platform is one of them.
         on_cpu = "device cpu" in " ".join(args.server).replace("=", " ")
         environment = {"SGLANG_PLUGINS": "longflow_cpu" if on_cpu else "none"}
@@ -338,13 +339,17 @@ def main() -> int:
     default = Path(__file__).with_name("throughput_points.yaml")
     add("--points", type=Path, default=default, help="YAML file")
     add("--only", type=names, default=[], help="names of points, with commas; default: all")
-    add("--systems", type=names, default=list(SYSTEMS), help="default: longflow,stock")
+    add("--systems", type=names, default=list(SYSTEMS), help="default: longflow,stock,inert")
     add("--start-timeout", type=float, default=420)
     add("--stop-after", type=float, default=0, help="seconds after which no point is begun")
     add("--seed", type=int, default=1)
     add("--out", type=Path, help="folder for the results")
     add("server", nargs="*", help="more server arguments, after --")
     args = parser.parse_args()
+    if unknown := set(args.systems) - set(SYSTEMS):
+        parser.error(
+            f"--systems {','.join(sorted(unknown))}: expected some of {', '.join(SYSTEMS)}"
+        )
     args.began = time.monotonic()
     results = run(args)
     return 1 if any(result["problems"] for result in results) else 0
