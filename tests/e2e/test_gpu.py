@@ -250,3 +250,34 @@ def test_7_a_decode_step_never_waits_for_the_gpu(tiny_models, budget):
         assert report["graph_steps"] == report["decode_steps"]
     else:  # SGLang's own attention waits while FlashInfer plans a step without a CUDA graph
         assert all("flashinfer" in place for place in report["synchronisations"])
+
+
+def test_8_an_fp8_kv_cache(tiny_models):
+    """Half the bytes a slot: the same bookkeeping, and mostly the tokens of a 16-bit cache."""
+    prompts = [prompt(length, length) for length in (20, 90, 300)]
+    found = {}
+    for dtype in ("auto", "fp8_e4m3"):
+        with harness.engine(
+            tiny_models("llama"),
+            probe=True,
+            kv_budget=96,
+            kv_budget_allow_full=True,
+            max_total_tokens=6000,
+            stream_interval=4,
+            kv_cache_dtype=dtype,
+        ) as engine:
+            items = engine.generate(input_ids=prompts, sampling_params=[greedy(200)] * 3)
+            assert [item["meta_info"]["kv_resident_tokens"] for item in items] == [96] * 3
+            found[dtype] = outputs(items)
+            if dtype == "auto":
+                continue
+            done = engine.loop.run_until_complete(churn(engine, 60, seed=9))
+            report = engine.probe_report()
+            assert done["finished"] + done["aborted"] == 60
+            assert report["idle_available"] + report["idle_evictable"] == report["total"]
+    first = [
+        next((i for i, (a, b) in enumerate(zip(*pair, strict=True)) if a != b), 200)
+        for pair in zip(found["auto"], found["fp8_e4m3"], strict=True)
+    ]
+    print("FP8 tokens that agree before the first difference:", first)
+    assert max(first) > 0
