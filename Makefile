@@ -36,15 +36,18 @@ test-gpu: $(if $(GPU_PYTHON),,env) ## tests that need an NVIDIA GPU
 	@LONGFLOW_TEST_DEVICE=cuda "$(or $(GPU_PYTHON),$(VENV)/bin/python)" -m pytest -s -m gpu $(PYTEST_ARGS)
 
 .PHONY: bench-kernels
-bench-kernels: $(if $(GPU_PYTHON),,env) ## the decode kernel beside FlashInfer's on a GPU, CSV in docs/results/
+bench-kernels: $(if $(GPU_PYTHON),,env) ## the decode kernel beside FlashInfer's on a GPU, into docs/results.md
 	@PYTHONPATH=kernels "$(or $(GPU_PYTHON),$(VENV)/bin/python)" scripts/bench_kernels.py \
 	  --csv docs/results/kernels.csv
+	@"$(or $(GPU_PYTHON),$(VENV)/bin/python)" scripts/kernel_table.py
 
 .PHONY: lint
-lint: env ## ruff (rules and format) and mypy
+lint: env ## ruff (rules and format), mypy, and tables that are written by scripts
 	@"$(VENV)/bin/ruff" check .
 	@"$(VENV)/bin/ruff" format --check .
 	@"$(VENV)/bin/mypy"
+	@"$(VENV)/bin/python" scripts/hook_table.py --check
+	@"$(VENV)/bin/python" scripts/kernel_table.py --check
 
 .PHONY: format
 format: env ## let ruff fix and format the code
