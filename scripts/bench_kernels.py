@@ -317,9 +317,7 @@ def conditions() -> dict[str, str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--csv", type=Path, help="where the results go, with a .json of the conditions beside"
-    )
+    parser.add_argument("--csv", type=Path, help="results, a .json with the conditions beside")
     parser.add_argument("--quick", action="store_true", help="the goals' four points only")
     parser.add_argument("--sweep", action="store_true", help="compare cuts of the work instead")
     parser.add_argument("--batch", type=int, action="append", help="of --sweep; default: four")

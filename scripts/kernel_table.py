@@ -14,11 +14,11 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 CSV, CONDITIONS = DOCS / "results" / "kernels.csv", DOCS / "results" / "kernels.json"
 BEGIN, END = "<!-- scripts/kernel_table.py: begin -->\n", "<!-- scripts/kernel_table.py: end -->\n"
-HEAD = """\
-| Query/KV heads/size | Batch | Row | FlashInfer | Full rows, a victim a layer | A victim a KV head | \
-Rows that are not full |
-| --- | --- | --- | --- | --- | --- | --- |
-"""
+COLUMNS = (
+    *("Query/KV heads/size", "Batch", "Row", "FlashInfer"),
+    *("Full rows, a victim a layer", "A victim a KV head", "Rows that are not full"),
+)
+HEAD = f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}\n"
 
 
 def table(lines: list[dict[str, str]], conditions: dict[str, str]) -> str:
