@@ -1,6 +1,6 @@
 """LongFlow's tensor operations: torch and triton only, no SGLang."""
 
-from longflow_kernels.attend_score_evict.reference import removal_scores
+from longflow_kernels.attend_score_evict.reference import attention_mass, removal_scores
 from longflow_kernels.compress_prompt.reference import prompt_scores, top_positions
 
-__all__ = ["prompt_scores", "removal_scores", "top_positions"]
+__all__ = ["attention_mass", "prompt_scores", "removal_scores", "top_positions"]

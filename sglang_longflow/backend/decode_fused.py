@@ -151,9 +151,10 @@ class FusedDecode:
             rows[index] = StepRow(
                 kv_len=view.kv_lens[index],
                 overwrites=view.overwrite[index],
-                scored=budget.policy.ranks_by_removal,
+                scored=budget.policy.ranks_by is not None,
                 given_victim=-1 if known is None else known,
                 written=overwrites,
+                by_attention=budget.policy.ranks_by == "attention",
             )
         return pack_rows(rows, self.workspace.places)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
-from longflow_kernels import removal_scores
+from longflow_kernels import attention_mass, removal_scores
 from sglang_longflow.backend.pool import load_kv
 from sglang_longflow.contracts import DecodeView
 from sglang_longflow.flow.decode import DecodeState
@@ -131,14 +131,16 @@ class ReferenceDecode:
         return out
 
     def _pick_victims(self, group: FullGroup, queries: torch.Tensor, layer) -> None:
+        def load(name: str) -> torch.Tensor:
+            return load_kv(self.token_to_kv_pool, name, group.slots, layer)
+
         def compute_scores() -> torch.Tensor:
-            return removal_scores(
-                queries[group.batch_index],
-                load_kv(self.token_to_kv_pool, "k", group.slots, layer),
-                load_kv(self.token_to_kv_pool, "v", group.slots, layer),
-                layer.scaling,
-                layer.logit_cap,
-            )
+            q = queries[group.batch_index]
+            return removal_scores(q, load("k"), load("v"), layer.scaling, layer.logit_cap)
+
+        def compute_attention() -> torch.Tensor:
+            q = queries[group.batch_index]
+            return attention_mass(q, load("k"), layer.scaling, layer.logit_cap)
 
         recent = self.state.note_written(
             layer.layer_id, group.pool_index, group.budget_tokens, group.overwrites
@@ -148,6 +150,7 @@ class ReferenceDecode:
             overwrites=group.overwrites,
             device=queries.device,
             compute_scores=compute_scores,
+            compute_attention=compute_attention,
             recent=recent,
         )
         victims = group.policy.victims(rows).to(torch.int32)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from sglang_longflow.policies.base import FullRows, Policy, PromptEnd
 from sglang_longflow.policies.longflow import LongFlow
+from sglang_longflow.policies.random import Random
 from sglang_longflow.policies.streaming import Streaming
+from sglang_longflow.policies.tova import Tova
 
-_POLICIES: dict[str, type[Policy]] = {cls.name: cls for cls in (LongFlow, Streaming)}
+_POLICIES: dict[str, type[Policy]] = {cls.name: cls for cls in (LongFlow, Streaming, Tova, Random)}
 
 
 def policy_names() -> tuple[str, ...]:

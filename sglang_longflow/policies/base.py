@@ -10,6 +10,8 @@ from typing import ClassVar
 
 import torch
 
+from longflow_kernels import top_positions
+
 
 class FullRows:
     """Full rows of one layer that share a policy and a budget, at the end of a decode step.
@@ -32,6 +34,7 @@ class FullRows:
         overwrites: list[int],
         device: torch.device,
         compute_scores: Callable[[], torch.Tensor],
+        compute_attention: Callable[[], torch.Tensor],
         recent: torch.Tensor | None = None,
     ):
         self.budget_tokens = budget_tokens
@@ -39,11 +42,26 @@ class FullRows:
         self.device = device
         self.recent = recent
         self._compute_scores = compute_scores
+        self._compute_attention = compute_attention
 
     @cached_property
     def removal_scores(self) -> torch.Tensor:
         """[n, budget_tokens] float32, LongFlow's score of every slot; computed when asked for."""
         return self._compute_scores()
+
+    @cached_property
+    def attention_mass(self) -> torch.Tensor:
+        """[n, budget_tokens] float32, this step's attention to every slot, mean over heads."""
+        return self._compute_attention()
+
+    def lowest(self, scores: torch.Tensor, protect_sink_tokens: int) -> torch.Tensor:
+        """[n] int64, the slot of the lowest score that is not protected; the first of equals."""
+        if protect_sink_tokens or self.recent is not None:
+            scores = scores.clone()
+            scores[:, :protect_sink_tokens] = torch.inf
+            if self.recent is not None:
+                scores.scatter_(1, self.recent.to(torch.int64), torch.inf)
+        return scores.argmin(dim=1)
 
 
 @dataclass(frozen=True)
@@ -66,6 +84,14 @@ class PromptEnd:
     score_earlier: Callable[[int], torch.Tensor]
     device: torch.device
 
+    def snapkv_pick(self, window: int, sinks: int) -> torch.Tensor:
+        """SnapKV's choice (arXiv 2404.14469): the window, the sinks, and the highest scores."""
+        earlier = top_positions(
+            self.score_earlier(window), self.keep_tokens - window, always_first=sinks
+        )
+        last = torch.arange(self.prompt_tokens - window, self.prompt_tokens, device=self.device)
+        return torch.cat([earlier, last])
+
 
 @dataclass(frozen=True)
 class Policy(ABC):
@@ -81,9 +107,9 @@ class Policy(ABC):
     """
 
     name: ClassVar[str]
-    #: The victim is the arg-min of `FullRows.removal_scores` over what is not protected, so the
-    #: fused kernel can pick it.
-    ranks_by_removal: ClassVar[bool] = False
+    #: The victim is the arg-min over what is not protected of `FullRows.removal_scores`
+    #: ("removal") or `FullRows.attention_mass` ("attention"), so the fused kernel can pick it.
+    ranks_by: ClassVar[str | None] = None
     #: Queries at the end of a prompt that `prompt_keep` looks at; they are always recomputed,
     #: so a prefix hit ends before them.
     prompt_window_tokens: ClassVar[int] = 0

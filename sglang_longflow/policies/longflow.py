@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import torch
 
-from longflow_kernels import top_positions
 from sglang_longflow.policies.base import FullRows, Policy, PromptEnd
 
 
@@ -26,25 +25,10 @@ class LongFlow(Policy):
 
     name: ClassVar[str] = "longflow"
     prompt_window_tokens: ClassVar[int] = 32
-    ranks_by_removal: ClassVar[bool] = True
+    ranks_by: ClassVar[str | None] = "removal"
 
     def victims(self, rows: FullRows) -> torch.Tensor:
-        scores = rows.removal_scores
-        if self.protect_sink_tokens or rows.recent is not None:
-            scores = scores.clone()
-            scores[:, : self.protect_sink_tokens] = torch.inf
-            if rows.recent is not None:
-                scores.scatter_(1, rows.recent.to(torch.int64), torch.inf)
-        return scores.argmin(dim=1)
+        return rows.lowest(rows.removal_scores, self.protect_sink_tokens)
 
     def prompt_keep(self, prompt: PromptEnd) -> torch.Tensor:
-        window = self.prompt_window_tokens
-        earlier = top_positions(
-            prompt.score_earlier(window),
-            prompt.keep_tokens - window,
-            always_first=self.protect_sink_tokens,
-        )
-        last = torch.arange(
-            prompt.prompt_tokens - window, prompt.prompt_tokens, device=prompt.device
-        )
-        return torch.cat([earlier, last])
+        return prompt.snapkv_pick(self.prompt_window_tokens, self.protect_sink_tokens)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 SUPPORTED_MODEL_TYPES = ("llama", "qwen2", "qwen3", "mistral")
-POLICIES = ("longflow", "streaming")
+POLICIES = ("longflow", "streaming", "tova", "random")
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,26 @@ def choose_victim(
     if not candidates:
         raise ValueError("every slot of the row is protected")
     return min(candidates, key=lambda i: (scores[i], i))
+
+
+def split_mix(state: int) -> int:
+    """The output function of SplitMix64 (Steele, Lea, Flood 2014) for one state."""
+    width = 2**64
+    z = (state + 0x9E3779B97F4A7C15) % width
+    z = (z ^ (z // 2**30)) * 0xBF58476D1CE4E5B9 % width
+    z = (z ^ (z // 2**27)) * 0x94D049BB133111EB % width
+    return z ^ (z // 2**31)
+
+
+def random_victim(step: int, positions: Sequence[int], sinks: int = 0, recent: int = 0) -> int:
+    """Row index that "random" gives up after `step` overwrites: the first draw that may go."""
+    newest = sorted(range(len(positions)), key=lambda i: positions[i], reverse=True)[:recent]
+    draw = step * 2**32
+    while True:
+        index = sinks + split_mix(draw) % (len(positions) - sinks)
+        if index not in newest:
+            return index
+        draw += 1
 
 
 def snapkv_keep(
@@ -265,11 +285,11 @@ def _validate(prompt_len, budget, max_new_tokens, sinks, recent, policy, window,
         return
     if budget < 2:
         raise ValueError("a budget needs at least 2 slots")
-    if policy == "longflow" and sinks + recent >= budget:
+    if policy != "streaming" and sinks + recent >= budget:
         raise ValueError("the protected tokens fill the whole budget")
     if policy == "streaming" and sinks >= budget - 1:
         raise ValueError("the sinks fill the whole budget")
-    if policy == "longflow" and prompt_len > budget - 1 and budget - 1 < window + sinks:
+    if policy != "streaming" and prompt_len > budget - 1 and budget - 1 < window + sinks:
         raise ValueError(f"budget {budget} cannot hold the window ({window}) and {sinks} sinks")
 
 
@@ -361,8 +381,13 @@ def generate(
                 continue
             if policy == "streaming":
                 row.victim = ring_next
+            elif policy == "random":
+                row.victim = random_victim(full_steps, row.positions, sinks, recent)
             else:
-                scores = removal_scores(alpha[:, 0], row.v).tolist()
+                scores = removal_scores(alpha[:, 0], row.v)
+                if policy == "tova":
+                    scores = alpha[:, 0].mean(dim=0)
+                scores = scores.tolist()
                 row.victim = choose_victim(scores, row.positions, sinks, recent)
                 if forced_victims is not None and full_steps in forced_victims:
                     theirs = forced_victims[full_steps][number]

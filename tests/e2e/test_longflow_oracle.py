@@ -428,10 +428,15 @@ def replay_budget(model, prompt, budget, result, *, sinks=0, recent=0, policy="l
                 assert pending[layer] == oldest
                 continue
             alpha = replay.alpha[layer][:, -1, row]
-            scores = naive_scores(alpha.tolist(), replay.v[layer][:, row].tolist())
             newest = sorted(row)[budget - recent :]
             free = [i for i in range(sinks, budget) if row[i] not in newest]
             assert pending[layer] in free
+            if policy == "random":
+                assert pending[layer] == result.victims[step][0]  # one draw for all layers
+                continue
+            scores = naive_scores(alpha.tolist(), replay.v[layer][:, row].tolist())
+            if policy == "tova":
+                scores = [sum(shares) / len(shares) for shares in alpha.T.tolist()]
             assert scores[pending[layer]] <= min(scores[i] for i in free) * (1 + REL)
         if len(rows[0]) == budget:
             ring = sinks if ring + 1 == budget else ring + 1
@@ -448,6 +453,20 @@ def record_cuts(monkeypatch):
 
     monkeypatch.setattr(oracle, "snapkv_keep", recording)
     return cuts
+
+
+def test_split_mix_gives_the_published_numbers():
+    """SplitMix64 from state 0: each output is that of the state advanced by the golden gamma."""
+    gamma = 0x9E3779B97F4A7C15
+    got = [oracle.split_mix(n * gamma % 2**64) for n in range(3)]
+    assert got == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+
+
+def test_random_victims_skip_what_is_protected():
+    positions = [0, 1, 7, 8, 2, 9]  # row indices 2, 3 and 5 hold the newest three
+    for step in range(200):
+        assert oracle.random_victim(step, positions, sinks=1, recent=3) in (1, 4)
+    assert {oracle.random_victim(step, positions) for step in range(200)} == set(range(6))
 
 
 CASES = [  # family, budget, prompt length, sinks, recent
@@ -479,6 +498,20 @@ def test_longflow_replayed_through_hf(monkeypatch, family, budget, prompt_len, s
     chosen = [v for step in got.victims for v in step if v >= 0]
     assert len(set(chosen)) > 3
     assert any(a != b for a, b in got.victims)  # layers choose for themselves
+
+
+@pytest.mark.parametrize("policy", ["tova", "random"])
+@pytest.mark.parametrize("prompt_len,sinks,recent", [(30, 0, 0), (90, 2, 5)])
+def test_other_policies_replayed_through_hf(monkeypatch, policy, prompt_len, sinks, recent):
+    cuts = record_cuts(monkeypatch)
+    model = tiny_model("llama", seed=3, attn="eager")
+    prompt = random_prompt(prompt_len, seed=prompt_len)
+    protect = dict(protect_sink_tokens=sinks, protect_recent_tokens=recent)
+    got = oracle.generate(model, prompt, 48, 50, policy=policy, **protect)
+    as_published = oracle.generate(model, prompt, 48, 50, **protect)
+    assert got.victims != as_published.victims
+    how = dict(sinks=sinks, recent=recent, policy=policy, cuts=cuts)
+    assert replay_budget(model, prompt, 48, got, **how) > 40
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ import pytest
 import torch
 from harness import greedy, prompt
 
+from sglang_longflow.policies import policy_names
+
 pytestmark = pytest.mark.e2e
 BUDGETS = (48, 64, 97)
 
@@ -132,8 +134,8 @@ def test_scheduling_does_not_change_tokens(tiny_models):
         assert not report["overlap"] and not report["radix"]
 
 
-def test_protected_tokens_and_streaming_policy(tiny_models):
-    """protect_sink_tokens, protect_recent_tokens and the streaming policy follow the oracle."""
+def test_protected_tokens_and_every_policy(tiny_models):
+    """protect_sink_tokens, protect_recent_tokens and every policy follow the oracle."""
     folder = tiny_models("llama")
     model = load(folder)
     protect = dict(protect_sink_tokens=4, protect_recent_tokens=7)
@@ -141,7 +143,7 @@ def test_protected_tokens_and_streaming_policy(tiny_models):
         (prompt(length, 80 + length), budget, policy)
         for length in (10, 130)
         for budget in BUDGETS
-        for policy in ("longflow", "streaming")
+        for policy in policy_names()
     ]
     wanted = [expected(model, ids, b, 200, policy=p, **protect) for ids, b, p in cases]
     with harness.engine(
@@ -155,7 +157,7 @@ def test_protected_tokens_and_streaming_policy(tiny_models):
 
 
 def test_the_fused_kernels_in_a_server(tmp_path):
-    """The Triton kernels, interpreted: cut prompts, prefix hits, both policies, full neighbours."""
+    """The Triton kernels, interpreted: cut prompts, prefix hits, every policy, full neighbours."""
     folder = harness.build_tiny_model("llama", tmp_path, num_hidden_layers=2)
     model = load(folder)
     protect = dict(protect_sink_tokens=2, protect_recent_tokens=5)
@@ -165,6 +167,8 @@ def test_the_fused_kernels_in_a_server(tmp_path):
         (shared + prompt(4, 8), 48, "longflow"),
         (prompt(120, 9), 48, "longflow"),
         (prompt(30, 10), 50, "streaming"),
+        (prompt(33, 12), 48, "tova"),
+        (prompt(60, 13), 52, "random"),
         (prompt(25, 11), 0, "longflow"),
     ]
     wanted = [
@@ -189,4 +193,4 @@ def test_the_fused_kernels_in_a_server(tmp_path):
         assert harness.outputs(got) == wanted
         assert got[0]["meta_info"]["cached_tokens"] > 0
         report = engine.probe_report()
-        assert report["overlap"] and report["radix"] and report["peak_full_rows"] == 4
+        assert report["overlap"] and report["radix"] and report["peak_full_rows"] == 6

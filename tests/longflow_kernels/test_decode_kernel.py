@@ -1,5 +1,7 @@
 """The fused decode kernels against float64, in Triton's interpreter (small shapes)."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from decode_case import INTERPRETED, SMALL, DecodeCase, assert_step
@@ -19,6 +21,7 @@ FILLS_NOW = StepRow(kv_len=18, scored=True)
 GROWING = StepRow(kv_len=35)
 NEW = StepRow(kv_len=1)
 PADDED = StepRow(kv_len=0)
+BY_ATTENTION = StepRow(kv_len=45, overwrites=True, scored=True, by_attention=True)
 RING = StepRow(kv_len=20, overwrites=True, given_victim=17)
 MIXED = [FULL, GROWING, PADDED, FILLS_NOW, NEW, RING]
 EXACT = dict(tolerance=2e-6, score_rounding=1e-5)
@@ -83,6 +86,20 @@ def test_fp8_cache_with_scales():
         v_scale=2.0,
     )
     assert_step(case, tolerance=5e-6, score_rounding=1e-5)
+
+
+@pytest.mark.parametrize("victim_heads", [1, 3])
+def test_rows_ranked_by_attention_beside_others(victim_heads):
+    rows = [BY_ATTENTION, FULL, GROWING, StepRow(29, scored=True, by_attention=True)]
+    case = DecodeCase(rows, 6, 3, victim_heads=victim_heads, seed=4)
+    case.tensors["v_cache"][::2] *= 50.0  # so that the two scores disagree
+    assert_step(case, tolerance=1e-4, score_rounding=1e-5)
+    plain = DecodeCase([FULL] * 8, 6, 3, seed=4)
+    plain.tensors["v_cache"][::2] *= 50.0
+    by_attention = pack_rows([replace(row, by_attention=True) for row in plain.rows], 2048)
+    before = plain.run()[1]["next_slot"]
+    plain.tensors["fields"] = by_attention
+    assert not torch.equal(plain.run()[1]["next_slot"], before)
 
 
 def test_large_logits_need_the_running_maximum():

@@ -20,7 +20,8 @@ GROWING = StepRow(kv_len=900)
 NEW = StepRow(kv_len=1)
 PADDED = StepRow(kv_len=0)
 RING = StepRow(kv_len=300, overwrites=True, given_victim=17)
-MIXED = [FULL, GROWING, PADDED, FILLS_NOW, NEW, RING]
+BY_ATTENTION = StepRow(kv_len=700, overwrites=True, scored=True, by_attention=True)
+MIXED = [FULL, BY_ATTENTION, GROWING, PADDED, FILLS_NOW, NEW, RING]
 TOLERANCE = {
     torch.bfloat16: dict(tolerance=2e-2, score_rounding=2e-3),
     torch.float16: dict(tolerance=3e-3, score_rounding=2e-3),

@@ -10,12 +10,17 @@ from sglang_longflow.policies import FullRows, PromptEnd, make_policy
 CPU = torch.device("cpu")
 
 
+def refuse():
+    pytest.fail("longflow ranks by removal")
+
+
 def full_rows(scores, recent=None, overwrites=None):
     return FullRows(
         budget_tokens=scores.shape[1],
         overwrites=overwrites or [0] * scores.shape[0],
         device=CPU,
         compute_scores=lambda: scores,
+        compute_attention=refuse,
         recent=recent,
     )
 
@@ -130,7 +135,15 @@ def test_scores_are_computed_once_and_only_when_asked_for():
         calls.append(1)
         return torch.zeros(1, 4)
 
-    rows = FullRows(budget_tokens=4, overwrites=[0], device=CPU, compute_scores=compute)
+    rows = FullRows(
+        budget_tokens=4,
+        overwrites=[0],
+        device=CPU,
+        compute_scores=compute,
+        compute_attention=compute,
+    )
     assert calls == []
     assert rows.removal_scores is rows.removal_scores
     assert len(calls) == 1
+    assert rows.attention_mass is rows.attention_mass
+    assert len(calls) == 2

@@ -13,7 +13,13 @@ def refuse(*_):
 
 
 def victims(policy, budget, overwrites):
-    rows = FullRows(budget_tokens=budget, overwrites=overwrites, device=CPU, compute_scores=refuse)
+    rows = FullRows(
+        budget_tokens=budget,
+        overwrites=overwrites,
+        device=CPU,
+        compute_scores=refuse,
+        compute_attention=refuse,
+    )
     return policy.victims(rows).tolist()
 
 

@@ -17,7 +17,8 @@ SCORE_OFFSET = tl.constexpr(2)
 GIVEN_VICTIM = tl.constexpr(3)
 WRITTEN = tl.constexpr(4)
 KV_START = tl.constexpr(5)
-NUM_FIELDS = 6
+BY_ATTENTION = tl.constexpr(6)
+NUM_FIELDS = 7
 
 #: Probabilities are kept up to 2**8, not 1: in float16 fewer of them fall below its normal numbers.
 HEADROOM = tl.constexpr(8.0)
@@ -143,6 +144,7 @@ def attend_kernel(
     if overwrites != 0:
         written = tl.load(next_slot_ptr + req * VICTIM_HEADS + kv_head % VICTIM_HEADS).to(tl.int32)
     score_offset = tl.load(fields_ptr + SCORE_OFFSET * field_stride + row)
+    by_attention = tl.load(fields_ptr + BY_ATTENTION * field_stride + row)
 
     offs_h = tl.arange(0, BLOCK_H)
     offs_d = tl.arange(0, BLOCK_D)
@@ -172,8 +174,9 @@ def attend_kernel(
         mask=in_group[:, None] & in_d[None, :],
         other=0.0,
     )
-    # scores_ptr [num_q_heads, scores_stride]: exp(logit) * |v|_1 of each scored slot, over 2 to the
-    # power of its tile's entry in tile_peak_ptr [num_q_heads, tile_peak_stride].
+    # scores_ptr [num_q_heads, scores_stride]: exp(logit) * |v|_1 of each scored slot (exp(logit)
+    # where attention alone ranks), over 2 to the power of its tile's entry in tile_peak_ptr
+    # [num_q_heads, tile_peak_stride].
     places = tl.multiple_of(score_offset, SCORE_ALIGN)
     scores_at = scores_ptr + q_head.to(tl.int64) * scores_stride + places
     tile_peak_at = tile_peak_ptr + q_head.to(tl.int64) * tile_peak_stride + places // BLOCK_N
@@ -212,6 +215,7 @@ def attend_kernel(
             # By tensor cores: every row of `norm` is the same, in the layout of the logits.
             ones = tl.full([BLOCK_H, BLOCK_DV], 1.0, q.dtype)
             norm = tl.dot(ones, tl.trans(tl.abs(v)), input_precision=DOT_PRECISION)
+            norm = tl.where(by_attention != 0, 1.0, norm)
             tl.store(
                 scores_at[:, None] + position[None, :],
                 _encode(p, norm),

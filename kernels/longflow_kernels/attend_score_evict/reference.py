@@ -69,6 +69,24 @@ def removal_scores(
     return (weights * norms).sum(dim=1) / (q.shape[1] * v.shape[-1])
 
 
+def attention_mass(
+    q: torch.Tensor, k: torch.Tensor, scaling: float, logit_cap: float = 0.0
+) -> torch.Tensor:
+    """Mean over query heads of the attention that every slot of every row gets.
+
+    Parameters
+    ----------
+    q, k, scaling, logit_cap
+        As in `attention_weights`.
+
+    Returns
+    -------
+    torch.Tensor
+        [n, kv_len] float32; a row sums to 1.
+    """
+    return attention_weights(q, k, scaling, logit_cap).mean(dim=(1, 2))
+
+
 @dataclass(frozen=True)
 class ReferenceStep:
     """What `attend_score_evict_reference` found, all float64.
@@ -113,7 +131,9 @@ def attend_score_evict_reference(
     out = torch.zeros(batch, q_heads, v_head_dim, dtype=torch.float64, device=q.device)
     scores: dict[int, torch.Tensor] = {}
     for i in range(batch):
-        kv_len, overwrites, score_offset, given, written, start = fields[:, i].tolist()
+        kv_len, overwrites, score_offset, given, written, start, by_attention = fields[
+            :, i
+        ].tolist()
         if kv_len == 0:
             continue
         row = int(req_pool_indices[i])
@@ -131,9 +151,11 @@ def attend_score_evict_reference(
             next_slot[row] = given
         if score_offset < 0:
             continue
-        contribution = weights.sum(dim=1) * v.abs().sum(dim=-1).T  # [kv_heads, kv_len]
+        contribution = weights.sum(dim=1)  # [kv_heads, kv_len]
+        if not by_attention:
+            contribution = contribution * v.abs().mean(dim=-1).T
         total = contribution.view(victim_heads, -1, kv_len).sum(dim=1)
-        total = total / (q_heads // victim_heads * v_head_dim)
+        total = total / (q_heads // victim_heads)
         total[:, :protect_sink_tokens] = torch.inf
         if recent is not None:
             size = recent.shape[2]

@@ -27,7 +27,10 @@ class StepRow:
     overwrites : bool
         The new token goes to row index ``next_slot``, else to ``kv_len - 1``.
     scored : bool
-        The row is full and its next victim is chosen by LongFlow's score.
+        The row is full and its next victim is the slot with the lowest score.
+    by_attention : bool
+        The score is the attention that a slot gets, summed over heads; else LongFlow's, which
+        weighs it by the magnitude of the slot's value.
     given_victim : int
         The next victim where the host knows it (a ring, say); -1 where it does not.
     written : int
@@ -39,6 +42,7 @@ class StepRow:
     scored: bool = False
     given_victim: int = -1
     written: int = 0
+    by_attention: bool = False
 
 
 def _aligned(tokens: int) -> int:
@@ -75,6 +79,7 @@ def pack_rows(rows: Sequence[StepRow], places: int) -> torch.Tensor:
                 row.given_victim,
                 row.written,
                 start,
+                int(row.by_attention),
             )
         )
         start += row.kv_len

@@ -1,0 +1,31 @@
+"""TOVA: the slot that the current query looks at least."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from sglang_longflow.policies.base import FullRows, Policy, PromptEnd
+
+
+@dataclass(frozen=True)
+class Tova(Policy):
+    """Overwrite the slot with the least attention of this step's query, the mean over all heads.
+
+    Source: arXiv 2401.06104. Equal shares go to the lowest row index. Deviation: a prompt over
+    budget - 1 is cut by SnapKV's pick (window 32, average pool 5) as under `longflow`, where the
+    paper drops one token at a time by the attention of each prompt token; so the two policies
+    differ in decoding only.
+    """
+
+    name: ClassVar[str] = "tova"
+    prompt_window_tokens: ClassVar[int] = 32
+    ranks_by: ClassVar[str | None] = "attention"
+
+    def victims(self, rows: FullRows) -> torch.Tensor:
+        return rows.lowest(rows.attention_mass, self.protect_sink_tokens)
+
+    def prompt_keep(self, prompt: PromptEnd) -> torch.Tensor:
+        return prompt.snapkv_pick(self.prompt_window_tokens, self.protect_sink_tokens)
