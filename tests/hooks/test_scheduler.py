@@ -18,11 +18,13 @@ from sglang_longflow.runtime import Runtime
         (0, SimpleNamespace(max_bs=8), False),
     ],
 )
-def test_rows_beyond_the_cuda_graphs_are_told(caplog, budget, runner, warns):
+def test_rows_beyond_the_cuda_graphs_are_told(monkeypatch, budget, runner, warns):
+    said = []  # not caplog: SGLang configures logging in this process
+    monkeypatch.setattr(hook.logger, "warning", lambda text, *args: said.append(text % args))
     model_runner = SimpleNamespace(decode_cuda_graph_runner=runner)
     fake = SimpleNamespace(
         tp_worker=SimpleNamespace(model_runner=model_runner), max_total_num_tokens=10_000
     )
     hook._say_where_graphs_end(fake, Runtime(LongFlowConfig(kv_budget=budget)))
     text = "100 requests fit at the budget, decode CUDA graphs end at 99: set --cuda-graph-max-bs-d"
-    assert (text in caplog.text) == warns
+    assert (text in "".join(said)) == warns
