@@ -29,7 +29,7 @@ CODE_SHIFT = tl.constexpr(14)
 CODE_ROUND = tl.constexpr(1 << 13)
 CODE_BIAS = tl.constexpr((127 - 96) << 23)
 SCORE_FLOOR = tl.constexpr(2.0**-96)
-#: Every scored row begins at a multiple of this in `weights`, so no tile holds two rows.
+#: Every scored row begins at a multiple of this in `scores`, so no tile holds two rows.
 SCORE_ALIGN = tl.constexpr(128)
 
 
