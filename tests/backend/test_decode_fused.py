@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from longflow_kernels.attend_score_evict.reference import attend_score_evict_reference
+from longflow_kernels.attend_score_evict.rows import NUM_FIELDS
 from sglang_longflow.backend.decode_fused import FusedDecode
 from sglang_longflow.contracts import DecodeView, KVBudget
 from sglang_longflow.flow.decode import DecodeState
@@ -199,4 +200,4 @@ def test_bytes_count_the_graph_memory():
     world = World()
     before = world.decode.nbytes
     world.decode.init_cuda_graph_state(8)
-    assert world.decode.nbytes - before == 4 * (6 * 8 + 8 * WIDTH)
+    assert world.decode.nbytes - before == 4 * (NUM_FIELDS * 8 + 8 * WIDTH)
