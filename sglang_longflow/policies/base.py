@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -84,17 +83,9 @@ class PromptEnd:
     score_earlier: Callable[[int], torch.Tensor]
     device: torch.device
 
-    def snapkv_pick(self, window: int, sinks: int) -> torch.Tensor:
-        """SnapKV's choice (arXiv 2404.14469): the window, the sinks, and the highest scores."""
-        earlier = top_positions(
-            self.score_earlier(window), self.keep_tokens - window, always_first=sinks
-        )
-        last = torch.arange(self.prompt_tokens - window, self.prompt_tokens, device=self.device)
-        return torch.cat([earlier, last])
-
 
 @dataclass(frozen=True)
-class Policy(ABC):
+class Policy:
     """Picks the slot that a full row overwrites next. Fields are the hyper-parameters.
 
     Attributes
@@ -112,7 +103,7 @@ class Policy(ABC):
     ranks_by: ClassVar[str | None] = None
     #: Queries at the end of a prompt that `prompt_keep` looks at; they are always recomputed,
     #: so a prefix hit ends before them.
-    prompt_window_tokens: ClassVar[int] = 0
+    prompt_window_tokens: ClassVar[int] = 32
 
     protect_sink_tokens: int = 0
     protect_recent_tokens: int = 0
@@ -128,10 +119,28 @@ class Policy(ABC):
         """Row index that a row overwrites next where lengths alone decide it, else None."""
         return None
 
-    @abstractmethod
     def victims(self, rows: FullRows) -> torch.Tensor:
         """Row index [n] int64 of the slot each row overwrites with its next token."""
+        if self.ranks_by == "removal":
+            return rows.lowest(rows.removal_scores, self.protect_sink_tokens)
+        if self.ranks_by == "attention":
+            return rows.lowest(rows.attention_mass, self.protect_sink_tokens)
+        picks = [self.known_victim(rows.budget_tokens, done) for done in rows.overwrites]
+        return torch.tensor(picks, dtype=torch.int64).to(rows.device, non_blocking=True)
 
-    @abstractmethod
     def prompt_keep(self, prompt: PromptEnd) -> torch.Tensor:
-        """Prompt positions [keep_tokens] int64, ascending, that stay resident in this layer."""
+        """Prompt positions [keep_tokens] int64, ascending, that stay resident in this layer.
+
+        SnapKV's pick unless a policy has its own (arXiv 2404.14469): the window, the sinks, and
+        the highest scores of the rest.
+        """
+        window = self.prompt_window_tokens
+        earlier = top_positions(
+            prompt.score_earlier(window),
+            prompt.keep_tokens - window,
+            always_first=self.protect_sink_tokens,
+        )
+        last = torch.arange(
+            prompt.prompt_tokens - window, prompt.prompt_tokens, device=prompt.device
+        )
+        return torch.cat([earlier, last])

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
-from sglang_longflow.policies.base import FullRows, Policy, PromptEnd
+from sglang_longflow.policies.base import Policy
 
 
 @dataclass(frozen=True)
@@ -24,11 +22,4 @@ class LongFlow(Policy):
     """
 
     name: ClassVar[str] = "longflow"
-    prompt_window_tokens: ClassVar[int] = 32
     ranks_by: ClassVar[str | None] = "removal"
-
-    def victims(self, rows: FullRows) -> torch.Tensor:
-        return rows.lowest(rows.removal_scores, self.protect_sink_tokens)
-
-    def prompt_keep(self, prompt: PromptEnd) -> torch.Tensor:
-        return prompt.snapkv_pick(self.prompt_window_tokens, self.protect_sink_tokens)

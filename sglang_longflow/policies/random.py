@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
-import torch
-
-from sglang_longflow.policies.base import FullRows, Policy, PromptEnd
+from sglang_longflow.policies.base import Policy
 
 _MASK = (1 << 64) - 1
 
@@ -37,7 +35,6 @@ class Random(Policy):
     """
 
     name: ClassVar[str] = "random"
-    prompt_window_tokens: ClassVar[int] = 32
 
     def known_victim(self, budget_tokens: int, overwrites: int) -> int:
         sinks, recent = self.protect_sink_tokens, self.protect_recent_tokens
@@ -52,10 +49,3 @@ class Random(Policy):
                 attempt += 1
             drawn.append(victim)
         return drawn[overwrites]
-
-    def victims(self, rows: FullRows) -> torch.Tensor:
-        picks = [self.known_victim(rows.budget_tokens, done) for done in rows.overwrites]
-        return torch.tensor(picks, dtype=torch.int64).to(rows.device, non_blocking=True)
-
-    def prompt_keep(self, prompt: PromptEnd) -> torch.Tensor:
-        return prompt.snapkv_pick(self.prompt_window_tokens, self.protect_sink_tokens)

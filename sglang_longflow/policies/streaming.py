@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from sglang_longflow.policies.base import FullRows, Policy, PromptEnd
+from sglang_longflow.policies.base import Policy, PromptEnd
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,11 @@ class Streaming(Policy):
     """
 
     name: ClassVar[str] = "streaming"
+    prompt_window_tokens: ClassVar[int] = 0
 
     def known_victim(self, budget_tokens: int, overwrites: int) -> int:
         sinks = self.protect_sink_tokens
         return sinks + overwrites % (budget_tokens - sinks)
-
-    def victims(self, rows: FullRows) -> torch.Tensor:
-        picks = [self.known_victim(rows.budget_tokens, done) for done in rows.overwrites]
-        return torch.tensor(picks, dtype=torch.int64).to(rows.device, non_blocking=True)
 
     def prompt_keep(self, prompt: PromptEnd) -> torch.Tensor:
         sinks = self.protect_sink_tokens

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
-from sglang_longflow.policies.base import FullRows, Policy, PromptEnd
+from sglang_longflow.policies.base import Policy
 
 
 @dataclass(frozen=True)
@@ -21,11 +19,4 @@ class Tova(Policy):
     """
 
     name: ClassVar[str] = "tova"
-    prompt_window_tokens: ClassVar[int] = 32
     ranks_by: ClassVar[str | None] = "attention"
-
-    def victims(self, rows: FullRows) -> torch.Tensor:
-        return rows.lowest(rows.attention_mass, self.protect_sink_tokens)
-
-    def prompt_keep(self, prompt: PromptEnd) -> torch.Tensor:
-        return prompt.snapkv_pick(self.prompt_window_tokens, self.protect_sink_tokens)
