@@ -57,6 +57,8 @@ def post_init(original, self) -> None:
     config = config_from(self)
     if config is None:
         return original(self)
+    # "auto" is decided here, once: the configuration is read again with every request.
+    self.kv_decode_kernel = config.kv_decode_kernel
     support.refuse_flags(self)
     changed = support.apply_defaults(self, config)
     original(self)
