@@ -242,6 +242,12 @@ def greedy(new_tokens: int, **custom_params) -> dict:
     return params
 
 
+def first_difference(ours: list[int], theirs: list[int]) -> int | None:
+    """Index of the first token that differs; None where the outputs are equal."""
+    pairs = enumerate(zip(ours, theirs, strict=True))
+    return next((i for i, (a, b) in pairs if a != b), None)
+
+
 def outputs(results) -> list[list[int]]:
     return [item["output_ids"] for item in (results if isinstance(results, list) else [results])]
 

@@ -62,7 +62,7 @@ def judge(model, ids, budget, item, trace) -> None:
     )
     differ = [i for i, token in enumerate(result.output_ids) if token != tokens[i]]
     worst = max((result.margins[i] for i in differ), default=0.0)
-    typical = sorted(result.margins)[len(tokens) // 2]
+    typical = result.typical_margin
     exact = sum(regret == 0 for regret in result.regrets) / max(len(result.regrets), 1)
     kept = min(result.keep_agreement, default=1.0)
     print(
@@ -74,6 +74,18 @@ def judge(model, ids, budget, item, trace) -> None:
     assert worst < 0.5 * typical and len(differ) < 0.12 * len(tokens)
     assert max(result.regrets, default=0) < 0.05 and exact > 0.5
     assert kept > 0.9
+
+
+def parting(model, ids, ours, theirs) -> tuple[int | None, float]:
+    """Where two full-KV outputs part, and how clear the reference's choice was there.
+
+    The distance of the two best logits over its typical value; (None, 0.0) where they are equal.
+    """
+    first = harness.first_difference(ours, theirs)
+    if first is None:
+        return None, 0.0
+    judged = longflow_oracle.generate(model, ids, 10_000, len(ours), forced_ids=ours)
+    return first, judged.margins[first] / judged.typical_margin
 
 
 def rids(name: str, count: int) -> list[str]:
@@ -141,15 +153,9 @@ def test_2_a_budget_that_is_not_reached_gives_stock_tokens(engine, model, stock)
             got = engine.generate(input_ids=ids, sampling_params=greedy(150, kv_budget=budget))
             assert got["meta_info"]["kv_overwritten_tokens"] == 0
             assert got["meta_info"]["cached_tokens"] == 0
-            pairs = enumerate(zip(got["output_ids"], tokens, strict=True))
-            first = next((i for i, (a, b) in pairs if a != b), None)
+            first, margin = parting(model, ids, got["output_ids"], tokens)
             first_differences[budget, len(ids)] = first
-            if first is not None:
-                judged = longflow_oracle.generate(
-                    model, ids, 10_000, len(tokens), forced_ids=got["output_ids"]
-                )
-                typical = sorted(judged.margins)[len(tokens) // 2]
-                margins.append(judged.margins[first] / typical)
+            margins.append(margin)
     print("PARITY", first_differences, "margins over the typical one", margins)
     if config_from(engine.server_args).kv_decode_kernel == "reference":
         assert set(first_differences.values()) == {None}
@@ -275,9 +281,7 @@ def test_8_an_fp8_kv_cache(tiny_models):
             report = engine.probe_report()
             assert done["finished"] + done["aborted"] == 60
             assert report["idle_available"] + report["idle_evictable"] == report["total"]
-    first = [
-        next((i for i, (a, b) in enumerate(zip(*pair, strict=True)) if a != b), 200)
-        for pair in zip(found["auto"], found["fp8_e4m3"], strict=True)
-    ]
-    print("FP8 tokens that agree before the first difference:", first)
-    assert max(first) > 0
+    pairs = zip(found["auto"], found["fp8_e4m3"], strict=True)
+    first = [harness.first_difference(*pair) for pair in pairs]
+    print("FP8 first difference to a 16-bit cache:", first)
+    assert any(place != 0 for place in first)

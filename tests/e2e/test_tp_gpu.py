@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import harness
-import longflow_oracle
 import pytest
 import torch
 from harness import greedy, outputs, prompt
 from test_churn import churn
+from test_gpu import parting
 
 pytestmark = [
     pytest.mark.gpu,
@@ -55,15 +55,9 @@ def test_where_nothing_is_overwritten_tokens_equal_those_of_one_gpu(engine, tiny
     model = AutoModelForCausalLM.from_pretrained(tiny_models("llama"), dtype=torch.bfloat16)
     model = model.float().cuda().eval()
     for ids, ours, theirs in zip(PROMPTS, two, one, strict=True):
-        pairs = enumerate(zip(ours, theirs, strict=True))
-        first = next((i for i, (a, b) in pairs if a != b), None)
-        print("TP", len(ids), "first difference", first, end=" ")
-        if first is None:
-            continue
-        judged = longflow_oracle.generate(model, ids, 10_000, len(ours), forced_ids=ours)
-        typical = sorted(judged.margins)[len(ours) // 2]
-        print(f"margin {judged.margins[first] / typical:.3f} of the typical one")
-        assert judged.margins[first] < 0.5 * typical
+        first, margin = parting(model, ids, ours, theirs)
+        print(f"TP {len(ids)}: first difference {first}, margin {margin:.3f} of the typical one")
+        assert margin < 0.5
 
 
 def test_nothing_leaks(engine):
