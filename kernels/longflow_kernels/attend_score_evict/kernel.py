@@ -216,10 +216,12 @@ def attend_kernel(
             ones = tl.full([BLOCK_H, BLOCK_DV], 1.0, q.dtype)
             norm = tl.dot(ones, tl.trans(tl.abs(v)), input_precision=DOT_PRECISION)
             norm = tl.where(by_attention != 0, 1.0, norm)
+            # Past the row's end too (it is the row's own room): a mask there would make these
+            # stores of 2 bytes each.
             tl.store(
                 scores_at[:, None] + position[None, :],
                 _encode(p, norm),
-                mask=in_group[:, None] & (position < end)[None, :],
+                mask=in_group[:, None],
                 eviction_policy="evict_last",
             )
             tl.store(tile_peak_at + first // BLOCK_N, peak, mask=in_group)
