@@ -43,11 +43,6 @@ class OracleResult:
     regrets: list[float] = field(default_factory=list)
     keep_agreement: list[float] = field(default_factory=list)
 
-    @property
-    def typical_margin(self) -> float:
-        """The median of the margins."""
-        return sorted(self.margins)[len(self.margins) // 2]
-
 
 # ---------------------------------------------------------------------------------------------
 # Pure helpers
