@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
-import itertools
 import json
 import statistics
 import subprocess
@@ -203,8 +202,8 @@ TILES = [
     (128, 8, 2, None),
     (128, 8, 3, 128),
 ]
-#: Programs that score a row, and how many slots of it at a time.
-CHUNKS = [(4, 1024), (8, 512), (16, 256), (32, 128)]
+#: Programs that score a row, how many slots of it at a time, and how many heads.
+CHUNKS = [(8, 512, 8), (16, 256, 8), (16, 256, 32), (32, 128, 8), (32, 128, 32)]
 
 
 def tiles(base: LaunchConfig):
@@ -213,46 +212,51 @@ def tiles(base: LaunchConfig):
         yield replace(base, block_n=n, num_warps=warps, num_stages=stages, max_registers=registers)
 
 
-def cuts(base: LaunchConfig):
-    """`base` with the rows cut otherwise."""
-    splits = sorted({min(64, max(1, base.max_splits * n // 2)) for n in (1, 2, 4)})
-    least = (128, 256) if base.max_splits > 8 else (256,)
-    for s, least_tokens, (chunks, slots) in itertools.product(splits, least, CHUNKS):
-        yield replace(
-            base, max_splits=s, min_split_tokens=least_tokens, chunks=chunks, chunk_slots=slots
-        )
+def splits(base: LaunchConfig):
+    """`base` with the rows split otherwise."""
+    for share in (2, 3, 5, 6, 8):
+        yield replace(base, max_splits=min(64, max(1, base.max_splits * share // 4)))
+    if base.max_splits > 8:
+        yield replace(base, min_split_tokens=128)
+
+
+def chunks(base: LaunchConfig):
+    """`base` with the scores read otherwise."""
+    for count, slots, voters in CHUNKS:
+        yield replace(base, chunks=count, chunk_slots=slots, voters=voters)
 
 
 def sweep(batches: list[int], replays: int) -> None:
-    """Print the best cuts of the work for full rows of 3,200: tiles first, then splits."""
+    """Print how long the cuts of the work take for full rows of 3,200, one thing after another."""
     for batch in batches:
         inputs = Inputs((32, 8, 128), batch, 3200)
         rival = measure(inputs.flashinfer(), replays).median
-        base, found = inputs.default_config(), {}
-        for stage in (tiles, cuts):
-            for config in stage(base):
+        print(f"SWEEP batch={batch}: FlashInfer {rival:.1f} us; full, not full, cut")
+        base = inputs.default_config()
+        for stage in (tiles, splits, chunks):
+            found = {}
+            for config in dict.fromkeys([base, *stage(base)]):
                 try:
-                    time = measure(inputs.longflow(full=True, config=config), replays).median
+                    times = [
+                        measure(inputs.longflow(full=full, config=config), replays).median
+                        for full in (True, False)
+                    ]
                 except triton.runtime.errors.OutOfResources as error:
                     print(f"batch {batch} {config}: {error}", file=sys.stderr)
                     continue
-                found[config] = time / rival
+                found[config] = [time / rival for time in times]
             base = min(found, key=found.__getitem__)
-        growing = measure(inputs.longflow(full=False, config=base), replays).median / rival
-        print(f"SWEEP batch={batch}: FlashInfer {rival:.1f} us; not full {growing:.3f}x")
-        for config in sorted(found, key=found.__getitem__)[:12]:
-            print(f"  {found[config]:.3f}x {_text(config)}")
-        for config in tiles(inputs.default_config()):
-            if config in found:
-                print(f"  tile {found[config]:.3f}x {_text(config)}")
-        print(flush=True)
+            for config, (full, growing) in found.items():
+                mark = "*" if config == base else " "
+                print(f"{mark} {full:.3f}x {growing:.3f}x {_text(config)}", flush=True)
 
 
 def _text(config: LaunchConfig) -> str:
     return (
         f"{config.block_n} slots, {config.num_warps} warps, {config.num_stages} stages, "
         f"{config.max_registers} registers, {config.max_splits} splits of "
-        f"{config.min_split_tokens}, {config.chunks} chunks of {config.chunk_slots}"
+        f"{config.min_split_tokens}, {config.chunks} chunks of {config.chunk_slots}, "
+        f"{config.voters} voters"
     )
 
 

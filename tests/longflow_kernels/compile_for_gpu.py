@@ -103,6 +103,7 @@ def attend(head_dim: int, group: int, dtype: str, cache: str):
         VICTIM_HEADS=1,
         HAS_CAP=False,
         DOT_PRECISION="ieee",
+        DEPENDENT=True,
     )
     return build(
         decode.attend_kernel,
@@ -122,12 +123,15 @@ def combine(heads: int, victim_heads: int, recent: int):
         BLOCK_DV=128,
         BLOCK_N=64,
         MAX_SPLITS=8,
+        BLOCK_S=8,
         VICTIM_HEADS=victim_heads,
-        BLOCK_VH=triton.next_power_of_2(heads // victim_heads),
+        BLOCK_V=min(8, triton.next_power_of_2(heads // victim_heads)),
         CHUNKS=4,
         TILES=8,
+        OUT_HEADS=4,
         RECENT=recent,
         BLOCK_R=triton.next_power_of_2(max(1, recent)),
+        DEPENDENT=True,
     )
     return build(decode.combine_kernel, constants, 4, 3, "bf16", "bf16")
 

@@ -142,7 +142,6 @@ class DecodeCase:
         for tensor in (
             made.partial_out,
             made.partial_lse,
-            made.lse,
             made.tile_peak,
             made.best_score,
         ):

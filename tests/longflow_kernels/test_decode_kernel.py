@@ -112,6 +112,9 @@ def test_large_logits_need_the_running_maximum():
         LaunchConfig(block_n=16, max_splits=1, min_split_tokens=16, chunks=1, chunk_slots=16),
         LaunchConfig(block_n=32, max_splits=8, min_split_tokens=1, chunks=8, chunk_slots=32),
         LaunchConfig(block_n=64, max_splits=2, min_split_tokens=64, chunks=4),
+        LaunchConfig(
+            block_n=32, max_splits=3, min_split_tokens=32, chunks=2, chunk_slots=64, voters=2
+        ),
     ],
     ids=str,
 )
@@ -245,4 +248,4 @@ def test_workspace_reports_its_bytes():
     )
     assert workspace.places == 128 + 2 * 128
     scores = 4 * (2 * (384 + 1024) + 4 * (384 + 1024) // 16)
-    assert workspace.nbytes == scores + 4 * (8 * 4 * 64 + 8 * 4 + 2 * 4 + 2 * 64 + 2 * 64 + 2)
+    assert workspace.nbytes == scores + 4 * (8 * 4 * 64 + 8 * 4 + 2 * 64 + 2 * 64 + 2)

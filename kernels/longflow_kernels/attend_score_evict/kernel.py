@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from longflow_kernels.logits import capped_base2
 
@@ -116,6 +117,7 @@ def attend_kernel(
     VICTIM_HEADS: tl.constexpr,
     HAS_CAP: tl.constexpr,
     DOT_PRECISION: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Grid (num_kv_heads, max_splits, batch): one split of one row for the heads of a KV head.
 
@@ -126,6 +128,8 @@ def attend_kernel(
     split = tl.program_id(1)
     row = tl.program_id(2)
     num_kv_heads = tl.num_programs(0)
+    if DEPENDENT:
+        gdc_launch_dependents()  # the next kernel may take up what the last programs leave free
 
     kv_len = tl.load(fields_ptr + KV_LEN * field_stride + row)
     if kv_len == 0:  # a padded row of a CUDA graph
@@ -247,24 +251,16 @@ def attend_kernel(
 
 
 @triton.jit
-def _combine_lse(
-    lse_ptr,
-    partial_lse_ptr,
-    first_head,
-    splits,
-    HEADS: tl.constexpr,
-    BLOCK_VH: tl.constexpr,
-    MAX_SPLITS: tl.constexpr,
-):
-    """log2 of the softmax normaliser of HEADS heads, from their splits."""
-    offs_v = tl.arange(0, BLOCK_VH)
-    offs_s = tl.arange(0, MAX_SPLITS)
-    there = (offs_v < HEADS)[:, None] & (offs_s < splits)[None, :]
-    at = partial_lse_ptr + (first_head + offs_v)[:, None] * MAX_SPLITS + offs_s[None, :]
-    lse = tl.load(at, mask=there, other=float("-inf"))
-    peak = tl.where(offs_v < HEADS, tl.max(lse, axis=1), 0.0)
+def _lse(partial_lse_ptr, heads, there, splits, MAX_SPLITS: tl.constexpr, BLOCK_S: tl.constexpr):
+    """log2 of the softmax normalisers of `heads` [n], from their splits; 0 where not `there`."""
+    if MAX_SPLITS == 1:
+        return tl.load(partial_lse_ptr + heads, mask=there, other=0.0)
+    offs_s = tl.arange(0, BLOCK_S)
+    at = partial_lse_ptr + heads[:, None] * MAX_SPLITS + offs_s[None, :]
+    lse = tl.load(at, mask=there[:, None] & (offs_s < splits)[None, :], other=float("-inf"))
+    peak = tl.where(there, tl.max(lse, axis=1), 0.0)
     total = tl.sum(tl.exp2(lse - peak[:, None]), axis=1)
-    tl.store(lse_ptr + first_head + offs_v, peak + tl.log2(total), mask=offs_v < HEADS)
+    return tl.where(there, peak + tl.log2(total), 0.0)
 
 
 @triton.jit
@@ -272,26 +268,35 @@ def _combine_outputs(
     out_ptr,
     partial_out_ptr,
     partial_lse_ptr,
-    head,
+    heads,
+    there,
     splits,
     V_HEAD_DIM: tl.constexpr,
     BLOCK_DV: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
+    BLOCK_S: tl.constexpr,
 ):
-    """One head's output from its splits: a mean weighted by their share of the softmax."""
-    offs_s = tl.arange(0, MAX_SPLITS)
+    """The outputs of `heads` [n] from their splits: means weighted by shares of the softmax."""
+    offs_s = tl.arange(0, BLOCK_S)
     offs_dv = tl.arange(0, BLOCK_DV)
     in_dv = offs_dv < V_HEAD_DIM
-    there = offs_s < splits
-    lse = tl.load(partial_lse_ptr + head * MAX_SPLITS + offs_s, mask=there, other=float("-inf"))
-    share = tl.exp2(lse - tl.max(lse, axis=0))
+    split = heads[:, None] * MAX_SPLITS + offs_s[None, :]
+    given = there[:, None] & (offs_s < splits)[None, :]
+    lse = tl.load(partial_lse_ptr + split, mask=given, other=float("-inf"))
     parts = tl.load(
-        partial_out_ptr + (head * MAX_SPLITS + offs_s[:, None]) * V_HEAD_DIM + offs_dv[None, :],
-        mask=there[:, None] & in_dv[None, :],
+        partial_out_ptr + split[:, :, None] * V_HEAD_DIM + offs_dv[None, None, :],
+        mask=given[:, :, None] & in_dv[None, None, :],
         other=0.0,
     )
-    out = tl.sum(parts * share[:, None], axis=0) / tl.sum(share, axis=0)
-    tl.store(out_ptr + head * V_HEAD_DIM + offs_dv, out.to(out_ptr.dtype.element_ty), mask=in_dv)
+    peak = tl.where(there, tl.max(lse, axis=1), 0.0)
+    share = tl.exp2(lse - peak[:, None])
+    total = tl.where(there, tl.sum(share, axis=1), 1.0)
+    out = tl.sum(parts * share[:, :, None], axis=1) / total[:, None]
+    tl.store(
+        out_ptr + heads[:, None] * V_HEAD_DIM + offs_dv[None, :],
+        out.to(out_ptr.dtype.element_ty),
+        mask=there[:, None] & in_dv[None, :],
+    )
 
 
 @triton.jit(do_not_specialize=["min_split_tokens", "field_stride", "protect_sink_tokens"])
@@ -299,7 +304,6 @@ def combine_kernel(
     out_ptr,
     partial_out_ptr,
     partial_lse_ptr,
-    lse_ptr,
     scores_ptr,
     tile_peak_ptr,
     req_pool_indices_ptr,
@@ -319,64 +323,71 @@ def combine_kernel(
     BLOCK_DV: tl.constexpr,
     BLOCK_N: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
+    BLOCK_S: tl.constexpr,
     VICTIM_HEADS: tl.constexpr,
-    BLOCK_VH: tl.constexpr,
+    BLOCK_V: tl.constexpr,
     CHUNKS: tl.constexpr,
     TILES: tl.constexpr,
+    OUT_HEADS: tl.constexpr,
     RECENT: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
-    """Grid (CHUNKS, VICTIM_HEADS, batch): outputs from splits, and the slot to overwrite next.
+    """Grid (CHUNKS + programs for outputs, VICTIM_HEADS, batch): the slot to overwrite next.
 
-    Every program scores a part of the row; the last one to arrive picks the lowest of all, so the
-    result does not depend on their order. Equal scores go to the lowest row index.
+    The first CHUNKS programs of a row each score a part of it, BLOCK_V heads at a time; the last
+    one to arrive picks the lowest of all, so the result does not depend on their order. Equal
+    scores go to the lowest row index. The others put outputs together, OUT_HEADS heads each.
+
+    With DEPENDENT the programs start before the attention has ended, and wait for it here.
     """
     chunk = tl.program_id(0)
     victim_head = tl.program_id(1)
     row = tl.program_id(2)
     kv_len = tl.load(fields_ptr + KV_LEN * field_stride + row)
+    given = tl.load(fields_ptr + GIVEN_VICTIM * field_stride + row)
+    score_offset = tl.load(fields_ptr + SCORE_OFFSET * field_stride + row)
+    written = tl.load(fields_ptr + WRITTEN * field_stride + row)
+    req = tl.load(req_pool_indices_ptr + row).to(tl.int64)
+    victim_at = next_slot_ptr + req * VICTIM_HEADS + victim_head
+    # Of the tokens written last, the newest is this step's.
+    newest = tl.load(victim_at, mask=kv_len > 0, other=0).to(tl.int32)
     first_head = row.to(tl.int64) * NUM_Q_HEADS
-    worker = victim_head * CHUNKS + chunk
+    if DEPENDENT:
+        gdc_wait()
     if kv_len == 0:  # a padded row: nothing of it is used, but NaN would spread
         offs_dv = tl.arange(0, BLOCK_DV)
-        for head in range(worker, NUM_Q_HEADS, CHUNKS * VICTIM_HEADS):
+        programs = tl.num_programs(0)
+        for head in range(victim_head * programs + chunk, NUM_Q_HEADS, programs * VICTIM_HEADS):
             at = out_ptr + (first_head + head) * V_HEAD_DIM + offs_dv
             zero = tl.zeros([BLOCK_DV], tl.float32).to(out_ptr.dtype.element_ty)
             tl.store(at, zero, mask=offs_dv < V_HEAD_DIM)
         return
     split_tokens = _split_tokens(kv_len, min_split_tokens, MAX_SPLITS, BLOCK_N)
     splits = tl.cdiv(kv_len, split_tokens)
-    if splits > 1:
-        for head in range(worker, NUM_Q_HEADS, CHUNKS * VICTIM_HEADS):
+    if chunk >= CHUNKS:
+        if splits > 1:
+            part = victim_head * (tl.num_programs(0) - CHUNKS) + chunk - CHUNKS
+            head = part * OUT_HEADS + tl.arange(0, OUT_HEADS)
             _combine_outputs(
                 out_ptr,
                 partial_out_ptr,
                 partial_lse_ptr,
                 first_head + head,
+                head < NUM_Q_HEADS,
                 splits,
                 V_HEAD_DIM,
                 BLOCK_DV,
                 MAX_SPLITS,
+                BLOCK_S,
             )
-
-    req = tl.load(req_pool_indices_ptr + row).to(tl.int64)
-    victim_at = next_slot_ptr + req * VICTIM_HEADS + victim_head
-    given = tl.load(fields_ptr + GIVEN_VICTIM * field_stride + row)
+        return
     if (given >= 0) & (chunk == 0):
         tl.store(victim_at, given.to(next_slot_ptr.dtype.element_ty))
-    score_offset = tl.load(fields_ptr + SCORE_OFFSET * field_stride + row)
     if score_offset < 0:
         return
 
     VOTERS: tl.constexpr = NUM_Q_HEADS // VICTIM_HEADS
-    first_voter = first_head + victim_head * VOTERS
-    if MAX_SPLITS > 1:
-        # Every program of the row stores the same, and reads what it stored itself.
-        _combine_lse(lse_ptr, partial_lse_ptr, first_voter, splits, VOTERS, BLOCK_VH, MAX_SPLITS)
-        tl.debug_barrier()
-    # Of the tokens written last, the newest is this step's.
-    newest = tl.load(victim_at).to(tl.int32)
-    written = tl.load(fields_ptr + WRITTEN * field_stride + row)
     recent_at = recent_ptr + (req * VICTIM_HEADS + victim_head) * RECENT
     newest_place = 0
     if RECENT > 0:
@@ -384,6 +395,7 @@ def combine_kernel(
 
     offs_t = tl.arange(0, TILES)
     offs_n = tl.arange(0, BLOCK_N)
+    offs_v = tl.arange(0, BLOCK_V)
     places = tl.multiple_of(score_offset, SCORE_ALIGN)
     best_score = tl.full([TILES, BLOCK_N], float("inf"), tl.float32)
     best_index = tl.zeros([TILES, BLOCK_N], tl.int32) + (kv_len - 1)
@@ -391,16 +403,21 @@ def combine_kernel(
         tiles = first // BLOCK_N + offs_t
         position = tiles[:, None] * BLOCK_N + offs_n[None, :]
         score = tl.zeros([TILES, BLOCK_N], tl.float32)
-        for voter in tl.range(0, VOTERS, loop_unroll_factor=8):
-            head = victim_head * VOTERS + voter
-            if MAX_SPLITS > 1:
-                lse = tl.load(lse_ptr + first_voter + voter, cache_modifier=".cg")
-            else:
-                lse = tl.load(partial_lse_ptr + first_voter + voter)
-            # No masks: what lies past the row's end is read, and not looked at.
-            codes = tl.load(scores_ptr + head.to(tl.int64) * scores_stride + places + position)
-            peak_at = tile_peak_ptr + head.to(tl.int64) * tile_peak_stride + places // BLOCK_N
-            score += _decode(codes) * tl.exp2(tl.load(peak_at + tiles) - lse)[:, None]
+        for first_voter in tl.static_range(0, VOTERS, BLOCK_V):
+            voter = victim_head * VOTERS + first_voter + offs_v
+            votes = first_voter + offs_v < VOTERS
+            head = voter.to(tl.int64)
+            # Positions are not masked: what lies past the row's end is read, and not looked at.
+            codes = tl.load(
+                scores_ptr + (head * scores_stride + places)[:, None, None] + position[None, :, :],
+                mask=votes[:, None, None],
+                other=0,
+            )
+            peak_at = tile_peak_ptr + (head * tile_peak_stride + places // BLOCK_N)[:, None]
+            peak = tl.load(peak_at + tiles[None, :], mask=votes[:, None], other=0.0)
+            lse = _lse(partial_lse_ptr, first_head + voter, votes, splits, MAX_SPLITS, BLOCK_S)
+            weight = tl.where(votes[:, None], tl.exp2(peak - lse[:, None]), 0.0)
+            score += tl.sum(_decode(codes) * weight[:, :, None], axis=0)
         kept = (position >= kv_len) | (position < protect_sink_tokens)
         for place in range(RECENT):
             entry = tl.load(recent_at + place).to(tl.int32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,7 @@ MAX_GROUP = 16
 #: A split shorter than this costs more to combine than it saves.
 MIN_SPLIT_TOKENS = 256
 MAX_CHUNKS, MAX_CHUNK_SLOTS = 64, 1024
+OUT_VALUES = 4096  # partial outputs that one program puts together
 MIN_BLOCK_N, MAX_BLOCK_N = 16, SCORE_ALIGN
 
 
@@ -32,12 +34,14 @@ class LaunchConfig:
     block_n : int
         Slots in a tile of attention and of scores; a power of 2 from 16 to 128.
     max_splits : int
-        Programs that may share a row of one KV head; a power of 2.
+        Programs that may share a row of one KV head.
     min_split_tokens : int
     chunks : int
         Programs that score one row; a power of 2.
     chunk_slots : int
         Slots that one of them scores at a time; a power of 2, at least `block_n`.
+    voters : int
+        Heads whose scores it adds at a time; a power of 2.
     num_warps, num_stages : int
         Of the attention kernel.
     max_registers : int or None
@@ -49,6 +53,7 @@ class LaunchConfig:
     min_split_tokens: int = MIN_SPLIT_TOKENS
     chunks: int = 4
     chunk_slots: int = 512
+    voters: int = 8
     num_warps: int = 4
     num_stages: int = 3
     max_registers: int | None = None
@@ -102,7 +107,6 @@ class Workspace:
         self.max_partials = max_partials
         self.partial_out = new(max_partials, num_q_heads, v_head_dim)
         self.partial_lse = new(max(max_batch, max_partials), num_q_heads)
-        self.lse = new(max_batch, num_q_heads)
         # Scores are read in whole chunks: past the end of the last row too.
         width = self.places + MAX_CHUNK_SLOTS
         self.scores = new(num_q_heads, width, dtype=torch.int16)
@@ -233,6 +237,7 @@ def attend_score_evict(
     if batch == 0:
         return out
     group = num_q_heads // num_kv_heads
+    dependent = _dependent_launch(q.device)
     attend_kernel[(num_kv_heads, config.max_splits, batch)](
         q,
         k_new,
@@ -272,16 +277,21 @@ def attend_score_evict(
         VICTIM_HEADS=victim_heads,
         HAS_CAP=logit_cap > 0,
         DOT_PRECISION="ieee",
+        DEPENDENT=dependent,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         maxnreg=config.max_registers,
     )
     protect_recent = 0 if recent is None else recent.shape[2]
-    combine_kernel[(config.chunks, victim_heads, batch)](
+    voters = num_q_heads // victim_heads
+    block_dv = triton.next_power_of_2(v_head_dim)
+    block_s = triton.next_power_of_2(config.max_splits)
+    out_heads = max(1, OUT_VALUES // (block_s * block_dv))
+    parts = triton.cdiv(num_q_heads, out_heads * victim_heads) if config.max_splits > 1 else 0
+    combine_kernel[(config.chunks + parts, victim_heads, batch)](
         out,
         workspace.partial_out,
         workspace.partial_lse,
-        workspace.lse,
         workspace.scores,
         workspace.tile_peak,
         req_pool_indices,
@@ -298,18 +308,30 @@ def attend_score_evict(
         protect_sink_tokens,
         NUM_Q_HEADS=num_q_heads,
         V_HEAD_DIM=v_head_dim,
-        BLOCK_DV=triton.next_power_of_2(v_head_dim),
+        BLOCK_DV=block_dv,
         BLOCK_N=config.block_n,
         MAX_SPLITS=config.max_splits,
+        BLOCK_S=block_s,
         VICTIM_HEADS=victim_heads,
-        BLOCK_VH=triton.next_power_of_2(num_q_heads // victim_heads),
+        BLOCK_V=min(config.voters, triton.next_power_of_2(voters)),
         CHUNKS=config.chunks,
         TILES=config.chunk_slots // config.block_n,
+        OUT_HEADS=out_heads,
         RECENT=protect_recent,
         BLOCK_R=triton.next_power_of_2(max(1, protect_recent)),
+        DEPENDENT=dependent,
         num_warps=4,
+        **({"launch_pdl": True} if dependent else {}),
     )
     return out
+
+
+@functools.cache
+def _dependent_launch(device: torch.device) -> bool:
+    """Whether a kernel can be started before the one it depends on has ended (from Hopper on)."""
+    if device.type != "cuda" or torch.version.cuda is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def _check(
