@@ -256,7 +256,7 @@ def _text(config: LaunchConfig) -> str:
         f"{config.block_n} slots, {config.num_warps} warps, {config.num_stages} stages, "
         f"{config.max_registers} registers, {config.max_splits} splits of "
         f"{config.min_split_tokens}, {config.chunks} chunks of {config.chunk_slots}, "
-        f"{config.voters} voters"
+        f"{config.voters} voters, {config.choose_warps} warps"
     )
 
 

@@ -366,7 +366,7 @@ def combine_kernel(
     split_tokens = _split_tokens(kv_len, min_split_tokens, MAX_SPLITS, BLOCK_N)
     splits = tl.cdiv(kv_len, split_tokens)
     if chunk >= CHUNKS:
-        if splits > 1:
+        if MAX_SPLITS > 1 and splits > 1:
             part = victim_head * (tl.num_programs(0) - CHUNKS) + chunk - CHUNKS
             head = part * OUT_HEADS + tl.arange(0, OUT_HEADS)
             _combine_outputs(
@@ -403,21 +403,21 @@ def combine_kernel(
         tiles = first // BLOCK_N + offs_t
         position = tiles[:, None] * BLOCK_N + offs_n[None, :]
         score = tl.zeros([TILES, BLOCK_N], tl.float32)
-        for first_voter in tl.static_range(0, VOTERS, BLOCK_V):
+        for first_voter in tl.range(0, VOTERS, BLOCK_V, loop_unroll_factor=max(1, 8 // BLOCK_V)):
             voter = victim_head * VOTERS + first_voter + offs_v
             votes = first_voter + offs_v < VOTERS
             head = voter.to(tl.int64)
             # Positions are not masked: what lies past the row's end is read, and not looked at.
+            # [TILES, BLOCK_V, BLOCK_N]: in this order a thread holds all heads of its slots.
+            head_at = (head * scores_stride + places)[None, :, None]
             codes = tl.load(
-                scores_ptr + (head * scores_stride + places)[:, None, None] + position[None, :, :],
-                mask=votes[:, None, None],
-                other=0,
+                scores_ptr + head_at + position[:, None, :], mask=votes[None, :, None], other=0
             )
-            peak_at = tile_peak_ptr + (head * tile_peak_stride + places // BLOCK_N)[:, None]
-            peak = tl.load(peak_at + tiles[None, :], mask=votes[:, None], other=0.0)
+            peak_at = tile_peak_ptr + (head * tile_peak_stride + places // BLOCK_N)[None, :]
+            peak = tl.load(peak_at + tiles[:, None], mask=votes[None, :], other=0.0)
             lse = _lse(partial_lse_ptr, first_head + voter, votes, splits, MAX_SPLITS, BLOCK_S)
-            weight = tl.where(votes[:, None], tl.exp2(peak - lse[:, None]), 0.0)
-            score += tl.sum(_decode(codes) * weight[:, :, None], axis=0)
+            weight = tl.where(votes[None, :], tl.exp2(peak - lse[None, :]), 0.0)
+            score += tl.sum(_decode(codes) * weight[:, :, None], axis=1)
         kept = (position >= kv_len) | (position < protect_sink_tokens)
         for place in range(RECENT):
             entry = tl.load(recent_at + place).to(tl.int32)

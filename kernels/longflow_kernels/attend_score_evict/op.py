@@ -21,7 +21,7 @@ MAX_GROUP = 16
 #: A split shorter than this costs more to combine than it saves.
 MIN_SPLIT_TOKENS = 256
 MAX_CHUNKS, MAX_CHUNK_SLOTS = 64, 1024
-OUT_VALUES = 4096  # partial outputs that one program puts together
+OUT_VALUES = 1024  # partial outputs that one warp puts together
 MIN_BLOCK_N, MAX_BLOCK_N = 16, SCORE_ALIGN
 
 
@@ -42,6 +42,8 @@ class LaunchConfig:
         Slots that one of them scores at a time; a power of 2, at least `block_n`.
     voters : int
         Heads whose scores it adds at a time; a power of 2.
+    choose_warps : int
+        Of such a program.
     num_warps, num_stages : int
         Of the attention kernel.
     max_registers : int or None
@@ -54,6 +56,7 @@ class LaunchConfig:
     chunks: int = 4
     chunk_slots: int = 512
     voters: int = 8
+    choose_warps: int = 4
     num_warps: int = 4
     num_stages: int = 3
     max_registers: int | None = None
@@ -286,7 +289,7 @@ def attend_score_evict(
     voters = num_q_heads // victim_heads
     block_dv = triton.next_power_of_2(v_head_dim)
     block_s = triton.next_power_of_2(config.max_splits)
-    out_heads = max(1, OUT_VALUES // (block_s * block_dv))
+    out_heads = max(1, OUT_VALUES * config.choose_warps // (block_s * block_dv))
     parts = triton.cdiv(num_q_heads, out_heads * victim_heads) if config.max_splits > 1 else 0
     combine_kernel[(config.chunks + parts, victim_heads, batch)](
         out,
@@ -320,7 +323,7 @@ def attend_score_evict(
         RECENT=protect_recent,
         BLOCK_R=triton.next_power_of_2(max(1, protect_recent)),
         DEPENDENT=dependent,
-        num_warps=4,
+        num_warps=config.choose_warps,
         **({"launch_pdl": True} if dependent else {}),
     )
     return out
