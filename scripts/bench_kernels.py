@@ -199,11 +199,18 @@ TILES = [
     (64, 4, 2, None),
     (64, 2, 3, None),
     (128, 4, 3, None),
-    (128, 8, 2, None),
     (128, 8, 3, 128),
 ]
-#: Programs that score a row, how many slots of it at a time, and how many heads.
-CHUNKS = [(8, 512, 8), (16, 256, 8), (16, 256, 32), (32, 128, 8), (32, 128, 32)]
+#: Programs that score a row, how many slots of it at a time, how many heads, and their warps.
+CHUNKS = [
+    (16, 256, 8, 1),
+    (16, 256, 32, 1),
+    (8, 512, 8, 2),
+    (4, 1024, 8, 4),
+    (32, 128, 8, 1),
+    (32, 128, 32, 1),
+    (32, 128, 32, 4),
+]
 
 
 def tiles(base: LaunchConfig):
@@ -214,7 +221,7 @@ def tiles(base: LaunchConfig):
 
 def splits(base: LaunchConfig):
     """`base` with the rows split otherwise."""
-    for share in (2, 3, 5, 6, 8):
+    for share in (1, 2, 3, 6):
         yield replace(base, max_splits=min(64, max(1, base.max_splits * share // 4)))
     if base.max_splits > 8:
         yield replace(base, min_split_tokens=128)
@@ -222,8 +229,8 @@ def splits(base: LaunchConfig):
 
 def chunks(base: LaunchConfig):
     """`base` with the scores read otherwise."""
-    for count, slots, voters in CHUNKS:
-        yield replace(base, chunks=count, chunk_slots=slots, voters=voters)
+    for count, slots, voters, warps in CHUNKS:
+        yield replace(base, chunks=count, chunk_slots=slots, voters=voters, choose_warps=warps)
 
 
 def sweep(batches: list[int], replays: int) -> None:

@@ -69,7 +69,6 @@ def build(
                 "k_new_stride",
                 "v_new_stride",
                 "k_slot_stride",
-                "scores_stride",
             ):
                 attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)

@@ -100,8 +100,6 @@ def attend_kernel(
     max_splits,
     min_split_tokens,
     field_stride,
-    scores_stride,
-    tile_peak_stride,
     q_stride,
     k_new_stride,
     v_new_stride,
@@ -178,12 +176,13 @@ def attend_kernel(
         mask=in_group[:, None] & in_d[None, :],
         other=0.0,
     )
-    # scores_ptr [num_q_heads, scores_stride]: exp(logit) * |v|_1 of each scored slot (exp(logit)
+    # scores_ptr [tiles, num_q_heads, BLOCK_N]: exp(logit) * |v|_1 of each scored slot (exp(logit)
     # where attention alone ranks), over 2 to the power of its tile's entry in tile_peak_ptr
-    # [num_q_heads, tile_peak_stride].
+    # [tiles, num_q_heads]. Heads of a tile lie side by side: writes to far places cost more.
+    num_q_heads = num_kv_heads * GROUP
     places = tl.multiple_of(score_offset, SCORE_ALIGN)
-    scores_at = scores_ptr + q_head.to(tl.int64) * scores_stride + places
-    tile_peak_at = tile_peak_ptr + q_head.to(tl.int64) * tile_peak_stride + places // BLOCK_N
+    scores_at = scores_ptr + places.to(tl.int64) * num_q_heads + q_head[:, None] * BLOCK_N
+    tile_peak_at = tile_peak_ptr + places // BLOCK_N * num_q_heads + q_head
 
     peak = tl.full([BLOCK_H], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_H, BLOCK_N], tl.float32)
@@ -223,12 +222,12 @@ def attend_kernel(
             # Past the row's end too (it is the row's own room): a mask there would make these
             # stores of 2 bytes each.
             tl.store(
-                scores_at[:, None] + position[None, :],
+                scores_at + first * num_q_heads + offs_n[None, :],
                 _encode(p, norm),
                 mask=in_group[:, None],
                 eviction_policy="evict_last",
             )
-            tl.store(tile_peak_at + first // BLOCK_N, peak, mask=in_group)
+            tl.store(tile_peak_at + first // BLOCK_N * num_q_heads, peak, mask=in_group)
 
     total_of_head = tl.sum(total, axis=1)
     acc = acc * (v_scale / total_of_head)[:, None]
@@ -315,8 +314,6 @@ def combine_kernel(
     arrived_ptr,
     min_split_tokens,
     field_stride,
-    scores_stride,
-    tile_peak_stride,
     protect_sink_tokens,
     NUM_Q_HEADS: tl.constexpr,
     V_HEAD_DIM: tl.constexpr,
@@ -406,15 +403,17 @@ def combine_kernel(
         for first_voter in tl.range(0, VOTERS, BLOCK_V, loop_unroll_factor=max(1, 8 // BLOCK_V)):
             voter = victim_head * VOTERS + first_voter + offs_v
             votes = first_voter + offs_v < VOTERS
-            head = voter.to(tl.int64)
             # Positions are not masked: what lies past the row's end is read, and not looked at.
             # [TILES, BLOCK_V, BLOCK_N]: in this order a thread holds all heads of its slots.
-            head_at = (head * scores_stride + places)[None, :, None]
+            at = tiles[:, None] * NUM_Q_HEADS + voter[None, :]
+            codes_at = scores_ptr + places.to(tl.int64) * NUM_Q_HEADS
             codes = tl.load(
-                scores_ptr + head_at + position[:, None, :], mask=votes[None, :, None], other=0
+                codes_at + at[:, :, None] * BLOCK_N + offs_n[None, None, :],
+                mask=votes[None, :, None],
+                other=0,
             )
-            peak_at = tile_peak_ptr + (head * tile_peak_stride + places // BLOCK_N)[None, :]
-            peak = tl.load(peak_at + tiles[:, None], mask=votes[None, :], other=0.0)
+            peak_at = tile_peak_ptr + places // BLOCK_N * NUM_Q_HEADS
+            peak = tl.load(peak_at + at, mask=votes[None, :], other=0.0)
             lse = _lse(partial_lse_ptr, first_head + voter, votes, splits, MAX_SPLITS, BLOCK_S)
             weight = tl.where(votes[None, :], tl.exp2(peak - lse[None, :]), 0.0)
             score += tl.sum(_decode(codes) * weight[:, :, None], axis=1)

@@ -112,8 +112,8 @@ class Workspace:
         self.partial_lse = new(max(max_batch, max_partials), num_q_heads)
         # Scores are read in whole chunks: past the end of the last row too.
         width = self.places + MAX_CHUNK_SLOTS
-        self.scores = new(num_q_heads, width, dtype=torch.int16)
-        self.tile_peak = new(num_q_heads, width // MIN_BLOCK_N)
+        self.scores = new(width * num_q_heads, dtype=torch.int16)
+        self.tile_peak = new(width // MIN_BLOCK_N * num_q_heads)
         self.best_score = new(max_batch, victim_heads, MAX_CHUNKS)
         self.best_index = new(max_batch, victim_heads, MAX_CHUNKS, dtype=torch.int32)
         self.arrived = torch.zeros(max_batch, victim_heads, dtype=torch.int32, device=device)
@@ -263,8 +263,6 @@ def attend_score_evict(
         config.max_splits,
         config.min_split_tokens,
         fields.stride(0),
-        workspace.scores.stride(0),
-        workspace.tile_peak.stride(0),
         q.stride(0),
         k_new.stride(0),
         v_new.stride(0),
@@ -306,8 +304,6 @@ def attend_score_evict(
         workspace.arrived,
         config.min_split_tokens,
         fields.stride(0),
-        workspace.scores.stride(0),
-        workspace.tile_peak.stride(0),
         protect_sink_tokens,
         NUM_Q_HEADS=num_q_heads,
         V_HEAD_DIM=v_head_dim,
