@@ -78,7 +78,7 @@ class FusedDecode:
             v_head_dim=self.token_to_kv_pool.get_value_buffer(0).shape[2],
             victim_heads=state.victim_heads,
             device=self.device,
-            max_partials=8 * self.num_sms,
+            max_partials=4 * self.num_sms,
         )
         self._step: DecodeStep | None = None
         self._graph_fields: torch.Tensor | None = None

@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from longflow_kernels.attend_score_evict import kernel as decode
-from longflow_kernels.attend_score_evict.op import launch_config
+from longflow_kernels.attend_score_evict.op import OUT_VALUES, launch_config
 from longflow_kernels.compress_prompt import kernel as prompt
 
 PTXAS = Path(triton.backends.nvidia.__file__).parent / "bin" / "ptxas"
@@ -87,8 +87,8 @@ def build(
     )
 
 
-def attend(head_dim: int, group: int, dtype: str, cache: str):
-    config = launch_config(32, 8, head_dim, 132, itemsize=1 if cache != dtype else 2)
+def attend(head_dim: int, group: int, dtype: str, cache: str, batch: int = 32):
+    config = launch_config(batch, 8, head_dim, 132, itemsize=1 if cache != dtype else 2)
     constants = dict(
         GROUP=group,
         HEAD_DIM=head_dim,
@@ -115,24 +115,26 @@ def attend(head_dim: int, group: int, dtype: str, cache: str):
     )
 
 
-def combine(heads: int, victim_heads: int, recent: int):
+def combine(heads: int, victim_heads: int, recent: int, batch: int = 32):
+    config = launch_config(batch, 8, 128, 132)
+    splits = triton.next_power_of_2(config.max_splits)
     constants = dict(
         NUM_Q_HEADS=heads,
         V_HEAD_DIM=128,
         BLOCK_DV=128,
-        BLOCK_N=64,
-        MAX_SPLITS=8,
-        BLOCK_S=8,
+        BLOCK_N=config.block_n,
+        MAX_SPLITS=config.max_splits,
+        BLOCK_S=splits,
         VICTIM_HEADS=victim_heads,
-        BLOCK_V=min(8, triton.next_power_of_2(heads // victim_heads)),
-        CHUNKS=4,
-        TILES=8,
-        OUT_HEADS=4,
+        BLOCK_V=min(config.voters, triton.next_power_of_2(heads // victim_heads)),
+        CHUNKS=config.chunks,
+        TILES=config.chunk_slots // config.block_n,
+        OUT_HEADS=max(1, OUT_VALUES * config.choose_warps // (128 * splits)),
         RECENT=recent,
         BLOCK_R=triton.next_power_of_2(max(1, recent)),
         DEPENDENT=True,
     )
-    return build(decode.combine_kernel, constants, 4, 3, "bf16", "bf16")
+    return build(decode.combine_kernel, constants, config.choose_warps, 3, "bf16", "bf16")
 
 
 def cut(function, head_dim: int):
@@ -155,9 +157,12 @@ def main() -> None:
 
     for head_dim in (64, 96, 128, 256):
         show(f"attend {head_dim} bf16", attend(head_dim, 4, "bf16", "bf16"))
+    for batch in (1, 8):
+        show(f"attend 128 bf16, batch {batch}", attend(128, 4, "bf16", "bf16", batch))
     show("attend 128 fp16", attend(128, 7, "fp16", "fp16"))
     show("attend 128 fp8", attend(128, 4, "bf16", "fp8e4nv"))
-    show("combine 32 heads", combine(32, 1, 0))
+    for batch in (1, 8, 32, 128):
+        show(f"combine 32 heads, batch {batch}", combine(32, 1, 0, batch))
     show("combine 64 heads, 64 recent", combine(64, 1, 64))
     show("combine by KV head", combine(32, 8, 0))
     show("gather", build(decode.gather_indices_kernel, dict(BLOCK=512), 4, 3, "bf16", "bf16"))

@@ -67,15 +67,24 @@ def launch_config(
 ) -> LaunchConfig:
     """The cut for a batch of this size: enough programs to fill the GPU a few times over."""
     programs = max(1, batch * num_kv_heads)
-    splits = min(64, triton.next_power_of_2(triton.cdiv(4 * num_sms, programs)))
-    chunks, chunk_slots = (8, 512) if batch > 16 else (16, 256)
-    cut = dict(max_splits=splits, chunks=chunks, chunk_slots=chunk_slots)
+    splits = 1
+    while splits < 64 and 2 * splits * programs <= 4 * num_sms:
+        splits *= 2
+    # One warp scores 256 slots without waiting for another; a small batch reads all heads at once.
+    cut = dict(max_splits=splits, chunks=16, chunk_slots=256, voters=8, choose_warps=1)
+    if splits > 1:
+        cut.update(voters=32)
+    if splits > 2:
+        cut.update(chunks=32, chunk_slots=128)
+    if splits > 16:
+        cut.update(min_split_tokens=128, choose_warps=4)
     if head_dim * itemsize > 256:
         return LaunchConfig(block_n=32, num_stages=2, **cut)
-    if splits == 1 or splits > 16:
-        return LaunchConfig(block_n=128, num_stages=3, **cut)
     plain = itemsize == 2 and head_dim in (64, 128)  # others would spill
-    return LaunchConfig(block_n=64, num_stages=2, max_registers=128 if plain else None, **cut)
+    if splits <= 2:
+        tile = dict(block_n=64, num_warps=2) if plain else dict(block_n=128)
+        return LaunchConfig(num_stages=3, **tile, **cut)
+    return LaunchConfig(num_stages=2, max_registers=128 if plain and splits <= 16 else None, **cut)
 
 
 class Workspace:
@@ -87,7 +96,7 @@ class Workspace:
         Scores that fit: of scored rows of ``capacity_tokens`` together (the pool's size suffices: a
         scored row owns its slots), each row aligned.
     max_partials : int
-        Rows times splits of a step that is split at all; `launch_config` stays below 8 a
+        Rows times splits of a step that is split at all; `launch_config` stays below 4 a
         multiprocessor.
     """
 
