@@ -15,7 +15,7 @@ from sglang_longflow.backend.moves import carry_out
 from sglang_longflow.backend.pool import load_kv, scale_of
 from sglang_longflow.contracts import DecodeView, PrefillView, PromptRow
 from sglang_longflow.flow.decode import DecodeState
-from sglang_longflow.policies import PromptEnd
+from sglang_longflow.policies import Policy, PromptEnd
 
 
 class LongFlowAttnBackend(AttentionBackend):
@@ -46,19 +46,31 @@ class LongFlowAttnBackend(AttentionBackend):
             device,
             kv_heads if config.kv_victims == "kv_head" else 1,
         )
+        num_q_heads = model_runner.model_config.num_attention_heads // get_parallel().attn_tp_size
         self.decode = (
             FusedDecode(
                 model_runner,
                 self.state,
                 config.policy(),
-                model_runner.model_config.num_attention_heads // get_parallel().attn_tp_size,
+                num_q_heads,
                 config.row_tokens(row_slots),
             )
             if self.fused
             else ReferenceDecode(inner, model_runner, self.state)
         )
+        if self.fused:
+            self._compile_prompt_scores(num_q_heads, model_runner.dtype)
         self._note_state_bytes()
         self._prefill: PrefillView | None = None
+
+    def _compile_prompt_scores(self, num_q_heads: int, dtype: torch.dtype) -> None:
+        """So that the first long prompt does not wait for it: two seconds on an H100."""
+        keys = self.token_to_kv_pool.get_key_buffer(0)
+        window = torch.zeros(
+            Policy.prompt_window_tokens, num_q_heads, keys.shape[2], dtype=dtype, device=keys.device
+        )
+        slots = torch.zeros(1, dtype=torch.int32, device=keys.device)
+        paged_prompt_scores(window, keys, slots, scaling=1.0)
 
     def __getattr__(self, name):
         return getattr(self.__dict__["inner"], name)

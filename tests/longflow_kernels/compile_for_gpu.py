@@ -17,8 +17,11 @@ import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from longflow_kernels.attend_score_evict import kernel as decode
-from longflow_kernels.attend_score_evict.op import OUT_VALUES, launch_config
+from longflow_kernels.attend_score_evict.attend import attend_kernel
+from longflow_kernels.attend_score_evict.combine import combine_kernel
+from longflow_kernels.attend_score_evict.gather import gather_indices_kernel
+from longflow_kernels.attend_score_evict.launch import launch_config
+from longflow_kernels.attend_score_evict.op import (OUT_VALUES)
 from longflow_kernels.compress_prompt import kernel as prompt
 
 PTXAS = Path(triton.backends.nvidia.__file__).parent / "bin" / "ptxas"
@@ -105,7 +108,7 @@ def attend(head_dim: int, group: int, dtype: str, cache: str, batch: int = 32):
         DEPENDENT=True,
     )
     return build(
-        decode.attend_kernel,
+        attend_kernel,
         constants,
         config.num_warps,
         config.num_stages,
@@ -134,7 +137,7 @@ def combine(heads: int, victim_heads: int, recent: int, batch: int = 32):
         BLOCK_R=triton.next_power_of_2(max(1, recent)),
         DEPENDENT=True,
     )
-    return build(decode.combine_kernel, constants, config.choose_warps, 3, "bf16", "bf16")
+    return build(combine_kernel, constants, config.choose_warps, 3, "bf16", "bf16")
 
 
 def cut(function, head_dim: int):
@@ -165,7 +168,7 @@ def main() -> None:
         show(f"combine 32 heads, batch {batch}", combine(32, 1, 0, batch))
     show("combine 64 heads, 64 recent", combine(64, 1, 64))
     show("combine by KV head", combine(32, 8, 0))
-    show("gather", build(decode.gather_indices_kernel, dict(BLOCK=512), 4, 3, "bf16", "bf16"))
+    show("gather", build(gather_indices_kernel, dict(BLOCK=512), 4, 3, "bf16", "bf16"))
     show("normaliser", cut(prompt.normaliser_kernel, 128))
     show("mass", cut(prompt.mass_kernel, 128))
 

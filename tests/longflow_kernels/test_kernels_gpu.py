@@ -5,8 +5,10 @@ import torch
 from decode_case import INTERPRETED, DecodeCase, assert_step
 
 from longflow_kernels import prompt_scores
-from longflow_kernels.attend_score_evict.op import attend_score_evict, launch_config
+from longflow_kernels.attend_score_evict.launch import launch_config
+from longflow_kernels.attend_score_evict.op import (attend_score_evict)
 from longflow_kernels.attend_score_evict.rows import StepRow, pack_rows
+from longflow_kernels.compress_prompt.kernel import mass_kernel, normaliser_kernel
 from longflow_kernels.compress_prompt.op import paged_prompt_scores
 
 pytestmark = [
@@ -179,3 +181,16 @@ def test_prompt_scores(heads, earlier, fp8):
     keys = cache.view(torch.uint8)[slots.long()].view(cache.dtype) if fp8 else cache[slots.long()]
     want = prompt_scores(q, keys.float() * scale, 128**-0.5)
     torch.testing.assert_close(got, want, rtol=2e-2, atol=1e-5)
+
+
+def test_prompts_of_any_length_share_their_kernels():
+    """A server must not compile while it works."""
+    q = torch.randn(32, 8, 128, dtype=torch.bfloat16, device="cuda")
+    cache = torch.randn(2048, 4, 128, dtype=torch.bfloat16, device="cuda")
+    slots = torch.randperm(2048, device="cuda").to(torch.int32)
+    kernels = (normaliser_kernel, mass_kernel)
+    compiled = []
+    for first, earlier in ((0, 16), (0, 1), (1, 1000), (3, 1024)):
+        paged_prompt_scores(q, cache, slots[first : first + earlier], 128**-0.5)
+        compiled.append([len(kernel.device_caches[0][0]) for kernel in kernels])
+    assert compiled[1:] == compiled[:1] * 3

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
-from longflow_kernels.attend_score_evict import kernel
-from longflow_kernels.attend_score_evict.kernel import NUM_FIELDS
+from longflow_kernels.attend_score_evict import layout
+from longflow_kernels.attend_score_evict.layout import NUM_FIELDS
 
 #: Rows of the fields that callers read.
-KV_LEN, KV_START = kernel.KV_LEN.value, kernel.KV_START.value
-SCORE_OFFSET, GIVEN_VICTIM = kernel.SCORE_OFFSET.value, kernel.GIVEN_VICTIM.value
-SCORE_ALIGN = kernel.SCORE_ALIGN.value
+KV_LEN, KV_START = layout.KV_LEN.value, layout.KV_START.value
+SCORE_OFFSET, GIVEN_VICTIM = layout.SCORE_OFFSET.value, layout.GIVEN_VICTIM.value
+SCORE_ALIGN = layout.SCORE_ALIGN.value
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,10 @@ def _logits(
     return tl.where(in_keys[None, :], logits, float("-inf"))
 
 
-@triton.jit
+# Not specialised on the prompt: a server would compile again in the middle of its work.
+@triton.jit(
+    do_not_specialize=["num_keys", "chunk_keys"], do_not_specialize_on_alignment=["slots_ptr"]
+)
 def normaliser_kernel(
     q_ptr,
     k_cache_ptr,
@@ -112,7 +115,7 @@ def normaliser_kernel(
     tl.store(at, peak + tl.log2(total), mask=offs_m < ROWS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_keys"], do_not_specialize_on_alignment=["slots_ptr"])
 def mass_kernel(
     q_ptr,
     k_cache_ptr,
