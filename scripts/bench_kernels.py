@@ -24,7 +24,7 @@ import torch
 import triton
 
 from longflow_kernels.attend_score_evict.launch import LaunchConfig, launch_config
-from longflow_kernels.attend_score_evict.op import (Workspace, attend_score_evict)
+from longflow_kernels.attend_score_evict.op import Workspace, attend_score_evict
 from longflow_kernels.attend_score_evict.rows import StepRow, pack_rows
 
 #: (query heads, KV heads, head_dim) and the model that has them.

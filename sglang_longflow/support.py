@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from longflow_kernels.attend_score_evict.op import (HEAD_DIMS, MAX_GROUP)
+from longflow_kernels.attend_score_evict.op import HEAD_DIMS, MAX_GROUP
 from sglang_longflow.config import LongFlowConfig, runs_on_gpu
 from sglang_longflow.errors import UnsupportedSetup
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from longflow_kernels.attend_score_evict.launch import LaunchConfig, launch_config
-from longflow_kernels.attend_score_evict.op import (Workspace, attend_score_evict, gather_kv_indices)
+from longflow_kernels.attend_score_evict.op import Workspace, attend_score_evict, gather_kv_indices
 from longflow_kernels.attend_score_evict.rows import NUM_FIELDS, StepRow, pack_full_rows, pack_rows
 from sglang_longflow.backend.pool import scale_of
 from sglang_longflow.contracts import DecodeView

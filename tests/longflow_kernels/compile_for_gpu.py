@@ -21,7 +21,7 @@ from longflow_kernels.attend_score_evict.attend import attend_kernel
 from longflow_kernels.attend_score_evict.combine import combine_kernel
 from longflow_kernels.attend_score_evict.gather import gather_indices_kernel
 from longflow_kernels.attend_score_evict.launch import launch_config
-from longflow_kernels.attend_score_evict.op import (OUT_VALUES)
+from longflow_kernels.attend_score_evict.op import OUT_VALUES
 from longflow_kernels.compress_prompt import kernel as prompt
 
 PTXAS = Path(triton.backends.nvidia.__file__).parent / "bin" / "ptxas"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from longflow_kernels.attend_score_evict.launch import LaunchConfig
-from longflow_kernels.attend_score_evict.op import (Workspace, attend_score_evict)
+from longflow_kernels.attend_score_evict.op import Workspace, attend_score_evict
 from longflow_kernels.attend_score_evict.reference import (
     ReferenceStep,
     attend_score_evict_reference,

@@ -7,7 +7,7 @@ import torch
 from decode_case import INTERPRETED, SMALL, DecodeCase, assert_step
 
 from longflow_kernels.attend_score_evict.launch import LaunchConfig, launch_config
-from longflow_kernels.attend_score_evict.op import (Workspace, attend_score_evict)
+from longflow_kernels.attend_score_evict.op import Workspace, attend_score_evict
 from longflow_kernels.attend_score_evict.rows import StepRow, pack_full_rows, pack_rows
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="the GPU runs test_kernels_gpu.py")

@@ -6,7 +6,7 @@ from decode_case import INTERPRETED, DecodeCase, assert_step
 
 from longflow_kernels import prompt_scores
 from longflow_kernels.attend_score_evict.launch import launch_config
-from longflow_kernels.attend_score_evict.op import (attend_score_evict)
+from longflow_kernels.attend_score_evict.op import attend_score_evict
 from longflow_kernels.attend_score_evict.rows import StepRow, pack_rows
 from longflow_kernels.compress_prompt.kernel import mass_kernel, normaliser_kernel
 from longflow_kernels.compress_prompt.op import paged_prompt_scores

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 import triton
 
-from longflow_kernels.attend_score_evict.op import (HEAD_DIMS)
+from longflow_kernels.attend_score_evict.op import HEAD_DIMS
 from longflow_kernels.compress_prompt.kernel import mass_kernel, normaliser_kernel
 
 #: Enough chunks of keys to fill a GPU, and few enough to add up at once.
