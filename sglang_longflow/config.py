@@ -53,7 +53,8 @@ FLAGS = (
         str,
         "auto",
         "triton: attention, score and victim in one kernel. reference: SGLang's attention, then "
-        "the score in PyTorch, without CUDA graphs. auto: triton on a GPU, reference on a CPU.",
+        "the score in PyTorch, without CUDA graphs. auto: triton on a GPU where it can rank by the "
+        "policy, else reference.",
         ("auto", "triton", "reference"),
     ),
 )
@@ -120,6 +121,11 @@ class LongFlowConfig:
             raise ConfigError(
                 f"kv_policy={self.kv_policy!r}: unknown policy; known: {', '.join(policy_names())}"
             )
+        if not self.serves(self.policy()):
+            raise ConfigError(
+                f"kv_policy={self.kv_policy!r}: the triton decode kernel does not rank by it; set "
+                f"--kv-decode-kernel reference (or auto)"
+            )
         floor = self.policy().min_budget_tokens
         low = floor if self.kv_budget_min is None else self.kv_budget_min
         if low < floor:
@@ -143,6 +149,12 @@ class LongFlowConfig:
             protect_sink_tokens=self.kv_protect_sink_tokens,
             protect_recent_tokens=self.kv_protect_recent_tokens,
         )
+
+    def serves(self, policy: Policy) -> bool:
+        """Whether requests may ask for it here: the kernel ranks by it, or its memory is there."""
+        if self.uses_fused_decode:
+            return policy.is_fused
+        return policy.needs.within(self.policy().needs)
 
     @property
     def uses_fused_decode(self) -> bool:
@@ -189,5 +201,7 @@ def config_from(source: Any) -> LongFlowConfig | None:
                 )
         return None
     if values["kv_decode_kernel"] in (None, "auto"):
-        values["kv_decode_kernel"] = "triton" if runs_on_gpu(source) else "reference"
+        name = values["kv_policy"]
+        fused = name not in policy_names() or make_policy(name).is_fused
+        values["kv_decode_kernel"] = "triton" if fused and runs_on_gpu(source) else "reference"
     return LongFlowConfig(**{k: v for k, v in values.items() if v is not None})

@@ -59,6 +59,8 @@ class KVRow:
         Prompt tokens that were dropped at the end of prefill.
     overwritten_tokens : int
         Decode steps launched that overwrote a slot.
+    decode_steps : int
+        Decode steps launched since prefill.
     prompt_keep : torch.Tensor or None
         [num_layers, budget - 1] int64 on the device: the prompt positions each layer keeps,
         written by the last prefill chunk, read once by the first decode step.
@@ -68,6 +70,7 @@ class KVRow:
     owned: bool = False
     cut_tokens: int = 0
     overwritten_tokens: int = 0
+    decode_steps: int = 0
     prompt_keep: torch.Tensor | None = None
 
     def reset(self) -> None:
@@ -75,6 +78,7 @@ class KVRow:
         self.owned = False
         self.cut_tokens = 0
         self.overwritten_tokens = 0
+        self.decode_steps = 0
         self.prompt_keep = None
 
 
@@ -124,6 +128,35 @@ class PrefillView:
 
 
 @dataclass(frozen=True)
+class FullRow:
+    """A row that is full after a decode step and needs a victim for the next one.
+
+    Attributes
+    ----------
+    index : int
+        Its place in the batch.
+    budget : KVBudget
+    overwrites : int
+        Tokens overwritten since it filled, this step's included; 0 where it filled now.
+    decode_steps : int
+        Decode steps since prefill, this one included.
+    was_cut : bool
+        Its prompt was over budget - 1.
+    """
+
+    index: int
+    budget: KVBudget
+    overwrites: int
+    decode_steps: int
+    was_cut: bool
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt among those that filled the row."""
+        return self.budget.tokens - (self.decode_steps - self.overwrites)
+
+
+@dataclass(frozen=True)
 class DecodeView:
     """What the backend needs to know of a decode batch, all host data.
 
@@ -135,9 +168,7 @@ class DecodeView:
         The row overwrites its victim in this step (and takes no new slot).
     fresh : list of bool
         The row was cut just now: its only free place is its last one.
-    full_rows : list of (int, KVBudget, int)
-        (batch index, budget, tokens written since the row filled) of the rows that are full
-        after this step and need a victim for the next one.
+    full_rows : list of FullRow
     moves : list of RowMove
         To be carried out before anything in this step reads or writes K/V.
     """
@@ -145,5 +176,5 @@ class DecodeView:
     kv_lens: list[int]
     overwrite: list[bool]
     fresh: list[bool]
-    full_rows: list[tuple[int, KVBudget, int]]
+    full_rows: list[FullRow]
     moves: list[RowMove] = field(default_factory=list)

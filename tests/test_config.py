@@ -56,7 +56,10 @@ def test_flags_and_fields_are_the_same():
             {"kv_budget": 0, "kv_budget_min": 90, "kv_budget_max": 80},
             "kv_budget_max=80: below the minimum 90",
         ),
-        ({"kv_budget": 64, "kv_policy": "h2o"}, "kv_policy='h2o': unknown policy; known: longflow"),
+        (
+            {"kv_budget": 64, "kv_policy": "nope"},
+            "kv_policy='nope': unknown policy; known: longflow",
+        ),
         ({"kv_budget": 64, "kv_policy": ""}, "kv_policy='': unknown policy"),
         ({"kv_budget": 64, "kv_victims": "head"}, "kv_victims='head': expected one of layer, kv_"),
         ({"kv_budget": 64, "kv_decode_kernel": ""}, "kv_decode_kernel='': expected one of auto"),
@@ -182,6 +185,15 @@ def test_auto_is_the_fused_kernel_on_a_gpu_only(monkeypatch, device, has_gpu, ke
     assert config_from(source).kv_decode_kernel == kernel
     source.kv_decode_kernel = "reference"
     assert config_from(source).kv_decode_kernel == "reference"
+
+
+def test_auto_is_the_reference_decode_for_policies_the_kernel_does_not_have(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    source = SimpleNamespace(kv_budget=64, kv_policy="h2o", kv_decode_kernel="auto", device=None)
+    assert config_from(source).kv_decode_kernel == "reference"
+    source.kv_decode_kernel = "triton"
+    with pytest.raises(ConfigError, match="kv_policy='h2o': the triton decode kernel does not"):
+        config_from(source)
 
 
 def test_values_arrive_where_they_belong():

@@ -15,6 +15,7 @@ from sglang_longflow.backend.moves import carry_out
 from sglang_longflow.backend.pool import load_kv, scale_of
 from sglang_longflow.contracts import DecodeView, PrefillView, PromptRow
 from sglang_longflow.flow.decode import DecodeState
+from sglang_longflow.flow.policy_memory import PolicyMemory
 from sglang_longflow.policies import Policy, PromptEnd
 
 
@@ -47,6 +48,21 @@ class LongFlowAttnBackend(AttentionBackend):
             kv_heads if config.kv_victims == "kv_head" else 1,
         )
         num_q_heads = model_runner.model_config.num_attention_heads // get_parallel().attn_tp_size
+        needs = config.policy().needs
+        self.memory = (
+            PolicyMemory(
+                needs,
+                num_layers=self.num_layers,
+                num_rows=num_rows,
+                num_slots=self.token_to_kv_pool.get_key_buffer(0).shape[0],
+                num_q_heads=num_q_heads,
+                head_dim=self.token_to_kv_pool.get_key_buffer(0).shape[2],
+                dtype=model_runner.dtype,
+                device=device,
+            )
+            if needs.any
+            else None
+        )
         self.decode = (
             FusedDecode(
                 model_runner,
@@ -56,7 +72,7 @@ class LongFlowAttnBackend(AttentionBackend):
                 config.row_tokens(row_slots),
             )
             if self.fused
-            else ReferenceDecode(inner, model_runner, self.state)
+            else ReferenceDecode(inner, model_runner, self.state, self.memory)
         )
         if self.fused:
             self._compile_prompt_scores(num_q_heads, model_runner.dtype)
@@ -142,7 +158,19 @@ class LongFlowAttnBackend(AttentionBackend):
             queries = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
             for row in self._prefill.rows:
                 self._pick_prompt(row, queries, layer)
+                if self.memory is not None:
+                    self._note_prompt_queries(row, queries, layer)
         return out
+
+    def _note_prompt_queries(self, row: PromptRow, queries: torch.Tensor, layer) -> None:
+        window = self.memory.needs.query_window
+        if window:
+            last = torch.arange(
+                row.prompt_tokens - window, row.prompt_tokens, device=queries.device
+            )
+            rows = torch.full_like(last, row.req_pool_idx)
+            kept = queries[row.query_end - window : row.query_end]
+            self.memory.note_queries(layer.layer_id, rows, last, kept)
 
     def _pick_prompt(self, row: PromptRow, queries: torch.Tensor, layer) -> None:
         slots = self.req_to_token_pool.req_to_token[row.req_pool_idx, : row.prompt_tokens]

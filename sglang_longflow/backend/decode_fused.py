@@ -141,15 +141,16 @@ class FusedDecode:
         rows = [
             StepRow(kv_len, overwrites) for kv_len, overwrites in zip(view.kv_lens, view.overwrite)
         ]
-        for index, budget, overwrites in view.full_rows:
-            known = budget.policy.known_victim(budget.tokens, overwrites)
-            rows[index] = StepRow(
-                kv_len=view.kv_lens[index],
-                overwrites=view.overwrite[index],
-                scored=budget.policy.ranks_by is not None,
+        for row in view.full_rows:
+            policy = row.budget.policy
+            known = policy.known_victim(row.budget.tokens, row.overwrites)
+            rows[row.index] = StepRow(
+                kv_len=view.kv_lens[row.index],
+                overwrites=view.overwrite[row.index],
+                scored=policy.ranks_by is not None,
                 given_victim=-1 if known is None else known,
-                written=overwrites,
-                by_attention=budget.policy.ranks_by == "attention",
+                written=row.overwrites,
+                by_attention=policy.ranks_by == "attention",
             )
         return pack_rows(rows, self.workspace.places)
 

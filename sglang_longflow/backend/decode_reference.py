@@ -11,8 +11,9 @@ from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
 from longflow_kernels import attention_mass, removal_scores
 from sglang_longflow.backend.pool import load_kv
-from sglang_longflow.contracts import DecodeView
+from sglang_longflow.contracts import DecodeView, FullRow
 from sglang_longflow.flow.decode import DecodeState
+from sglang_longflow.flow.policy_memory import LayerRows, PolicyMemory
 from sglang_longflow.policies import FullRows, Policy
 
 
@@ -28,7 +29,9 @@ class FullGroup:
         [n] int64 each: place in the batch, and req_pool_idx.
     slots : torch.Tensor
         [n, budget_tokens] int64 pool slots.
-    overwrites : list of int
+    positions : torch.Tensor
+        [n] int64, where this step's tokens stand in their sequences.
+    rows : list of FullRow
     """
 
     policy: Policy
@@ -36,7 +39,12 @@ class FullGroup:
     batch_index: torch.Tensor
     pool_index: torch.Tensor
     slots: torch.Tensor
-    overwrites: list[int]
+    positions: torch.Tensor
+    rows: list[FullRow]
+
+    @property
+    def overwrites(self) -> list[int]:
+        return [row.overwrites for row in self.rows]
 
 
 @dataclass
@@ -52,16 +60,23 @@ class DecodeStep:
 class ReferenceDecode:
     """Redirects a full row's write in each layer, and picks its next victim after attention."""
 
-    def __init__(self, inner: AttentionBackend, model_runner, state: DecodeState):
+    def __init__(
+        self,
+        inner: AttentionBackend,
+        model_runner,
+        state: DecodeState,
+        memory: PolicyMemory | None = None,
+    ):
         self.inner = inner
         self.state = state
+        self.memory = memory
         self.req_to_token_pool = model_runner.req_to_token_pool
         self.token_to_kv_pool = model_runner.token_to_kv_pool
         self._step: DecodeStep | None = None
 
     @property
     def nbytes(self) -> int:
-        return 0
+        return self.memory.nbytes if self.memory else 0
 
     def init_cuda_graph_state(self, max_bs: int) -> None:
         raise RuntimeError(
@@ -91,26 +106,33 @@ class ReferenceDecode:
         self.inner.init_forward_metadata(inner)
 
     def _groups(self, forward_batch, view: DecodeView) -> list[FullGroup]:
-        by_kind: dict[tuple[Policy, int], list[tuple[int, int]]] = defaultdict(list)
-        for index, budget, overwrites in view.full_rows:
-            by_kind[budget.policy, budget.tokens].append((index, overwrites))
+        by_kind: dict[tuple[Policy, int, bool], list[FullRow]] = defaultdict(list)
+        for row in view.full_rows:
+            policy, tokens = row.budget.policy, row.budget.tokens
+            by_kind[policy, tokens, policy.is_due(tokens, row.overwrites)].append(row)
         device = forward_batch.seq_lens.device
         # On a CPU row by row: a row's sums must not depend on who shares its batch.
         size = 1 if device.type == "cpu" else len(view.full_rows) or 1
         groups = []
-        for (policy, tokens), members in by_kind.items():
+        for (policy, tokens, _), members in by_kind.items():
             for start in range(0, len(members), size):
                 part = members[start : start + size]
-                batch_index = torch.tensor([i for i, _ in part]).to(device, non_blocking=True)
-                pool_index = forward_batch.req_pool_indices[batch_index]
+                index = torch.tensor([row.index for row in part]).to(device, non_blocking=True)
+                pool_index = forward_batch.req_pool_indices[index]
                 slots = self.req_to_token_pool.req_to_token[pool_index, :tokens].to(torch.int64)
-                groups.append(
-                    FullGroup(policy, tokens, batch_index, pool_index, slots, [n for _, n in part])
-                )
+                positions = forward_batch.seq_lens[index].to(torch.int64) - 1
+                groups.append(FullGroup(policy, tokens, index, pool_index, slots, positions, part))
         return groups
 
     def forward(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
         step = self._step
+        if self.memory is not None and k is not None:
+            self.memory.note_queries(
+                layer.layer_id,
+                forward_batch.req_pool_indices,
+                forward_batch.seq_lens.to(torch.int64) - 1,
+                q.view(-1, layer.tp_q_head_num, layer.qk_head_dim),
+            )
         if step is None or k is None:
             return self.inner.forward_decode(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
         if not save_kv_cache:
@@ -145,6 +167,20 @@ class ReferenceDecode:
         recent = self.state.note_written(
             layer.layer_id, group.pool_index, group.budget_tokens, group.overwrites
         )
+        memory = None
+        if group.policy.needs.any:
+            assert self.memory is not None
+            memory = LayerRows(
+                self.memory,
+                layer.layer_id,
+                rows=group.pool_index,
+                slots=group.slots,
+                written=self.state.next_slot[layer.layer_id, group.pool_index, 0].long(),
+                positions=group.positions,
+                overwrites=group.overwrites,
+                decode_steps=[row.decode_steps for row in group.rows],
+                was_cut=[row.was_cut for row in group.rows],
+            )
         rows = FullRows(
             budget_tokens=group.budget_tokens,
             overwrites=group.overwrites,
@@ -152,6 +188,11 @@ class ReferenceDecode:
             compute_scores=compute_scores,
             compute_attention=compute_attention,
             recent=recent,
+            prompt_tokens=[row.prompt_tokens for row in group.rows],
+            load=load,
+            memory=memory,
+            scaling=layer.scaling,
+            logit_cap=layer.logit_cap,
         )
         victims = group.policy.victims(rows).to(torch.int32)
         self.state.next_slot[layer.layer_id, group.pool_index, 0] = victims

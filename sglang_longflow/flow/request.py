@@ -43,6 +43,12 @@ def resolve_budget(custom_params: Mapping[str, Any] | None, config: LongFlowConf
             "unknown_policy",
         )
     policy = config.policy(name)
+    if not config.serves(policy):
+        raise BudgetError(
+            f"kv_policy={name!r}: this server cannot rank by it; it runs --kv-policy "
+            f"{config.kv_policy} with the {config.kv_decode_kernel} decode",
+            "unserved_policy",
+        )
     tokens = params.get(BUDGET_KEY, config.kv_budget)
     if isinstance(tokens, bool) or not isinstance(tokens, int):
         raise BudgetError(f"kv_budget={tokens!r}: expected an integer number of tokens", "not_int")

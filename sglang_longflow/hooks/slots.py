@@ -16,7 +16,7 @@ import torch
 from sglang.srt.mem_cache.allocation import alloc_token_slots
 
 from sglang_longflow import runtime
-from sglang_longflow.contracts import DecodeView, RowMove
+from sglang_longflow.contracts import DecodeView, FullRow, RowMove
 from sglang_longflow.flow.slots import DecodeRow, Step, retraction_order, slots_required
 from sglang_longflow.hooks import metrics
 from sglang_longflow.hooks.request import bounded_row, row_of
@@ -117,8 +117,19 @@ def alloc_for_decode(original, batch, token_per_req):
         kv_lens.append(kv_len)
         overwrite.append(step is not Step.APPEND)
         fresh.append(step is Step.CUT)
-        if managed is not None and kv_len == managed.budget.tokens:
-            full_rows.append((i, managed.budget, managed.overwritten_tokens))
+        if managed is None:
+            continue
+        managed.decode_steps += 1
+        if kv_len == managed.budget.tokens:
+            full_rows.append(
+                FullRow(
+                    index=i,
+                    budget=managed.budget,
+                    overwrites=managed.overwritten_tokens,
+                    decode_steps=managed.decode_steps,
+                    was_cut=managed.cut_tokens > 0,
+                )
+            )
 
     out_cache_loc = _write_appended(batch, rows, appended, taken)
     batch.longflow_view = DecodeView(kv_lens, overwrite, fresh, full_rows, moves)

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from sglang_longflow.policies.base import FullRows, Policy, PromptEnd
+from sglang_longflow.policies.base import Policy, PromptEnd
+from sglang_longflow.policies.h2o import H2O, H2OLast
+from sglang_longflow.policies.keydiff import KeyDiff
 from sglang_longflow.policies.longflow import LongFlow
 from sglang_longflow.policies.random import Random
+from sglang_longflow.policies.rkv import RKV
+from sglang_longflow.policies.rows import FullRows, Needs
+from sglang_longflow.policies.rpc import RPC
+from sglang_longflow.policies.snapkv_decode import SnapKVDecode
 from sglang_longflow.policies.streaming import Streaming
 from sglang_longflow.policies.tova import Tova
+from sglang_longflow.policies.vatp import VATP
 
-_POLICIES: dict[str, type[Policy]] = {cls.name: cls for cls in (LongFlow, Streaming, Tova, Random)}
+_POLICIES: dict[str, type[Policy]] = {
+    cls.name: cls
+    for cls in (
+        *(LongFlow, Streaming, Tova, Random),  # fused
+        *(H2O, H2OLast, VATP, SnapKVDecode, RKV, RPC, KeyDiff),  # reference decode
+    )
+}
 
 
 def policy_names() -> tuple[str, ...]:
@@ -25,4 +38,4 @@ def make_policy(
     )
 
 
-__all__ = ["FullRows", "Policy", "PromptEnd", "make_policy", "policy_names"]
+__all__ = ["FullRows", "Needs", "Policy", "PromptEnd", "make_policy", "policy_names"]

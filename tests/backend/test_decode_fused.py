@@ -9,7 +9,7 @@ import torch
 from longflow_kernels.attend_score_evict.reference import attend_score_evict_reference
 from longflow_kernels.attend_score_evict.rows import NUM_FIELDS
 from sglang_longflow.backend.decode_fused import FusedDecode
-from sglang_longflow.contracts import DecodeView, KVBudget
+from sglang_longflow.contracts import DecodeView, FullRow, KVBudget
 from sglang_longflow.flow.decode import DecodeState
 from sglang_longflow.policies import make_policy
 
@@ -75,7 +75,7 @@ def view_of(world, kv_lens, full, overwrite):
         kv_lens=kv_lens,
         overwrite=[i in overwrite for i in range(len(kv_lens))],
         fresh=[False] * len(kv_lens),
-        full_rows=[(i, budgets[i], done) for i, done in full.items()],
+        full_rows=[FullRow(i, budgets[i], done, done + 9, False) for i, done in full.items()],
     )
 
 

@@ -10,8 +10,9 @@ index in prompt + output; it never changes, also not when the token moves to ano
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -168,6 +169,15 @@ def attend(
 # ---------------------------------------------------------------------------------------------
 
 
+class Ranking(Protocol):
+    """Picks the victims of one layer's row; `tests/policies/reference_rankings.py` has them."""
+
+    queries: list[torch.Tensor]
+
+    def fill(self, k: torch.Tensor, v: torch.Tensor) -> None: ...
+    def step(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> int: ...
+
+
 class _Row:
     """Resident slots of one layer, in row order."""
 
@@ -309,13 +319,15 @@ def generate(
     forced_ids: list[int] | None = None,
     forced_victims: dict[int, list[int]] | None = None,
     forced_keep: list[list[int]] | None = None,
+    ranking: Callable[[], Ranking] | None = None,
 ) -> OracleResult:
     """Greedy decoding of one sequence with at most `budget` resident slots a layer.
 
     With `forced_ids`, token t of the output is fed as forced_ids[t], and output_ids still holds
     our own argmax. With `forced_victims`, forced_victims[n][layer] is the row index that the row
     gives up after n overwrites, and with `forced_keep`, forced_keep[layer] are the positions that
-    survive the cut; how far our own choice was from them is recorded. The run ends after
+    survive the cut; how far our own choice was from them is recorded. With `ranking`, one object
+    of its kind for each layer picks the victims instead of `policy`. The run ends after
     max_new_tokens, or after a fed (or final) token that is in `eos_ids`.
     """
     prompt_ids = [int(i) for i in prompt_ids]
@@ -328,13 +340,14 @@ def generate(
 
     capacity = prompt_len + max_new_tokens if budget is None else budget
     rows = [_Row(capacity) for _ in decoder.layers]
+    rankings = [ranking() if ranking else None for _ in decoder.layers]
 
     # Prefill: causal attention over the whole prompt; the cut happens afterwards, per layer.
     regrets: list[float] = []
     keep_agreement: list[float] = []
     full_steps = 0
     hidden, cos, sin = decoder.embed(prompt_ids, 0)
-    for layer, row in zip(decoder.layers, rows, strict=True):
+    for layer, row, picks in zip(decoder.layers, rows, rankings, strict=True):
         scale = layer.self_attn.scaling
         q, k, v = decoder.qkv(layer, hidden, cos, sin)
         attended, _ = attend(q, k, v, scale, causal=True)
@@ -351,6 +364,11 @@ def generate(
                 keep_agreement.append(len(set(kept) & set(theirs)) / len(kept))
                 kept = theirs
         row.fill(k, v, kept)
+        if picks is not None:
+            for position in kept:
+                picks.fill(k[:, position], v[:, position])
+            if len(kept) < prompt_len:
+                picks.queries = list(q[:, prompt_len - window :].transpose(0, 1))
 
     output_ids: list[int] = []
     margins: list[float] = []
@@ -377,6 +395,9 @@ def generate(
             row.write(k, v, position)
             attended, alpha = attend(q, row.k, row.v, layer.self_attn.scaling, causal=False)
             hidden = decoder.finish_layer(layer, hidden, attended)
+            if ranking:
+                row.victim = rankings[number].step(q[:, 0], k[:, 0], v[:, 0])
+                continue
             if budget is None or len(row) < budget:
                 continue
             if policy == "streaming":

@@ -9,7 +9,7 @@ import harness
 import pytest
 from harness import greedy, prompt
 
-from sglang_longflow.policies import policy_names
+from sglang_longflow.policies import make_policy, policy_names
 
 pytestmark = pytest.mark.e2e
 
@@ -25,7 +25,7 @@ async def churn(engine, count: int, seed: int) -> dict[str, int]:
         if generator.random() < 0.5:
             ids = generator.choice(prefixes) + ids
         budget = generator.choice((0, 40, 64, 96, 97, 200))
-        policy = generator.choice(policy_names())
+        policy = generator.choice([name for name in policy_names() if make_policy(name).is_fused])
         new_tokens = generator.choice((1, 2, 20, 90, 200))
         await asyncio.sleep(generator.random() * 3)
         rid = f"churn-{i}"

@@ -7,6 +7,7 @@ import longflow_oracle
 import pytest
 import torch
 from harness import greedy, prompt
+from reference_rankings import ReferenceRow
 
 from sglang_longflow.policies import policy_names
 
@@ -134,8 +135,8 @@ def test_scheduling_does_not_change_tokens(tiny_models):
         assert not report["overlap"] and not report["radix"]
 
 
-def test_protected_tokens_and_every_policy(tiny_models):
-    """protect_sink_tokens, protect_recent_tokens and every policy follow the oracle."""
+def test_protected_tokens_and_policies_without_memory(tiny_models):
+    """protect_sink_tokens, protect_recent_tokens and the oracle's own policies follow it."""
     folder = tiny_models("llama")
     model = load(folder)
     protect = dict(protect_sink_tokens=4, protect_recent_tokens=7)
@@ -143,7 +144,7 @@ def test_protected_tokens_and_every_policy(tiny_models):
         (prompt(length, 80 + length), budget, policy)
         for length in (10, 130)
         for budget in BUDGETS
-        for policy in policy_names()
+        for policy in longflow_oracle.POLICIES
     ]
     wanted = [expected(model, ids, b, 200, policy=p, **protect) for ids, b, p in cases]
     with harness.engine(
@@ -154,6 +155,42 @@ def test_protected_tokens_and_every_policy(tiny_models):
             sampling_params=[greedy(200, kv_budget=b, kv_policy=p) for _, b, p in cases],
         )
         assert harness.outputs(got) == wanted
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("vatp", "h2o", "h2o-last", "keydiff"), ("snapkv-decode",), ("rkv",), ("rpc",)],
+    ids=lambda names: names[0],
+)
+def test_policies_that_remember(tiny_models, names):
+    """Prompts that are cut and that are not, twice in the same slots, other policies beside."""
+    folder = tiny_models("llama")
+    model = load(folder)
+    cases = [(prompt(length, 90 + length), 72, name) for name in names for length in (25, 120)]
+    wanted = [
+        expected(
+            model,
+            ids,
+            budget,
+            100,
+            protect_sink_tokens=20 if name == "vatp" else 0,
+            ranking=lambda name=name, budget=budget: ReferenceRow(name, budget),
+        )
+        for ids, budget, name in cases
+    ]
+    with harness.engine(folder, probe=True, kv_budget=72, kv_policy=names[0]) as engine:
+        for _ in range(2):
+            harness.cold(engine)
+            got = engine.generate(
+                input_ids=[ids for ids, _, _ in cases],
+                sampling_params=[greedy(100, kv_budget=b, kv_policy=p) for _, b, p in cases],
+            )
+            assert harness.outputs(got) == wanted
+
+
+def test_every_policy_is_tested_here():
+    remembering = {"vatp", "h2o", "h2o-last", "keydiff", "snapkv-decode", "rkv", "rpc"}
+    assert set(policy_names()) == remembering | set(longflow_oracle.POLICIES)
 
 
 def test_the_fused_kernels_in_a_server(tmp_path):

@@ -70,7 +70,7 @@ def test_refused_budget_names_field_value_and_limit(value, config, reason, limit
     assert re.search(rf"(?<!\d){re.escape(limit)}(?!\d)", str(error))
 
 
-@pytest.mark.parametrize("name", ["h2o", "", "LongFlow", "longflow ", None, 3, ["longflow"], {}])
+@pytest.mark.parametrize("name", ["oracle", "", "LongFlow", "longflow ", None, 3, ["longflow"], {}])
 def test_unknown_policy_is_refused_with_the_known_ones(name):
     error = refusal({"kv_policy": name}, BOUNDED)
     assert error.reason == "unknown_policy"
@@ -81,6 +81,22 @@ def test_unknown_policy_is_refused_with_the_known_ones(name):
 
 def test_unknown_policy_is_named_before_a_wrong_budget():
     assert refusal({"kv_policy": "x", "kv_budget": -1}, BOUNDED).reason == "unknown_policy"
+
+
+def test_a_policy_that_the_server_has_no_memory_for_is_refused():
+    error = refusal({"kv_policy": "h2o"}, BOUNDED)
+    assert error.reason == "unserved_policy"
+    assert "kv_policy='h2o'" in str(error) and "--kv-policy longflow" in str(error)
+    vatp = LongFlowConfig(kv_budget=100, kv_policy="vatp")
+    for name in ("vatp", "h2o", "h2o-last", "keydiff", "longflow", "streaming"):
+        assert resolve_budget({"kv_policy": name}, vatp).policy.name == name
+    assert refusal({"kv_policy": "rkv"}, vatp).reason == "unserved_policy"
+
+
+def test_a_policy_that_the_kernel_does_not_rank_by_is_refused():
+    fused = LongFlowConfig(kv_budget=100, kv_decode_kernel="triton")
+    assert resolve_budget({"kv_policy": "tova"}, fused).policy.name == "tova"
+    assert refusal({"kv_policy": "keydiff"}, fused).reason == "unserved_policy"
 
 
 def test_policy_override_keeps_the_servers_protections():

@@ -1,0 +1,176 @@
+"""Stage 5: what policies remember of slots and queries, on the device, between steps."""
+
+from __future__ import annotations
+
+import torch
+
+from sglang_longflow.policies import Needs
+
+
+class PolicyMemory:
+    """Memory for one server's policies, for all layers; only what they need is allocated.
+
+    What belongs to a token lies at its pool slot, so it takes as much as the pool has slots,
+    however long rows are. A slot is a row's own from the row's first overwrite on; until then
+    nothing is stored for it.
+
+    Attributes
+    ----------
+    slot_score : torch.Tensor or None
+        [num_layers, num_slots] float32.
+    slot_order : torch.Tensor or None
+        [num_layers, num_slots] int32, when the slot's token was written: its place in the row as
+        it filled, then counting on.
+    queries : torch.Tensor or None
+        [num_layers, num_rows, query_window, num_q_heads, head_dim], a ring by position.
+    queue : torch.Tensor or None
+        [num_layers, num_rows, queue_tokens] int32, victims of the steps to come.
+    """
+
+    def __init__(
+        self,
+        needs: Needs,
+        *,
+        num_layers: int,
+        num_rows: int,
+        num_slots: int,
+        num_q_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ):
+        self.needs = needs
+
+        def new(needed: int | bool, *shape: int, dtype: torch.dtype) -> torch.Tensor | None:
+            return torch.zeros(num_layers, *shape, dtype=dtype, device=device) if needed else None
+
+        window, queue = needs.query_window, needs.queue_tokens
+        self.slot_score = new(needs.slot_score, num_slots, dtype=torch.float32)
+        self.slot_order = new(needs.slot_order, num_slots, dtype=torch.int32)
+        self.queries = new(window, num_rows, window, num_q_heads, head_dim, dtype=dtype)
+        self.queue = new(queue, num_rows, queue, dtype=torch.int32)
+
+    @property
+    def nbytes(self) -> int:
+        tensors = (self.slot_score, self.slot_order, self.queries, self.queue)
+        return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+
+    def note_queries(
+        self, layer_id: int, rows: torch.Tensor, positions: torch.Tensor, queries: torch.Tensor
+    ) -> None:
+        """Remember one query of each row, or several of one row.
+
+        Parameters
+        ----------
+        rows, positions : torch.Tensor
+            [n] int64: req_pool_idx, and the position of the query in its sequence.
+        queries : torch.Tensor
+            [n, num_q_heads, head_dim], after RoPE.
+        """
+        if self.queries is not None:
+            self.queries[layer_id, rows, positions % self.needs.query_window] = queries
+
+
+class LayerRows:
+    """`PolicyMemory` of one layer's full rows in one step (`policies.rows.RowMemory`).
+
+    Attributes
+    ----------
+    rows : torch.Tensor
+        [n] int64 req_pool_idx.
+    slots : torch.Tensor
+        [n, budget] int64 pool slots.
+    written : torch.Tensor
+        [n] int64, the row index that this step wrote; read where the row has overwritten.
+    overwrites, decode_steps : list of int
+    was_cut : list of bool
+    """
+
+    def __init__(
+        self,
+        memory: PolicyMemory,
+        layer_id: int,
+        *,
+        rows: torch.Tensor,
+        slots: torch.Tensor,
+        written: torch.Tensor,
+        positions: torch.Tensor,
+        overwrites: list[int],
+        decode_steps: list[int],
+        was_cut: list[bool],
+    ):
+        self.memory = memory
+        self.layer_id = layer_id
+        self.rows = rows
+        self.slots = slots
+        self.written = written
+        self.positions = positions
+        self.decode_steps = decode_steps
+        self.was_cut = was_cut
+        self._done = overwrites
+        self._order: torch.Tensor | None = None
+        if memory.slot_order is not None:
+            self._order = self._note_order(memory.slot_order[layer_id])
+
+    def _device(self, values: list) -> torch.Tensor:
+        return torch.tensor(values).to(self.rows.device, non_blocking=True)
+
+    def _own(self) -> torch.Tensor:
+        """[k] which rows own their slots, so that something may be stored for them."""
+        return self._device([i for i, done in enumerate(self._done) if done > 0]).long()
+
+    def _note_order(self, stored: torch.Tensor) -> torch.Tensor:
+        budget = self.slots.shape[1]
+        done = self._device(self._done)[:, None]
+        filled = torch.arange(budget, device=self.rows.device).expand_as(self.slots)
+        order = torch.where(done <= 1, filled, stored[self.slots].long())
+        late = order.scatter(1, self.written[:, None], budget - 1 + done)
+        order = torch.where(done == 0, order, late)
+        own = self._own()
+        stored[self.slots[own]] = order[own].to(torch.int32)
+        return order
+
+    def order(self) -> torch.Tensor:
+        """[n, budget] int64: the higher, the later a slot's token was written."""
+        assert self._order is not None, "the policy does not need slot_order"
+        return self._order
+
+    def accumulate(self, scores: torch.Tensor, decay: float) -> torch.Tensor:
+        """`scores` [n, budget] on top of what the slots have, which counts `decay` times."""
+        assert self.memory.slot_score is not None, "the policy does not need slot_score"
+        stored = self.memory.slot_score[self.layer_id]
+        done = self._device(self._done)[:, None]
+        before = torch.where(done <= 1, 0.0, stored[self.slots])
+        before = torch.where(done == 0, before, before.scatter(1, self.written[:, None], 0.0))
+        total = before * decay + scores
+        own = self._own()
+        stored[self.slots[own]] = total[own]
+        return total
+
+    def queries(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The last queries [n, window, num_q_heads, head_dim], oldest first, and which exist.
+
+        The others are 0, whatever an earlier request left there.
+        """
+        assert self.memory.queries is not None, "the policy does not need queries"
+        window = self.memory.needs.query_window
+        age = torch.arange(window - 1, -1, -1, device=self.rows.device)
+        ring = (self.positions[:, None] - age) % window
+        known = [
+            window if cut else min(window, steps)
+            for cut, steps in zip(self.was_cut, self.decode_steps, strict=True)
+        ]
+        queries = self.memory.queries[self.layer_id, self.rows[:, None], ring].float()
+        exist = age < self._device(known)[:, None]
+        return torch.where(exist[..., None, None], queries, 0.0), exist
+
+    def store_queue(self, queue: torch.Tensor) -> None:
+        """Remember victims [n, interval]."""
+        assert self.memory.queue is not None, "the policy does not need a queue"
+        self.memory.queue[self.layer_id, self.rows, : queue.shape[1]] = queue.to(torch.int32)
+
+    def queued(self, interval: int) -> torch.Tensor:
+        """[n] int64, this step's victims out of the queues."""
+        assert self.memory.queue is not None, "the policy does not need a queue"
+        place = self._device([done % interval for done in self._done])
+        return self.memory.queue[self.layer_id, self.rows, place].long()

@@ -1,0 +1,53 @@
+"""H2O: heavy hitters by accumulated attention, and a recent half."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from sglang_longflow.policies.base import Policy
+from sglang_longflow.policies.rows import FullRows, Needs
+
+
+@dataclass(frozen=True)
+class H2O(Policy):
+    """Keep the tokens that drew most attention so far, and the most recent ones.
+
+    Source: arXiv 2306.14048. The attention of every decode step is summed for each slot, the mean
+    over all heads; half of the budget (``recent_share``) are the tokens written last, which stay.
+
+    Deviations: all heads of a layer share a victim (the paper keeps a set for each head); the sum
+    begins when the row is first overwritten, not with the prompt; an over-long prompt is cut by
+    SnapKV's pick as under `longflow`.
+    """
+
+    name: ClassVar[str] = "h2o"
+    needs: ClassVar[Needs] = Needs(slot_score=True, slot_order=True)
+
+    recent_share: float = 0.5
+
+    def scores(self, rows: FullRows) -> torch.Tensor:
+        heavy = rows.accumulate(rows.attention_mass)
+        return heavy.masked_fill(
+            rows.newest(int(rows.budget_tokens * self.recent_share)), torch.inf
+        )
+
+
+@dataclass(frozen=True)
+class H2OLast(Policy):
+    """H2O as LongFlow's authors released it for comparison: the current step's attention only.
+
+    Source: their H2O ranks by the last query's attention (its sum is kept and never used), outside
+    a recent half. Deviations as for `h2o`.
+    """
+
+    name: ClassVar[str] = "h2o-last"
+    needs: ClassVar[Needs] = Needs(slot_order=True)
+
+    recent_share: float = 0.5
+
+    def scores(self, rows: FullRows) -> torch.Tensor:
+        late = rows.newest(int(rows.budget_tokens * self.recent_share))
+        return rows.attention_mass.masked_fill(late, torch.inf)

@@ -1,0 +1,51 @@
+"""RPC, reasoning path compression, in a fixed budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+
+from sglang_longflow.policies.base import Policy
+from sglang_longflow.policies.rows import FullRows, Needs
+from sglang_longflow.policies.windowed import (
+    in_sequence,
+    mean_over_window,
+    to_slots,
+    window_logits,
+)
+
+
+@dataclass(frozen=True)
+class RPC(Policy):
+    """Every 1,024 overwrites, rank the generated tokens by the attention of the last 32 queries.
+
+    Source: arXiv 2505.13866. Softmax of the selector queries over the generated tokens before
+    them, mean over queries and heads, average pool of 7 in sequence order. The prompt stays, and so
+    do the selectors.
+
+    Deviations: the paper's budget grows with the answer, here it is fixed; the prompt is ranked
+    like the rest where it leaves fewer than a quarter of the row; the lowest are overwritten one
+    by one until the next ranking, and can be read until then; at most an eighth of the budget is
+    picked at once.
+    """
+
+    name: ClassVar[str] = "rpc"
+    needs: ClassVar[Needs] = Needs(slot_order=True, query_window=32, queue_tokens=1024)
+
+    pool_kernel: int = 7
+
+    def scores(self, rows: FullRows) -> torch.Tensor:
+        budget = rows.budget_tokens
+        earlier = budget - self.needs.query_window
+        kept = [n if earlier - n >= budget // 4 else 0 for n in rows.prompt_tokens]
+        prompt = torch.tensor(kept).to(rows.device, non_blocking=True)
+        generated = torch.arange(earlier, device=rows.device) >= prompt[:, None]
+        keys = in_sequence(rows, rows.keys)[:, :earlier]
+        logits = window_logits(rows, keys)
+        logits = logits.masked_fill(~generated[:, None, None, None], -torch.inf)
+        votes = mean_over_window(rows, torch.softmax(logits, dim=-1)).mean(dim=(1, 2))
+        pooled = F.avg_pool1d(votes[:, None], self.pool_kernel, 1, self.pool_kernel // 2)[:, 0]
+        return to_slots(rows, pooled.masked_fill(~generated, torch.inf))

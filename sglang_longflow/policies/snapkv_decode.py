@@ -1,0 +1,45 @@
+"""SnapKV, again and again while decoding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+
+from sglang_longflow.policies.base import Policy
+from sglang_longflow.policies.rows import FullRows, Needs
+from sglang_longflow.policies.windowed import (
+    in_sequence,
+    mean_over_window,
+    to_slots,
+    window_logits,
+)
+
+
+@dataclass(frozen=True)
+class SnapKVDecode(Policy):
+    """Every 128 overwrites, rank by the attention of the last 16 queries, pooled over neighbours.
+
+    Source: arXiv 2404.14469 (a pick at the end of a prompt): softmax of the window's queries over
+    the tokens before the window, summed over queries and heads, average pool of 5 in sequence
+    order; the window stays. The lowest are overwritten one by one until the next pick, and can be
+    read until then.
+
+    Deviations: repeated while decoding; all heads share a victim; at most an eighth of the budget
+    is picked at once.
+    """
+
+    name: ClassVar[str] = "snapkv-decode"
+    needs: ClassVar[Needs] = Needs(slot_order=True, query_window=16, queue_tokens=128)
+
+    pool_kernel: int = 5
+
+    def scores(self, rows: FullRows) -> torch.Tensor:
+        earlier = rows.budget_tokens - self.needs.query_window
+        keys = in_sequence(rows, rows.keys)[:, :earlier]
+        weights = torch.softmax(window_logits(rows, keys), dim=-1)
+        votes = mean_over_window(rows, weights).mean(dim=(1, 2))
+        pooled = F.avg_pool1d(votes[:, None], self.pool_kernel, 1, self.pool_kernel // 2)[:, 0]
+        return to_slots(rows, pooled)

@@ -1,0 +1,42 @@
+"""VATP: attention weighed by the size of the value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from sglang_longflow.policies.base import Policy
+from sglang_longflow.policies.rows import FullRows, Needs
+
+
+@dataclass(frozen=True)
+class VATP(Policy):
+    """H2O's accumulated attention times the L1 norm of the value; the first tokens always stay.
+
+    Source: arXiv 2406.12335, eq. for ``I = S * ||v||_1`` over H2O's S, with its first
+    ``first_tokens`` (20) protected and H2O's recent half.
+
+    Deviations: those of `h2o`; and since the paper does not define grouped heads, S is the mean
+    over query heads and the norm the mean over KV heads.
+    """
+
+    name: ClassVar[str] = "vatp"
+    needs: ClassVar[Needs] = Needs(slot_score=True, slot_order=True)
+
+    recent_share: float = 0.5
+    first_tokens: int = 20
+
+    @property
+    def min_budget_tokens(self) -> int:
+        return max(super().min_budget_tokens, 2 * self.first_tokens_kept + 4)
+
+    @property
+    def first_tokens_kept(self) -> int:
+        return max(self.protect_sink_tokens, self.first_tokens)
+
+    def scores(self, rows: FullRows) -> torch.Tensor:
+        norms = rows.values.abs().sum(dim=-1).mean(dim=-1)
+        late = rows.newest(int(rows.budget_tokens * self.recent_share))
+        return (rows.accumulate(rows.attention_mass) * norms).masked_fill(late, torch.inf)

@@ -1,0 +1,184 @@
+"""Every policy's victim, written token by token in float64; no code shared with the package.
+
+A `ReferenceRow` is one layer's row of one request: tokens in the order they were written, each with
+its row index, and the queries of the decode steps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass
+class Token:
+    place: int
+    k: torch.Tensor  # [kv heads, head_dim] float64
+    v: torch.Tensor
+    mass: float = 0.0
+
+
+@dataclass
+class ReferenceRow:
+    """Feed `step` with each decode step's q, k, v; it returns the row index that goes next."""
+
+    policy: str
+    budget: int
+    queries: list[torch.Tensor] = field(default_factory=list)
+    tokens: list[Token] = field(default_factory=list)
+    overwrites: int = -1  # -1: not full yet
+    queue: list[int] = field(default_factory=list)
+    victim: int = -1
+    prompt: int = 0
+
+    def fill(self, k, v) -> None:
+        self.tokens.append(Token(len(self.tokens), k.double(), v.double()))
+        self.prompt += 1
+
+    def step(self, q, k, v) -> int:
+        self.queries.append(q.double())
+        token = Token(len(self.tokens), k.double(), v.double())
+        if len(self.tokens) == self.budget:
+            gone = next(t for t in self.tokens if t.place == self.victim)
+            self.tokens.remove(gone)
+            token.place = gone.place
+        self.tokens.append(token)
+        if len(self.tokens) < self.budget:
+            return -1
+        self.overwrites += 1
+        self.victim = getattr(self, self.policy.replace("-", "_"))()
+        return self.victim
+
+    # pieces
+
+    def weights(self, q, tokens) -> list[list[float]]:
+        """[query head][token], softmax over `tokens`."""
+        group = q.shape[0] // tokens[0].k.shape[0]
+        rows = []
+        for h in range(q.shape[0]):
+            logits = [float(q[h] @ t.k[h // group]) / math.sqrt(q.shape[1]) for t in tokens]
+            peak = max(logits)
+            exps = [math.exp(x - peak) for x in logits]
+            rows.append([e / sum(exps) for e in exps])
+        return rows
+
+    def mass(self) -> list[float]:
+        weights = self.weights(self.queries[-1], self.tokens)
+        return [sum(w[i] for w in weights) / len(weights) for i in range(len(self.tokens))]
+
+    def accumulated(self) -> list[float]:
+        for token, now in zip(self.tokens, self.mass(), strict=True):
+            token.mass += now
+        total = [t.mass for t in self.tokens]
+        if self.overwrites == 0:  # history begins with the first overwrite
+            for token in self.tokens:
+                token.mass = 0.0
+        return total
+
+    def lowest(self, scores, among) -> int:
+        """The row index of the lowest score among positions in the sequence."""
+        best = min(among, key=lambda i: (scores[i], self.tokens[i].place))
+        return self.tokens[best].place
+
+    def queued(self, interval, rank) -> int:
+        interval = max(1, min(interval, self.budget // 8))
+        if self.overwrites % interval == 0:
+            scores, among = rank()
+            order = sorted(among, key=lambda i: (scores[i], self.tokens[i].place))
+            self.queue = [self.tokens[i].place for i in order[:interval]]
+        return self.queue.pop(0)
+
+    @staticmethod
+    def pooled(values, kernel, how):
+        half, out = kernel // 2, []
+        for i in range(len(values)):
+            near = [values[j] for j in range(i - half, i + half + 1) if 0 <= j < len(values)]
+            out.append(max(near) if how == "max" else sum(near) / kernel)
+        return out
+
+    # policies
+
+    def h2o(self) -> int:
+        return self.lowest(self.accumulated(), range(self.budget - self.budget // 2))
+
+    def h2o_last(self) -> int:
+        return self.lowest(self.mass(), range(self.budget - self.budget // 2))
+
+    def vatp(self) -> int:
+        sizes = [sum(float(x.abs().sum()) for x in t.v) / len(t.v) for t in self.tokens]
+        scores = [m * s for m, s in zip(self.accumulated(), sizes, strict=True)]
+        among = [i for i in range(self.budget - self.budget // 2) if self.tokens[i].place >= 20]
+        return self.lowest(scores, among)
+
+    def snapkv_decode(self) -> int:
+        def rank():
+            earlier = self.tokens[: self.budget - 16]
+            votes = [0.0] * len(earlier)
+            for q in self.queries[-16:]:
+                for row in self.weights(q, earlier):
+                    votes = [a + b for a, b in zip(votes, row, strict=True)]
+            return self.pooled(votes, 5, "mean"), range(len(earlier))
+
+        return self.queued(128, rank)
+
+    def rpc(self) -> int:
+        def rank():
+            late = self.budget - 32
+            first = self.prompt if late - self.prompt >= self.budget // 4 else 0
+            earlier = self.tokens[first:late]
+            votes = [0.0] * len(earlier)
+            for q in self.queries[-32:]:
+                for row in self.weights(q, earlier):
+                    votes = [a + b for a, b in zip(votes, row, strict=True)]
+            scores = self.pooled([0.0] * first + votes, 7, "mean")
+            return scores, range(first, late)
+
+        return self.queued(1024, rank)
+
+    def rkv(self) -> int:
+        def rank():
+            count, late = self.budget, self.budget - 8
+            kv_heads = self.tokens[0].k.shape[0]
+            total = [0.0] * late
+            for h in range(kv_heads):
+                importance = [0.0] * late
+                for q in self.queries[-8:]:
+                    group = q.shape[0] // kv_heads
+                    logits = [
+                        max(float(q[h * group + g] @ t.k[h]) for g in range(group))
+                        / math.sqrt(q.shape[1])
+                        for t in self.tokens[:late]
+                    ]
+                    peak = max(logits)
+                    exps = [math.exp(x - peak) for x in logits]
+                    importance = [a + e / sum(exps) for a, e in zip(importance, exps, strict=True)]
+                importance = [x / len(self.queries[-8:]) for x in importance]
+                importance = self.pooled(importance, 7, "max")
+                column = [0.0] * count
+                for i in range(count):
+                    a = self.tokens[i].k[h]
+                    near = [
+                        0.0 if i == j else float(a @ t.k[h] / (a.norm() * t.k[h].norm()))
+                        for j, t in enumerate(self.tokens)
+                    ]
+                    similar = [j for j in range(count) if near[j] > 0.5]
+                    if similar:
+                        near[similar[-1]] = 0.0
+                    column = [c + x / count for c, x in zip(column, near, strict=True)]
+                exps = [math.exp(x) for x in column]
+                for i in range(late):
+                    total[i] += 0.1 * importance[i] - 0.9 * exps[i] / sum(exps)
+            return total, range(late)
+
+        return self.queued(128, rank)
+
+    def keydiff(self) -> int:
+        scores = [0.0] * self.budget
+        for h in range(self.tokens[0].k.shape[0]):
+            unit = [t.k[h] / t.k[h].norm() for t in self.tokens]
+            anchor = sum(unit) / len(unit)
+            for i, u in enumerate(unit):
+                scores[i] -= float(u @ anchor / anchor.norm())
+        return self.lowest(scores, range(self.budget))
