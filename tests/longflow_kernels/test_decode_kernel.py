@@ -205,6 +205,16 @@ def test_what_the_kernels_do_not_take_is_refused_by_name():
         pack_rows([FULL, FULL], 128)
 
 
+@pytest.mark.parametrize(
+    ("batch", "splits", "block_n"),
+    [(1, 64, 64), (8, 8, 64), (32, 2, 64), (66, 1, 64), (90, 1, 128), (128, 1, 64), (181, 1, 64)],
+)
+def test_a_launch_fills_the_gpu_about_once_or_leaves_little_idle(batch, splits, block_n):
+    """132 multiprocessors, 8 KV heads of 128: four small tiles at once on each, or two large."""
+    config = launch_config(batch, 8, 128, 132)
+    assert (config.max_splits, config.block_n) == (splits, block_n)
+
+
 @pytest.mark.parametrize("batch", [1, 2, 8, 32, 128, 512])
 @pytest.mark.parametrize("num_kv_heads", [1, 4, 8, 32])
 def test_launch_configs_fit_the_workspace_of_a_server(batch, num_kv_heads):

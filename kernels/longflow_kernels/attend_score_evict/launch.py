@@ -65,9 +65,17 @@ def launch_config(
         return LaunchConfig(block_n=32, num_stages=2, **cut)
     plain = itemsize == 2 and head_dim in (64, 128)  # others would spill
     if splits <= 2:
-        # Five small programs share a multiprocessor. Where they would fill the GPU hardly more than
-        # once, the few left over would take as long again: larger ones go round more often.
-        once = 5 * num_sms < programs < 7.5 * num_sms
-        tile = dict(block_n=64, num_warps=2) if plain and not once else dict(block_n=128)
+        # Four programs with small tiles share a multiprocessor, or two with large ones. Small ones
+        # are faster, unless their last round would leave much more of the GPU idle.
+        small = plain and _idle(splits * programs, 4 * num_sms) < 0.1 + _idle(
+            splits * programs, 2 * num_sms
+        )
+        tile = dict(block_n=64, num_warps=2) if small else dict(block_n=128)
         return LaunchConfig(num_stages=3, **tile, **cut)
     return LaunchConfig(num_stages=2, max_registers=128 if plain and splits <= 16 else None, **cut)
+
+
+def _idle(programs: int, at_once: int) -> float:
+    """Share of all rounds' places that stay empty when `at_once` programs run together."""
+    rounds = -(-programs // at_once)
+    return 1 - programs / (rounds * at_once)
