@@ -368,7 +368,7 @@ def generate(
             for position in kept:
                 picks.fill(k[:, position], v[:, position])
             if len(kept) < prompt_len:
-                picks.queries = list(q[:, prompt_len - window :].transpose(0, 1))
+                picks.queries = list(q[:, prompt_len - window :].transpose(0, 1).double())
 
     output_ids: list[int] = []
     margins: list[float] = []
