@@ -1,0 +1,183 @@
+"""``longflow eval``: right answers by policy and budget, through a real server."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import statistics
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from itertools import groupby
+from pathlib import Path
+
+from sglang_longflow.errors import ConfigError
+from sglang_longflow.evaluation.ask import ask_all, post
+from sglang_longflow.evaluation.records import Record, Records
+from sglang_longflow.evaluation.summary import save, show, summarise
+from sglang_longflow.evaluation.variants import FULL, Variant, parse_budget, parse_variant
+from sglang_longflow.preflight import free_port
+from sglang_longflow.reasoner import Problem, make_problems
+from sglang_longflow.serve import prepare
+from sglang_longflow.supervise import Server
+
+START_TIMEOUT_S = 600.0
+FIRST_PORT = 30000
+
+
+def names(text: str) -> list[str]:
+    return [name for name in text.split(";") if name]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--model",
+        type=Path,
+        required=True,
+        help="folder of a model that knows the reasoner's words",
+    )
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder for answers and tables; goes on where it was",
+    )
+    add(
+        "--policies",
+        type=names,
+        default=["longflow", "streaming:sinks=4", "random"],
+        help="with semicolons, e.g. 'longflow;streaming:sinks=4;h2o'",
+    )
+    add(
+        "--budgets",
+        type=lambda text: text.split(","),
+        default=["5%", "10%", "20%", "40%", FULL],
+        help="tokens, shares of the mean reference chain, or full; default 5%%,10%%,20%%,40%%,full",
+    )
+    add("--count", type=int, default=500, help="problems")
+    add("--seed", type=int, default=2_000_001, help="of the problems")
+    add("--longest", type=int, default=4600, help="tokens of the longest reference chains")
+    add("--concurrency", type=int, default=256, help="requests at once")
+    add("--verbose", action="store_true", help="show the servers' output")
+    add("server", nargs="*", help="more server arguments, after --")
+
+
+class _Progress(AbstractContextManager["_Progress"]):
+    """A bar on a terminal, a line for every tenth otherwise."""
+
+    def __init__(self, title: str, total: int):
+        self.title, self.total, self.done, self.right = title, total, 0, 0
+        self._bar = None
+        if sys.stdout.isatty():
+            from rich.progress import Progress
+
+            self._bar = Progress()
+            self._task = self._bar.add_task(title, total=total)
+
+    def __call__(self, record: Record) -> None:
+        self.done += 1
+        self.right += record.right
+        text = f"{self.title}: {self.right / self.done:.1%} right"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, description=text)
+        elif self.done == self.total or self.done % max(1, self.total // 10) == 0:
+            print(f"  {text}, {self.done} of {self.total}", flush=True)
+
+    def __enter__(self) -> _Progress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def plan(
+    variants: list[Variant], budgets: list[int], count: int, done: set[tuple[str, int, int]]
+) -> list[tuple[Variant, int, list[int]]]:
+    """What is still to be asked: (variant, budget, numbers), those that share a server together."""
+    wanted = [(Variant(FULL), 0)] if 0 in budgets else []
+    wanted += [(variant, budget) for variant in variants for budget in budgets if budget]
+    parts = []
+    for variant, budget in wanted:
+        left = [n for n in range(count) if (variant.name, budget, n) not in done]
+        if left:
+            parts.append((variant, budget, left))
+    return sorted(parts, key=lambda part: part[0].server)
+
+
+def server_arguments(args: argparse.Namespace, key: tuple[str, int, int], port: int) -> list[str]:
+    policy, sinks, recent = key
+    return [
+        str(args.model),
+        f"--port={port}",
+        "--kv-budget=0",
+        f"--kv-policy={policy}",
+        f"--kv-protect-sink-tokens={sinks}",
+        f"--kv-protect-recent-tokens={recent}",
+        "--random-seed=1",
+        "--log-level=warning",
+        *args.server,
+    ]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask what is missing, then write and print the tables."""
+    for name in ("count", "concurrency"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"{name}={getattr(args, name)}: expected at least 1")
+    variants = [parse_variant(text) for text in args.policies]
+    problems: list[Problem] = list(make_problems(args.seed, args.count, args.longest))
+    mean = statistics.mean(problem.chain_tokens for problem in problems)
+    budgets = [parse_budget(text, mean) for text in args.budgets]
+    settings = {
+        "model": str(args.model.resolve()),
+        "task": "reasoner",
+        "seed": args.seed,
+        "longest": args.longest,
+    }
+    # Answers are kept as they come: SIGTERM ends the block below like Ctrl+C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with Records(args.out, settings) as records:
+        parts = plan(variants, budgets, args.count, records.done())
+        asked = sum(len(numbers) for _, _, numbers in parts)
+        print(
+            f"{args.count} problems, reference chains of {mean:,.0f} tokens on average; budgets "
+            f"{', '.join(f'{b:,}' if b else FULL for b in budgets)}; {asked:,} answers to get, "
+            f"{len(records.all):,} are there",
+            flush=True,
+        )
+        for key, group in groupby(parts, key=lambda part: part[0].server):
+            _with_server(args, key, list(group), problems, records.add)
+        lines = summarise(sorted(records.all, key=lambda r: (r.variant, r.budget or 10**9)))
+    save(args.out, lines)
+    show(lines)
+    return 0
+
+
+def _with_server(
+    args: argparse.Namespace,
+    key: tuple[str, int, int],
+    parts: list[tuple[Variant, int, list[int]]],
+    problems: list[Problem],
+    keep: Callable[[Record], None],
+) -> None:
+    port = free_port("127.0.0.1", FIRST_PORT)
+    settings, _ = prepare(server_arguments(args, key, port))
+    echo = getattr(sys.stderr, "buffer", None) if args.verbose else None
+    with Server(settings.arguments, settings.url, echo, settings.environment) as server:
+        print(f"starting a server for {', '.join(dict.fromkeys(p[0].name for p in parts))}")
+        print(f"ready in {server.wait_ready(START_TIMEOUT_S):.0f} s", flush=True)
+        for variant, budget, numbers in parts:
+            post(f"{settings.url}/flush_cache", {})
+            title = f"{variant.name}, {budget:,}" if budget else variant.name
+            with _Progress(title, len(numbers)) as progress:
+
+                def take(record: Record, progress: _Progress = progress) -> None:
+                    keep(record)
+                    progress(record)
+
+                pairs = [(n, problems[n]) for n in numbers]
+                ask_all(settings.url, variant, budget, pairs, args.concurrency, take)

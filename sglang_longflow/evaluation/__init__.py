@@ -1,0 +1,1 @@
+"""What a budget costs in answers, measured through a real server."""

@@ -1,0 +1,80 @@
+"""What is compared: a policy with its protections, and which of them share a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sglang_longflow.errors import ConfigError
+from sglang_longflow.policies import make_policy, policy_names
+
+FULL = "full"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A policy and the tokens that a server protects for it.
+
+    Attributes
+    ----------
+    policy : str
+        Name of a policy, or "full" for full KV.
+    sinks, recent : int
+        ``kv_protect_sink_tokens`` and ``kv_protect_recent_tokens``.
+    """
+
+    policy: str
+    sinks: int = 0
+    recent: int = 0
+
+    @property
+    def name(self) -> str:
+        """As `parse_variant` reads it."""
+        given = [("sinks", self.sinks), ("recent", self.recent)]
+        options = ",".join(f"{name}={value}" for name, value in given if value)
+        return f"{self.policy}:{options}" if options else self.policy
+
+    @property
+    def server(self) -> tuple[str, int, int]:
+        """(--kv-policy, sinks, recent) of the server that can serve it."""
+        if self.policy == FULL:
+            return "longflow", 0, 0
+        shared = make_policy(self.policy).is_fused
+        return "longflow" if shared else self.policy, self.sinks, self.recent
+
+
+def parse_variant(text: str) -> Variant:
+    """Read ``longflow``, or ``streaming:sinks=4,recent=8``.
+
+    Raises
+    ------
+    ConfigError
+        An unknown policy or option, or a value that is no number.
+    """
+    policy, _, options = text.partition(":")
+    if policy not in policy_names():
+        raise ConfigError(f"policies={text!r}: unknown policy; known: {', '.join(policy_names())}")
+    values = {}
+    for option in filter(None, options.split(",")):
+        name, _, value = option.partition("=")
+        if name not in ("sinks", "recent") or not value.isdecimal():
+            raise ConfigError(f"policies={text!r}: expected sinks=N or recent=N, not {option!r}")
+        values[name] = int(value)
+    return Variant(policy, **values)
+
+
+def parse_budget(text: str, mean_chain_tokens: float) -> int:
+    """Tokens of ``300``, ``20%`` (of the mean reference chain), or ``full`` (0).
+
+    Raises
+    ------
+    ConfigError
+        Neither a positive number, a percentage, nor "full".
+    """
+    if text == FULL:
+        return 0
+    number = text.removesuffix("%")
+    if not number.isdecimal() or int(number) == 0:
+        raise ConfigError(f"budgets={text!r}: expected tokens, a percentage such as 20%, or full")
+    if text.endswith("%"):
+        return round(int(number) / 100 * mean_chain_tokens)
+    return int(number)

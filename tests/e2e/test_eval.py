@@ -1,0 +1,72 @@
+"""`longflow eval` as a user runs it, with a model that learned for seconds: what counts is kept."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """From the training script itself, far from finished."""
+    folder = tmp_path_factory.mktemp("reasoner")
+    small = "--steps=40 --batch-tokens=3000 --longest=120 --hidden=128 --layers=2 --every=20"
+    command = [sys.executable, "-W", "ignore", str(ROOT / "scripts" / "train_reasoner.py")]
+    command += [f"--out={folder}", *small.split(), "--check=6", "--workers=1", "--device=cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 0, done.stderr
+    log = json.loads((folder / "training.json").read_text())["log"]
+    assert log[-1]["loss"] < 0.9 * log[0]["loss"]
+    return folder
+
+
+def evaluate(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-W", "ignore", "-m", "sglang_longflow.cli", "eval", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=420)
+
+
+def test_answers_are_counted_kept_and_not_asked_for_again(model, tmp_path):
+    common = [f"--model={model}", f"--out={tmp_path}", "--seed=7", "--longest=120"]
+    server = ["--", "--max-total-tokens=3000", "--chunked-prefill-size=512"]
+    first = evaluate(*common, "--policies=longflow;tova", "--budgets=40,full", "--count=3", *server)
+    assert first.returncode == 0, first.stderr
+    assert "9 answers to get, 0 are there" in first.stdout
+    records = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    kept = {(r["variant"], r["budget"], r["number"]): r for r in records}
+    names = [("full", 0), ("longflow", 40), ("tova", 40)]
+    assert set(kept) == {(*name, number) for name in names for number in range(3)}
+    for (_, budget, _), record in kept.items():
+        assert record["resident_tokens"] <= (budget or 10**6)
+        assert (record["overwritten_tokens"] > 0) <= bool(budget)
+        assert record["generated_tokens"] > 0
+    # Only what is missing is asked for, by a second policy on a server of its own.
+    again = evaluate(*common, "--policies=longflow;rkv", "--budgets=40", "--count=3", *server)
+    assert again.returncode == 0, again.stderr
+    assert "3 answers to get, 9 are there" in again.stdout
+    with (tmp_path / "summary.csv").open() as file:
+        rows = {(row["variant"], row["budget"]): row for row in csv.DictReader(file)}
+    assert set(rows) == {("full", "0"), ("longflow", "40"), ("tova", "40"), ("rkv", "40")}
+    assert all(row["answers"] == "3" for row in rows.values())
+    other = evaluate(f"--model={model}", f"--out={tmp_path}", "--seed=8", "--count=1")
+    assert other.returncode == 2 and "another model, task or seed" in other.stderr
+
+
+def test_hugging_face_reads_the_model_and_its_words(model):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from sglang_longflow.reasoner import make_problems
+    from sglang_longflow.reasoner.vocabulary import encode
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    loaded = AutoModelForCausalLM.from_pretrained(model)
+    assert loaded.config.model_type == "qwen3" and loaded.config.head_dim == 64
+    assert loaded.config.num_key_value_heads < loaded.config.num_attention_heads
+    for problem in make_problems(1, 6):
+        assert tokenizer(problem.prompt)["input_ids"] == encode(problem.prompt)
+        assert tokenizer.decode(encode(problem.chain)[1:]) == problem.chain

@@ -1,0 +1,113 @@
+"""The parts of `longflow eval` that need no server."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from sglang_longflow.errors import ConfigError
+from sglang_longflow.eval import plan
+from sglang_longflow.evaluation.records import Record, Records
+from sglang_longflow.evaluation.summary import save, summarise, wilson
+from sglang_longflow.evaluation.variants import FULL, Variant, parse_budget, parse_variant
+
+RECORD = Record("longflow", 64, 0, "machine", True, True, 90, 700, 64, 726, "c0 1")
+
+
+@pytest.mark.parametrize(
+    ("text", "variant"),
+    [
+        ("longflow", Variant("longflow")),
+        ("streaming:sinks=4", Variant("streaming", 4)),
+        ("h2o:recent=8,sinks=2", Variant("h2o", 2, 8)),
+    ],
+)
+def test_a_variant_reads_its_own_name(text, variant):
+    assert parse_variant(text) == variant
+    assert parse_variant(variant.name) == variant
+
+
+@pytest.mark.parametrize(
+    "text", ["", "oracle", "longflow:sinks", "longflow:top=3", "tova:sinks=-1"]
+)
+def test_a_wrong_variant_is_named(text):
+    with pytest.raises(ConfigError, match="policies='"):
+        parse_variant(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"), [("300", 300), ("20%", 339), ("100%", 1697), (FULL, 0)]
+)
+def test_budgets(text, tokens):
+    assert parse_budget(text, 1697) == tokens
+
+
+@pytest.mark.parametrize("text", ["", "0", "0%", "-5", "1.5", "half", "5 %"])
+def test_a_wrong_budget_is_named(text):
+    with pytest.raises(ConfigError, match=f"budgets={text!r}"):
+        parse_budget(text, 1697)
+
+
+def test_what_is_left_to_ask_is_sorted_by_server():
+    variants = [parse_variant(t) for t in ("h2o", "longflow", "streaming:sinks=4", "tova")]
+    done = {("longflow", 50, 0), ("longflow", 50, 1), ("full", 0, 1)}
+    parts = plan(variants, [50, 0], 2, done)
+    assert [(v.name, budget, left) for v, budget, left in parts] == [
+        ("h2o", 50, [0, 1]),
+        ("full", 0, [0]),
+        ("tova", 50, [0, 1]),
+        ("streaming:sinks=4", 50, [0, 1]),
+    ]
+    servers = [v.server for v, _, _ in parts]
+    assert servers == sorted(servers) and servers[1] == servers[2] != servers[3]
+
+
+def test_a_broken_off_run_goes_on(tmp_path):
+    settings = {"model": "m", "seed": 1}
+    with Records(tmp_path, settings) as records:
+        for number in range(3):
+            records.add(replace(RECORD, number=number))
+    path = tmp_path / "answers.jsonl"
+    path.write_text(path.read_text()[:-20])  # killed while it wrote the last line
+    with Records(tmp_path, settings) as records:
+        assert records.done() == {("longflow", 64, 0), ("longflow", 64, 1)}
+        records.add(replace(RECORD, number=2))
+    with Records(tmp_path, settings) as records:
+        assert [record.number for record in records.all] == [0, 1, 2]
+        assert records.all[0] == RECORD
+
+
+def test_another_seed_needs_another_folder(tmp_path):
+    with Records(tmp_path, {"seed": 1}):
+        pass
+    with pytest.raises(ConfigError, match="another model, task or seed"):
+        Records(tmp_path, {"seed": 2})
+
+
+def test_a_line_that_is_no_record_is_named(tmp_path):
+    (tmp_path / "answers.jsonl").write_text("{}\n" + json.dumps(asdict(RECORD)) + "\n")
+    with pytest.raises(ConfigError, match=r"answers.jsonl:1: not a record"):
+        Records(tmp_path, {})
+
+
+@pytest.mark.parametrize(
+    ("right", "answers", "low", "high"),
+    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (81, 263, 0.2553, 0.3662), (0, 0, 0.0, 1.0)],
+)
+def test_wilsons_interval(right, answers, low, high):
+    """81 of 263: Newcombe (1998), table I, method 3."""
+    assert wilson(right, answers) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_summary(tmp_path):
+    records = [replace(RECORD, number=n, right=n < 3) for n in range(4)]
+    records += [replace(RECORD, variant="full", budget=0, overwritten_tokens=0)]
+    lines = summarise(records)
+    assert [(line.variant, line.budget, line.answers) for line in lines] == [
+        ("longflow", 64, 4),
+        ("full", 0, 1),
+    ]
+    assert lines[0].accuracy == 0.75 and lines[0].overwrote == 1.0 and lines[1].overwrote == 0.0
+    save(tmp_path, lines)
+    assert json.loads((tmp_path / "summary.json").read_text())[0]["accuracy"] == 0.75
+    assert (tmp_path / "summary.csv").read_text().splitlines()[1].startswith("longflow,64,4,0.75,")
