@@ -112,7 +112,7 @@ rm -f "$STAMP"
 say "installing SGLang, PyTorch and the tools: about 5 minutes and 9 GB the first time"
 pip_run -c "$CONSTRAINTS" "pip==$PIP_PIN" setuptools || die "pip could not be set up, see above"
 # No build isolation: the pinned setuptools builds the project, nothing else is fetched.
-pip_run --no-build-isolation -c "$CONSTRAINTS" -e '.[dev,demo]' ||
+pip_run --no-build-isolation -c "$CONSTRAINTS" -e '.[dev,demo,eval]' ||
   die "installing the packages failed, see above; run the same command again to go on"
 say "packages installed; compiling what a server imports"
 # Every start of a server imports SGLang in three processes: 16 s with bytecode, 44 s without.

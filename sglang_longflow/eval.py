@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sglang_longflow.errors import ConfigError
 from sglang_longflow.evaluation.ask import ask_all, post
+from sglang_longflow.evaluation.plot import draw, require_matplotlib
 from sglang_longflow.evaluation.records import Record, Records
 from sglang_longflow.evaluation.summary import save, show, summarise
 from sglang_longflow.evaluation.variants import FULL, Variant, parse_budget, parse_variant
@@ -59,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=2_000_001, help="of the problems")
     add("--longest", type=int, default=4600, help="tokens of the longest reference chains")
     add("--concurrency", type=int, default=256, help="requests at once")
+    add("--no-plot", dest="plot", action="store_false", help="no accuracy.png")
     add("--verbose", action="store_true", help="show the servers' output")
     add("server", nargs="*", help="more server arguments, after --")
 
@@ -128,6 +130,8 @@ def run(args: argparse.Namespace) -> int:
     for name in ("count", "concurrency"):
         if getattr(args, name) < 1:
             raise ConfigError(f"{name}={getattr(args, name)}: expected at least 1")
+    if args.plot:
+        require_matplotlib()
     variants = [parse_variant(text) for text in args.policies]
     problems: list[Problem] = list(make_problems(args.seed, args.count, args.longest))
     mean = statistics.mean(problem.chain_tokens for problem in problems)
@@ -153,6 +157,8 @@ def run(args: argparse.Namespace) -> int:
             _with_server(args, key, list(group), problems, records.add)
         lines = summarise(sorted(records.all, key=lambda r: (r.variant, r.budget or 10**9)))
     save(args.out, lines)
+    if args.plot:
+        draw(lines, args.out / "accuracy.png")
     show(lines)
     return 0
 

@@ -53,6 +53,7 @@ def test_answers_are_counted_kept_and_not_asked_for_again(model, tmp_path):
         rows = {(row["variant"], row["budget"]): row for row in csv.DictReader(file)}
     assert set(rows) == {("full", "0"), ("longflow", "40"), ("tova", "40"), ("rkv", "40")}
     assert all(row["answers"] == "3" for row in rows.values())
+    assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     other = evaluate(f"--model={model}", f"--out={tmp_path}", "--seed=8", "--count=1")
     assert other.returncode == 2 and "another model, task or seed" in other.stderr
 

@@ -1,12 +1,14 @@
 """The parts of `longflow eval` that need no server."""
 
 import json
+import sys
 from dataclasses import asdict, replace
 
 import pytest
 
 from sglang_longflow.errors import ConfigError
 from sglang_longflow.eval import plan
+from sglang_longflow.evaluation.plot import draw, require_matplotlib
 from sglang_longflow.evaluation.records import Record, Records
 from sglang_longflow.evaluation.summary import save, summarise, wilson
 from sglang_longflow.evaluation.variants import FULL, Variant, parse_budget, parse_variant
@@ -97,6 +99,23 @@ def test_a_line_that_is_no_record_is_named(tmp_path):
 def test_wilsons_interval(right, answers, low, high):
     """81 of 263: Newcombe (1998), table I, method 3."""
     assert wilson(right, answers) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_the_plot_is_drawn_and_its_absence_is_said_early(tmp_path, monkeypatch):
+    records = [
+        replace(RECORD, number=n, variant=v, budget=b, right=n % 3 < b // 50)
+        for n in range(9)
+        for v, b in (("longflow", 64), ("longflow", 128), ("tova", 64), ("full", 0))
+    ]
+    draw(summarise(records), tmp_path / "accuracy.png")
+    image = (tmp_path / "accuracy.png").read_bytes()
+    assert image.startswith(b"\x89PNG") and len(image) > 10_000
+    require_matplotlib()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(
+        ConfigError, match=r"pip install 'sglang-longflow\[eval\]', or add --no-plot"
+    ):
+        require_matplotlib()
 
 
 def test_summary(tmp_path):
