@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import signal
-import statistics
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -16,9 +15,9 @@ from sglang_longflow.evaluation.ask import ask_all, post
 from sglang_longflow.evaluation.plot import draw, require_matplotlib
 from sglang_longflow.evaluation.records import Record, Records
 from sglang_longflow.evaluation.summary import save, show, summarise
+from sglang_longflow.evaluation.tasks import MathFile, Reasoner, Task
 from sglang_longflow.evaluation.variants import FULL, Variant, parse_budget, parse_variant
 from sglang_longflow.preflight import free_port
-from sglang_longflow.reasoner import Problem, make_problems
 from sglang_longflow.serve import prepare
 from sglang_longflow.supervise import Server
 
@@ -36,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         type=Path,
         required=True,
-        help="folder of a model that knows the reasoner's words",
+        help="model folder (or name, for a file's questions)",
     )
     add(
         "--out",
@@ -56,9 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=["5%", "10%", "20%", "40%", FULL],
         help="tokens, shares of the mean reference chain, or full; default 5%%,10%%,20%%,40%%,full",
     )
-    add("--count", type=int, default=500, help="problems")
-    add("--seed", type=int, default=2_000_001, help="of the problems")
-    add("--longest", type=int, default=4600, help="tokens of the longest reference chains")
+    add("--task", default="reasoner", help="reasoner, or a file of JSON lines (question, answer)")
+    add("--count", type=int, default=500, help="questions, at most")
+    add("--max-new-tokens", type=int, default=16_384, help="of an answer, for a file's questions")
+    add("--seed", type=int, default=2_000_001, help="of the reasoner's problems")
+    add("--longest", type=int, default=4600, help="tokens of its longest reference chains")
     add("--concurrency", type=int, default=256, help="requests at once")
     add("--no-plot", dest="plot", action="store_false", help="no accuracy.png")
     add("--verbose", action="store_true", help="show the servers' output")
@@ -110,6 +111,19 @@ def plan(
     return sorted(parts, key=lambda part: part[0].server)
 
 
+def task_of(args: argparse.Namespace) -> tuple[Task, dict]:
+    """The task, and what must not change while answers are added to a folder."""
+    model = str(args.model.resolve() if args.model.exists() else args.model)
+    if args.task == Reasoner.name:
+        reasoner = Reasoner(args.seed, args.count, args.longest)
+        return reasoner, dict(model=model, task=args.task, seed=args.seed, longest=args.longest)
+    file = Path(args.task)
+    return (
+        MathFile(file, args.model, args.count, args.max_new_tokens),
+        dict(model=model, task=str(file.resolve()), max_new_tokens=args.max_new_tokens),
+    )
+
+
 def server_arguments(args: argparse.Namespace, key: tuple[str, int, int], port: int) -> list[str]:
     policy, sinks, recent = key
     return [
@@ -127,34 +141,28 @@ def server_arguments(args: argparse.Namespace, key: tuple[str, int, int], port: 
 
 def run(args: argparse.Namespace) -> int:
     """Ask what is missing, then write and print the tables."""
-    for name in ("count", "concurrency"):
+    for name in ("count", "concurrency", "max_new_tokens"):
         if getattr(args, name) < 1:
             raise ConfigError(f"{name}={getattr(args, name)}: expected at least 1")
     if args.plot:
         require_matplotlib()
     variants = [parse_variant(text) for text in args.policies]
-    problems: list[Problem] = list(make_problems(args.seed, args.count, args.longest))
-    mean = statistics.mean(problem.chain_tokens for problem in problems)
-    budgets = [parse_budget(text, mean) for text in args.budgets]
-    settings = {
-        "model": str(args.model.resolve()),
-        "task": "reasoner",
-        "seed": args.seed,
-        "longest": args.longest,
-    }
+    task, settings = task_of(args)
+    budgets = [parse_budget(text, task.mean_chain_tokens) for text in args.budgets]
+    count = len(task.questions)
     # Answers are kept as they come: SIGTERM ends the block below like Ctrl+C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with Records(args.out, settings) as records:
-        parts = plan(variants, budgets, args.count, records.done())
+        parts = plan(variants, budgets, count, records.done())
         asked = sum(len(numbers) for _, _, numbers in parts)
         print(
-            f"{args.count} problems, reference chains of {mean:,.0f} tokens on average; budgets "
+            f"{count} questions; budgets "
             f"{', '.join(f'{b:,}' if b else FULL for b in budgets)}; {asked:,} answers to get, "
             f"{len(records.all):,} are there",
             flush=True,
         )
         for key, group in groupby(parts, key=lambda part: part[0].server):
-            _with_server(args, key, list(group), problems, records.add)
+            _with_server(args, key, list(group), task, records.add)
         lines = summarise(sorted(records.all, key=lambda r: (r.variant, r.budget or 10**9)))
     save(args.out, lines)
     if args.plot:
@@ -167,7 +175,7 @@ def _with_server(
     args: argparse.Namespace,
     key: tuple[str, int, int],
     parts: list[tuple[Variant, int, list[int]]],
-    problems: list[Problem],
+    task: Task,
     keep: Callable[[Record], None],
 ) -> None:
     port = free_port("127.0.0.1", FIRST_PORT)
@@ -185,5 +193,4 @@ def _with_server(
                     keep(record)
                     progress(record)
 
-                pairs = [(n, problems[n]) for n in numbers]
-                ask_all(settings.url, variant, budget, pairs, args.concurrency, take)
+                ask_all(settings.url, task, variant, budget, numbers, args.concurrency, take)

@@ -62,7 +62,7 @@ def parse_variant(text: str) -> Variant:
     return Variant(policy, **values)
 
 
-def parse_budget(text: str, mean_chain_tokens: float) -> int:
+def parse_budget(text: str, mean_chain_tokens: float | None) -> int:
     """Tokens of ``300``, ``20%`` (of the mean reference chain), or ``full`` (0).
 
     Raises
@@ -76,5 +76,10 @@ def parse_budget(text: str, mean_chain_tokens: float) -> int:
     if not number.isdecimal() or int(number) == 0:
         raise ConfigError(f"budgets={text!r}: expected tokens, a percentage such as 20%, or full")
     if text.endswith("%"):
+        if mean_chain_tokens is None:
+            raise ConfigError(
+                f"budgets={text!r}: this task has no reference chains to take a share of; give "
+                f"tokens"
+            )
         return round(int(number) / 100 * mean_chain_tokens)
     return int(number)

@@ -58,6 +58,32 @@ def test_answers_are_counted_kept_and_not_asked_for_again(model, tmp_path):
     assert other.returncode == 2 and "another model, task or seed" in other.stderr
 
 
+def test_any_model_on_questions_of_a_file(smollm2, tmp_path):
+    """Some answers reach the budget and some do not; the table says which share did."""
+    file, out = tmp_path / "questions.jsonl", tmp_path / "out"
+    rows = [
+        {"question": "What is 3 + 4?", "answer": "7"},
+        {"question": "Tom has 5 boxes of 6 pears and eats 3. How many are left?", "answer": "27"},
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = evaluate(
+        *(f"--model={smollm2}", f"--task={file}", f"--out={out}", "--policies=longflow"),
+        *("--budgets=96,4000,full", "--max-new-tokens=80", "--no-plot"),
+        *("--", "--max-total-tokens=3000", "--chunked-prefill-size=512"),
+    )
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+    assert len(records) == 6 and not (out / "accuracy.png").exists()
+    for record in records:
+        total = record["prompt_tokens"] + record["generated_tokens"] - 1
+        assert (record["overwritten_tokens"] > 0) == (record["budget"] == 96 and total > 96)
+    with (out / "summary.csv").open() as table:
+        shares = {row["budget"]: float(row["overwrote"]) for row in csv.DictReader(table)}
+    assert shares["4000"] == shares["0"] == 0 < shares["96"]
+    wrong = evaluate(f"--model={smollm2}", f"--task={file}", f"--out={out}", "--budgets=20%")
+    assert wrong.returncode == 2 and "no reference chains" in wrong.stderr
+
+
 def test_hugging_face_reads_the_model_and_its_words(model):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -1,0 +1,171 @@
+"""What is asked, and how an answer is judged."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from sglang_longflow.errors import ConfigError
+from sglang_longflow.reasoner import answer_of, make_problems
+from sglang_longflow.reasoner.vocabulary import decode, encode
+
+#: A chain of the reasoner may go on for this share of the reference's length.
+SLACK = 1.25
+INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
+QUESTION_KEYS, ANSWER_KEYS = ("question", "problem", "prompt"), ("answer", "solution")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One thing to ask.
+
+    Attributes
+    ----------
+    kind : str
+    prompt : dict
+        ``{"text": ...}`` or ``{"input_ids": ...}``, as /generate takes it.
+    answer : str
+        The right one.
+    max_new_tokens : int
+    """
+
+    kind: str
+    prompt: dict[str, Any]
+    answer: str
+    max_new_tokens: int
+
+
+class Task(Protocol):
+    """Questions of one sort. `judge` runs in the main thread."""
+
+    name: str
+
+    @property
+    def questions(self) -> list[Question]: ...
+
+    @property
+    def mean_chain_tokens(self) -> float | None:
+        """Of the reference solutions; None where there are none."""
+
+    def judge(self, question: Question, answer: dict[str, Any]) -> tuple[str | None, bool]:
+        """What /generate's answer says, and whether that is right."""
+
+
+class Reasoner:
+    """Problems with long chains for the model of ``scripts/train_reasoner.py``."""
+
+    name = "reasoner"
+
+    def __init__(self, seed: int, count: int, longest: int):
+        problems = list(make_problems(seed, count, longest))
+        self.mean_chain_tokens: float | None = statistics.mean(p.chain_tokens for p in problems)
+        self.questions = [
+            Question(
+                kind=problem.kind,
+                prompt={"input_ids": encode(problem.prompt)},
+                answer=problem.answer,
+                max_new_tokens=int(problem.chain_tokens * SLACK) + 32,
+            )
+            for problem in problems
+        ]
+
+    def judge(self, question: Question, answer: dict[str, Any]) -> tuple[str | None, bool]:
+        """Right where every word is, and the chain ended by itself."""
+        found = answer_of(decode(answer["output_ids"]))
+        return found, found == question.answer and is_finished(answer)
+
+
+class MathFile:
+    """Questions with a mathematical answer, out of a file of JSON lines.
+
+    A line has ``question`` (or ``problem``, ``prompt``) and ``answer`` (or ``solution``; of GSM8K's
+    what follows ``####`` counts). Answers are read and compared by math-verify: what is boxed
+    first, else the last expression.
+    """
+
+    name = "math"
+
+    def __init__(self, file: Path, model: Path, count: int, max_new_tokens: int):
+        require_math_verify()
+        self.mean_chain_tokens: float | None = None
+        self.questions = [
+            Question("math", {"text": prompt}, answer, max_new_tokens)
+            for prompt, answer in zip(*render(read_questions(file, count), model), strict=True)
+        ]
+
+    def judge(self, question: Question, answer: dict[str, Any]) -> tuple[str | None, bool]:
+        """Right where math-verify takes it for equal, however the answer ended."""
+        return judge_math(question.answer, answer["text"])
+
+
+def is_finished(answer: dict[str, Any]) -> bool:
+    """Whether the model stopped by itself."""
+    return answer["meta_info"]["finish_reason"]["type"] == "stop"
+
+
+def require_math_verify() -> None:
+    """Raise ConfigError where math-verify is not installed."""
+    try:
+        import math_verify  # noqa: F401
+    except ImportError:
+        raise ConfigError(
+            "task: math-verify is not installed; pip install 'sglang-longflow[eval]'"
+        ) from None
+
+
+def judge_math(gold: str, text: str) -> tuple[str | None, bool]:
+    """The answer in `text` as written, and whether it equals `gold` (LaTeX or plain)."""
+    from math_verify import parse, verify
+
+    found = parse(text)
+    right = bool(found) and bool(verify(parse(f"\\boxed{{{gold}}}"), found))
+    return (str(found[-1]) if found else None), right
+
+
+def read_questions(file: Path, count: int) -> list[tuple[str, str]]:
+    """The first `count` (question, answer) of a file of JSON lines.
+
+    Raises
+    ------
+    ConfigError
+        No such file, a line that is no JSON object, or one without question or answer.
+    """
+    if not file.is_file():
+        raise ConfigError(f"task={str(file)!r}: no such file, and not 'reasoner'")
+    found = []
+    for number, line in enumerate(file.read_text().splitlines(), 1):
+        if not line.strip() or len(found) == count:
+            continue
+        try:
+            row = json.loads(line)
+            question = next(str(row[key]) for key in QUESTION_KEYS if key in row)
+            answer = next(str(row[key]) for key in ANSWER_KEYS if key in row)
+        except (ValueError, TypeError, StopIteration):
+            raise ConfigError(
+                f"task={str(file)!r}: line {number} is no JSON object with "
+                f"{' or '.join(QUESTION_KEYS)}, and {' or '.join(ANSWER_KEYS)}"
+            ) from None
+        found.append((question, answer.rpartition("####")[2].strip()))
+    if not found:
+        raise ConfigError(f"task={str(file)!r}: no questions in it")
+    return found
+
+
+def render(questions: list[tuple[str, str]], model: Path) -> tuple[list[str], list[str]]:
+    """Prompts by the model's chat template (plain text where it has none), and the answers."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    prompts = []
+    for question, _ in questions:
+        text = f"{question}\n\n{INSTRUCTION}"
+        if tokenizer.chat_template:
+            messages = [{"role": "user", "content": text}]
+            text = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        prompts.append(text)
+    return prompts, [answer for _, answer in questions]
