@@ -45,17 +45,15 @@ def test_answers_are_counted_kept_and_not_asked_for_again(model, tmp_path):
         assert record["resident_tokens"] <= (budget or 10**6)
         assert (record["overwritten_tokens"] > 0) <= bool(budget)
         assert record["generated_tokens"] > 0
-    # Only what is missing is asked for, by a second policy on a server of its own.
-    again = evaluate(*common, "--policies=longflow;rkv", "--budgets=40", "--count=3", *server)
+    # What is there is not asked for again: no server starts.
+    again = evaluate(*common, "--policies=longflow;tova", "--budgets=40,full", "--count=3")
     assert again.returncode == 0, again.stderr
-    assert "3 answers to get, 9 are there" in again.stdout
+    assert "0 answers to get, 9 are there" in again.stdout and "server" not in again.stdout
     with (tmp_path / "summary.csv").open() as file:
         rows = {(row["variant"], row["budget"]): row for row in csv.DictReader(file)}
-    assert set(rows) == {("full", "0"), ("longflow", "40"), ("tova", "40"), ("rkv", "40")}
+    assert set(rows) == {("full", "0"), ("longflow", "40"), ("tova", "40")}
     assert all(row["answers"] == "3" for row in rows.values())
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
-    other = evaluate(f"--model={model}", f"--out={tmp_path}", "--seed=8", "--count=1")
-    assert other.returncode == 2 and "another model, task or seed" in other.stderr
 
 
 def test_any_model_on_questions_of_a_file(smollm2, tmp_path):
@@ -68,7 +66,7 @@ def test_any_model_on_questions_of_a_file(smollm2, tmp_path):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = evaluate(
         *(f"--model={smollm2}", f"--task={file}", f"--out={out}", "--policies=longflow"),
-        *("--budgets=96,4000,full", "--max-new-tokens=80", "--no-plot"),
+        *("--budgets=72,4000,full", "--max-new-tokens=48", "--no-plot"),
         *("--", "--max-total-tokens=3000", "--chunked-prefill-size=512"),
     )
     assert done.returncode == 0, done.stderr
@@ -76,12 +74,10 @@ def test_any_model_on_questions_of_a_file(smollm2, tmp_path):
     assert len(records) == 6 and not (out / "accuracy.png").exists()
     for record in records:
         total = record["prompt_tokens"] + record["generated_tokens"] - 1
-        assert (record["overwritten_tokens"] > 0) == (record["budget"] == 96 and total > 96)
+        assert (record["overwritten_tokens"] > 0) == (record["budget"] == 72 and total > 72)
     with (out / "summary.csv").open() as table:
         shares = {row["budget"]: float(row["overwrote"]) for row in csv.DictReader(table)}
-    assert shares["4000"] == shares["0"] == 0 < shares["96"]
-    wrong = evaluate(f"--model={smollm2}", f"--task={file}", f"--out={out}", "--budgets=20%")
-    assert wrong.returncode == 2 and "no reference chains" in wrong.stderr
+    assert shares["4000"] == shares["0"] == 0 < shares["72"]
 
 
 def test_hugging_face_reads_the_model_and_its_words(model):
