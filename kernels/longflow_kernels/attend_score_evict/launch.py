@@ -48,7 +48,7 @@ class LaunchConfig:
 def launch_config(
     batch: int, num_kv_heads: int, head_dim: int, num_sms: int, *, itemsize: int = 2
 ) -> LaunchConfig:
-    """The cut for a batch of this size: enough programs to fill the GPU a few times over."""
+    """The cut for a batch of this size: enough programs to fill the GPU about once."""
     programs = max(1, batch * num_kv_heads)
     splits = 1
     while splits < 64 and 2 * splits * programs <= 4 * num_sms:
