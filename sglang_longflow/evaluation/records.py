@@ -53,15 +53,15 @@ class Records:
 
     def __init__(self, folder: Path, settings: dict):
         folder.mkdir(parents=True, exist_ok=True)
-        known = folder / "settings.json"
+        known, self.path = folder / "settings.json", folder / "answers.jsonl"
         text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
-        if known.exists() and known.read_text() != text:
+        begun = self.path.exists() and self.path.stat().st_size > 0
+        if begun and known.exists() and known.read_text() != text:
             raise ConfigError(
                 f"out={str(folder)!r}: holds answers of another model, task or seed "
                 f"({known.name}); choose another folder"
             )
         known.write_text(text)
-        self.path = folder / "answers.jsonl"
         self.all: list[Record] = []
         if self.path.exists():
             lines = self.path.read_text().splitlines()

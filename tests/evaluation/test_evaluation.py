@@ -80,8 +80,10 @@ def test_a_broken_off_run_goes_on(tmp_path):
 
 
 def test_another_seed_needs_another_folder(tmp_path):
-    with Records(tmp_path, {"seed": 1}):
-        pass
+    with Records(tmp_path, {"seed": 0}):
+        pass  # nothing was answered: a mistake on the command line does not spoil the folder
+    with Records(tmp_path, {"seed": 1}) as records:
+        records.add(RECORD)
     with pytest.raises(ConfigError, match="another model, task or seed"):
         Records(tmp_path, {"seed": 2})
 
