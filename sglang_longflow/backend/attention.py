@@ -39,7 +39,8 @@ class LongFlowAttnBackend(AttentionBackend):
         num_rows, row_slots = self.req_to_token_pool.req_to_token.shape
         device = self.req_to_token_pool.req_to_token.device
         self.fused = config.uses_fused_decode
-        kv_heads = self.token_to_kv_pool.get_key_buffer(0).shape[1]
+        num_slots, kv_heads, head_dim = self.token_to_kv_pool.get_key_buffer(0).shape
+        policy = config.policy()
         self.state = DecodeState(
             self.num_layers,
             num_rows,
@@ -48,26 +49,25 @@ class LongFlowAttnBackend(AttentionBackend):
             kv_heads if config.kv_victims == "kv_head" else 1,
         )
         num_q_heads = model_runner.model_config.num_attention_heads // get_parallel().attn_tp_size
-        needs = config.policy().needs
         self.memory = (
             PolicyMemory(
-                needs,
+                policy.needs,
                 num_layers=self.num_layers,
                 num_rows=num_rows,
-                num_slots=self.token_to_kv_pool.get_key_buffer(0).shape[0],
+                num_slots=num_slots,
                 num_q_heads=num_q_heads,
-                head_dim=self.token_to_kv_pool.get_key_buffer(0).shape[2],
+                head_dim=head_dim,
                 dtype=model_runner.dtype,
                 device=device,
             )
-            if needs.any
+            if policy.needs.any
             else None
         )
         self.decode = (
             FusedDecode(
                 model_runner,
                 self.state,
-                config.policy(),
+                policy,
                 num_q_heads,
                 config.row_tokens(row_slots),
             )
@@ -164,13 +164,10 @@ class LongFlowAttnBackend(AttentionBackend):
 
     def _note_prompt_queries(self, row: PromptRow, queries: torch.Tensor, layer) -> None:
         window = self.memory.needs.query_window
-        if window:
-            last = torch.arange(
-                row.prompt_tokens - window, row.prompt_tokens, device=queries.device
-            )
-            rows = torch.full_like(last, row.req_pool_idx)
-            kept = queries[row.query_end - window : row.query_end]
-            self.memory.note_queries(layer.layer_id, rows, last, kept)
+        last = torch.arange(row.prompt_tokens - window, row.prompt_tokens, device=queries.device)
+        rows = torch.full_like(last, row.req_pool_idx)
+        kept = queries[row.query_end - window : row.query_end]
+        self.memory.note_queries(layer.layer_id, rows, last, kept)
 
     def _pick_prompt(self, row: PromptRow, queries: torch.Tensor, layer) -> None:
         slots = self.req_to_token_pool.req_to_token[row.req_pool_idx, : row.prompt_tokens]

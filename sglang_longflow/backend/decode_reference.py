@@ -13,7 +13,7 @@ from longflow_kernels import attention_mass, removal_scores
 from sglang_longflow.backend.pool import load_kv
 from sglang_longflow.contracts import DecodeView, FullRow
 from sglang_longflow.flow.decode import DecodeState
-from sglang_longflow.flow.policy_memory import LayerRows, PolicyMemory
+from sglang_longflow.flow.policy_memory import LayerRows, PolicyMemory, StepRows
 from sglang_longflow.policies import FullRows, Policy
 
 
@@ -25,26 +25,15 @@ class FullGroup:
     ----------
     policy : Policy
     budget_tokens : int
-    batch_index, pool_index : torch.Tensor
-        [n] int64 each: place in the batch, and req_pool_idx.
-    slots : torch.Tensor
-        [n, budget_tokens] int64 pool slots.
-    positions : torch.Tensor
-        [n] int64, where this step's tokens stand in their sequences.
-    rows : list of FullRow
+    batch_index : torch.Tensor
+        [n] int64, place in the batch.
+    step : StepRows
     """
 
     policy: Policy
     budget_tokens: int
     batch_index: torch.Tensor
-    pool_index: torch.Tensor
-    slots: torch.Tensor
-    positions: torch.Tensor
-    rows: list[FullRow]
-
-    @property
-    def overwrites(self) -> list[int]:
-        return [row.overwrites for row in self.rows]
+    step: StepRows
 
 
 @dataclass
@@ -121,7 +110,8 @@ class ReferenceDecode:
                 pool_index = forward_batch.req_pool_indices[index]
                 slots = self.req_to_token_pool.req_to_token[pool_index, :tokens].to(torch.int64)
                 positions = forward_batch.seq_lens[index].to(torch.int64) - 1
-                groups.append(FullGroup(policy, tokens, index, pool_index, slots, positions, part))
+                step = StepRows(pool_index, slots, positions, part)
+                groups.append(FullGroup(policy, tokens, index, step))
         return groups
 
     def forward(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
@@ -153,8 +143,11 @@ class ReferenceDecode:
         return out
 
     def _pick_victims(self, group: FullGroup, queries: torch.Tensor, layer) -> None:
+        step, layer_id = group.step, layer.layer_id
+        overwrites = [row.overwrites for row in step.full_rows]
+
         def load(name: str) -> torch.Tensor:
-            return load_kv(self.token_to_kv_pool, name, group.slots, layer)
+            return load_kv(self.token_to_kv_pool, name, step.slots, layer)
 
         def compute_scores() -> torch.Tensor:
             q = queries[group.batch_index]
@@ -164,35 +157,24 @@ class ReferenceDecode:
             q = queries[group.batch_index]
             return attention_mass(q, load("k"), layer.scaling, layer.logit_cap)
 
-        recent = self.state.note_written(
-            layer.layer_id, group.pool_index, group.budget_tokens, group.overwrites
-        )
+        recent = self.state.note_written(layer_id, step.rows, group.budget_tokens, overwrites)
+        written = self.state.next_slot[layer_id, step.rows, 0].long()
         memory = None
         if group.policy.needs.any:
             assert self.memory is not None
-            memory = LayerRows(
-                self.memory,
-                layer.layer_id,
-                rows=group.pool_index,
-                slots=group.slots,
-                written=self.state.next_slot[layer.layer_id, group.pool_index, 0].long(),
-                positions=group.positions,
-                overwrites=group.overwrites,
-                decode_steps=[row.decode_steps for row in group.rows],
-                was_cut=[row.was_cut for row in group.rows],
-            )
+            memory = LayerRows(self.memory, layer_id, step, written)
         rows = FullRows(
             budget_tokens=group.budget_tokens,
-            overwrites=group.overwrites,
+            overwrites=overwrites,
             device=queries.device,
             compute_scores=compute_scores,
             compute_attention=compute_attention,
             recent=recent,
-            prompt_tokens=[row.prompt_tokens for row in group.rows],
+            prompt_tokens=[row.prompt_tokens for row in step.full_rows],
             load=load,
             memory=memory,
             scaling=layer.scaling,
             logit_cap=layer.logit_cap,
         )
         victims = group.policy.victims(rows).to(torch.int32)
-        self.state.next_slot[layer.layer_id, group.pool_index, 0] = victims
+        self.state.next_slot[layer_id, step.rows, 0] = victims

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 
+from sglang_longflow.contracts import FullRow
 from sglang_longflow.policies import Needs
 
 
@@ -71,8 +74,8 @@ class PolicyMemory:
             self.queries[layer_id, rows, positions % self.needs.query_window] = queries
 
 
-class LayerRows:
-    """`PolicyMemory` of one layer's full rows in one step (`policies.rows.RowMemory`).
+class StepRows:
+    """Full rows of one step, the same in every layer; what the host knows is sent over once.
 
     Attributes
     ----------
@@ -80,54 +83,76 @@ class LayerRows:
         [n] int64 req_pool_idx.
     slots : torch.Tensor
         [n, budget] int64 pool slots.
-    written : torch.Tensor
-        [n] int64, the row index that this step wrote; read where the row has overwritten.
-    overwrites, decode_steps : list of int
-    was_cut : list of bool
+    positions : torch.Tensor
+        [n] int64, where this step's tokens stand in their sequences.
+    full_rows : list of FullRow
     """
 
     def __init__(
         self,
-        memory: PolicyMemory,
-        layer_id: int,
-        *,
         rows: torch.Tensor,
         slots: torch.Tensor,
-        written: torch.Tensor,
         positions: torch.Tensor,
-        overwrites: list[int],
-        decode_steps: list[int],
-        was_cut: list[bool],
+        full_rows: list[FullRow],
     ):
-        self.memory = memory
-        self.layer_id = layer_id
         self.rows = rows
         self.slots = slots
-        self.written = written
         self.positions = positions
-        self.decode_steps = decode_steps
-        self.was_cut = was_cut
-        self._done = overwrites
+        self.full_rows = full_rows
+
+    def _device(self, values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int64).to(self.rows.device, non_blocking=True)
+
+    @cached_property
+    def overwrites(self) -> torch.Tensor:
+        """[n, 1] int64."""
+        return self._device([row.overwrites for row in self.full_rows])[:, None]
+
+    @cached_property
+    def own(self) -> torch.Tensor:
+        """[k] int64: which rows own their slots, so that something may be stored for them."""
+        return self._device([i for i, row in enumerate(self.full_rows) if row.overwrites > 0])
+
+    @cached_property
+    def query_count(self) -> torch.Tensor:
+        """[n, 1] int64: how many of a row's last queries are remembered, at most."""
+        cut = torch.iinfo(torch.int64).max  # its prompt's window is, whole
+        return self._device([cut if row.was_cut else row.decode_steps for row in self.full_rows])[
+            :, None
+        ]
+
+    def queue_place(self, interval: int) -> torch.Tensor:
+        """[n] int64: where in its queue each row is."""
+        return (self.overwrites % interval)[:, 0]
+
+
+class LayerRows:
+    """`PolicyMemory` of one layer's full rows in one step (`policies.rows.RowMemory`).
+
+    Attributes
+    ----------
+    step : StepRows
+    written : torch.Tensor
+        [n] int64, the row index that this step wrote; read where the row has overwritten.
+    """
+
+    def __init__(self, memory: PolicyMemory, layer_id: int, step: StepRows, written: torch.Tensor):
+        self.memory = memory
+        self.layer_id = layer_id
+        self.step = step
+        self.written = written
         self._order: torch.Tensor | None = None
         if memory.slot_order is not None:
             self._order = self._note_order(memory.slot_order[layer_id])
 
-    def _device(self, values: list) -> torch.Tensor:
-        return torch.tensor(values).to(self.rows.device, non_blocking=True)
-
-    def _own(self) -> torch.Tensor:
-        """[k] which rows own their slots, so that something may be stored for them."""
-        return self._device([i for i, done in enumerate(self._done) if done > 0]).long()
-
     def _note_order(self, stored: torch.Tensor) -> torch.Tensor:
-        budget = self.slots.shape[1]
-        done = self._device(self._done)[:, None]
-        filled = torch.arange(budget, device=self.rows.device).expand_as(self.slots)
-        order = torch.where(done <= 1, filled, stored[self.slots].long())
+        slots, done, own = self.step.slots, self.step.overwrites, self.step.own
+        budget = slots.shape[1]
+        filled = torch.arange(budget, device=slots.device).expand_as(slots)
+        order = torch.where(done <= 1, filled, stored[slots].long())
         late = order.scatter(1, self.written[:, None], budget - 1 + done)
         order = torch.where(done == 0, order, late)
-        own = self._own()
-        stored[self.slots[own]] = order[own].to(torch.int32)
+        stored[slots[own]] = order[own].to(torch.int32)
         return order
 
     def order(self) -> torch.Tensor:
@@ -139,12 +164,11 @@ class LayerRows:
         """`scores` [n, budget] on top of what the slots have, which counts `decay` times."""
         assert self.memory.slot_score is not None, "the policy does not need slot_score"
         stored = self.memory.slot_score[self.layer_id]
-        done = self._device(self._done)[:, None]
-        before = torch.where(done <= 1, 0.0, stored[self.slots])
+        slots, done, own = self.step.slots, self.step.overwrites, self.step.own
+        before = torch.where(done <= 1, 0.0, stored[slots])
         before = torch.where(done == 0, before, before.scatter(1, self.written[:, None], 0.0))
         total = before * decay + scores
-        own = self._own()
-        stored[self.slots[own]] = total[own]
+        stored[slots[own]] = total[own]
         return total
 
     def queries(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -154,23 +178,20 @@ class LayerRows:
         """
         assert self.memory.queries is not None, "the policy does not need queries"
         window = self.memory.needs.query_window
-        age = torch.arange(window - 1, -1, -1, device=self.rows.device)
-        ring = (self.positions[:, None] - age) % window
-        known = [
-            window if cut else min(window, steps)
-            for cut, steps in zip(self.was_cut, self.decode_steps, strict=True)
-        ]
-        queries = self.memory.queries[self.layer_id, self.rows[:, None], ring].float()
-        exist = age < self._device(known)[:, None]
+        step = self.step
+        age = torch.arange(window - 1, -1, -1, device=step.rows.device)
+        ring = (step.positions[:, None] - age) % window
+        queries = self.memory.queries[self.layer_id, step.rows[:, None], ring].float()
+        exist = age < step.query_count
         return torch.where(exist[..., None, None], queries, 0.0), exist
 
     def store_queue(self, queue: torch.Tensor) -> None:
         """Remember victims [n, interval]."""
         assert self.memory.queue is not None, "the policy does not need a queue"
-        self.memory.queue[self.layer_id, self.rows, : queue.shape[1]] = queue.to(torch.int32)
+        self.memory.queue[self.layer_id, self.step.rows, : queue.shape[1]] = queue.to(torch.int32)
 
     def queued(self, interval: int) -> torch.Tensor:
         """[n] int64, this step's victims out of the queues."""
         assert self.memory.queue is not None, "the policy does not need a queue"
-        place = self._device([done % interval for done in self._done])
-        return self.memory.queue[self.layer_id, self.rows, place].long()
+        place = self.step.queue_place(interval)
+        return self.memory.queue[self.layer_id, self.step.rows, place].long()

@@ -29,14 +29,16 @@ class H2O(Policy):
     recent_share: float = 0.5
 
     def scores(self, rows: FullRows) -> torch.Tensor:
-        heavy = rows.accumulate(rows.attention_mass)
-        return heavy.masked_fill(
-            rows.newest(int(rows.budget_tokens * self.recent_share)), torch.inf
-        )
+        late = rows.newest(int(rows.budget_tokens * self.recent_share))
+        return self.heavy(rows).masked_fill(late, torch.inf)
+
+    def heavy(self, rows: FullRows) -> torch.Tensor:
+        """[n, budget_tokens] float32, what ranks the tokens that are not recent."""
+        return rows.accumulate(rows.attention_mass)
 
 
 @dataclass(frozen=True)
-class H2OLast(Policy):
+class H2OLast(H2O):
     """H2O as LongFlow's authors released it for comparison: the current step's attention only.
 
     Source: their H2O ranks by the last query's attention (its sum is kept and never used), outside
@@ -46,8 +48,5 @@ class H2OLast(Policy):
     name: ClassVar[str] = "h2o-last"
     needs: ClassVar[Needs] = Needs(slot_order=True)
 
-    recent_share: float = 0.5
-
-    def scores(self, rows: FullRows) -> torch.Tensor:
-        late = rows.newest(int(rows.budget_tokens * self.recent_share))
-        return rows.attention_mass.masked_fill(late, torch.inf)
+    def heavy(self, rows: FullRows) -> torch.Tensor:
+        return rows.attention_mass

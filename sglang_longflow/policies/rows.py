@@ -173,11 +173,12 @@ class FullRows:
             return scores.argmin(dim=1, keepdim=True)
         return scores.argsort(dim=1, stable=True)[:, :count]
 
-    def newest(self, count: int) -> torch.Tensor:
-        """[n, budget_tokens] bool: the `count` tokens written last."""
-        place = self.order.argsort(dim=1).argsort(dim=1)
-        return place >= self.budget_tokens - count
-
+    @cached_property
     def sequence(self) -> torch.Tensor:
         """[n, budget_tokens] int64: row indices in the order in which their tokens were written."""
         return self.order.argsort(dim=1)
+
+    def newest(self, count: int) -> torch.Tensor:
+        """[n, budget_tokens] bool: the `count` tokens written last."""
+        late = self.sequence[:, self.budget_tokens - count :]
+        return torch.zeros_like(self.order, dtype=torch.bool).scatter(1, late, True)

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 
 from sglang_longflow.policies.base import Policy
 from sglang_longflow.policies.rows import FullRows, Needs
 from sglang_longflow.policies.windowed import (
     in_sequence,
-    mean_over_window,
+    pooled_votes,
     to_slots,
     window_logits,
 )
@@ -46,6 +45,5 @@ class RPC(Policy):
         keys = in_sequence(rows, rows.keys)[:, :earlier]
         logits = window_logits(rows, keys)
         logits = logits.masked_fill(~generated[:, None, None, None], -torch.inf)
-        votes = mean_over_window(rows, torch.softmax(logits, dim=-1)).mean(dim=(1, 2))
-        pooled = F.avg_pool1d(votes[:, None], self.pool_kernel, 1, self.pool_kernel // 2)[:, 0]
+        pooled = pooled_votes(rows, logits, self.pool_kernel)
         return to_slots(rows, pooled.masked_fill(~generated, torch.inf))

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 
 from sglang_longflow.policies.base import Policy
 from sglang_longflow.policies.rows import FullRows, Needs
 from sglang_longflow.policies.windowed import (
     in_sequence,
-    mean_over_window,
+    pooled_votes,
     to_slots,
     window_logits,
 )
@@ -39,7 +38,4 @@ class SnapKVDecode(Policy):
     def scores(self, rows: FullRows) -> torch.Tensor:
         earlier = rows.budget_tokens - self.needs.query_window
         keys = in_sequence(rows, rows.keys)[:, :earlier]
-        weights = torch.softmax(window_logits(rows, keys), dim=-1)
-        votes = mean_over_window(rows, weights).mean(dim=(1, 2))
-        pooled = F.avg_pool1d(votes[:, None], self.pool_kernel, 1, self.pool_kernel // 2)[:, 0]
-        return to_slots(rows, pooled)
+        return to_slots(rows, pooled_votes(rows, window_logits(rows, keys), self.pool_kernel))

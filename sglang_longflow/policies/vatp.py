@@ -7,12 +7,12 @@ from typing import ClassVar
 
 import torch
 
-from sglang_longflow.policies.base import Policy
-from sglang_longflow.policies.rows import FullRows, Needs
+from sglang_longflow.policies.h2o import H2O
+from sglang_longflow.policies.rows import FullRows
 
 
 @dataclass(frozen=True)
-class VATP(Policy):
+class VATP(H2O):
     """H2O's accumulated attention times the L1 norm of the value; the first tokens always stay.
 
     Source: arXiv 2406.12335, eq. for ``I = S * ||v||_1`` over H2O's S, with its first
@@ -23,9 +23,7 @@ class VATP(Policy):
     """
 
     name: ClassVar[str] = "vatp"
-    needs: ClassVar[Needs] = Needs(slot_score=True, slot_order=True)
 
-    recent_share: float = 0.5
     first_tokens: int = 20
 
     @property
@@ -36,7 +34,6 @@ class VATP(Policy):
     def first_tokens_kept(self) -> int:
         return max(self.protect_sink_tokens, self.first_tokens)
 
-    def scores(self, rows: FullRows) -> torch.Tensor:
+    def heavy(self, rows: FullRows) -> torch.Tensor:
         norms = rows.values.abs().sum(dim=-1).mean(dim=-1)
-        late = rows.newest(int(rows.budget_tokens * self.recent_share))
-        return (rows.accumulate(rows.attention_mass) * norms).masked_fill(late, torch.inf)
+        return super().heavy(rows) * norms

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from sglang_longflow.policies.rows import FullRows
 
 
 def in_sequence(rows: FullRows, tensor: torch.Tensor) -> torch.Tensor:
     """`tensor` [n, budget_tokens, ...] with its slots in the order their tokens were written."""
-    index = rows.sequence()
+    index = rows.sequence
     shape = index.shape + (1,) * (tensor.dim() - 2)
     return tensor.gather(1, index.view(shape).expand_as(tensor))
 
@@ -17,7 +18,7 @@ def in_sequence(rows: FullRows, tensor: torch.Tensor) -> torch.Tensor:
 def to_slots(rows: FullRows, earlier: torch.Tensor) -> torch.Tensor:
     """Scores [n, m] of the m earliest tokens back at their slots; the later ones stay (inf)."""
     scores = earlier.new_full((earlier.shape[0], rows.budget_tokens), torch.inf)
-    return scores.scatter(1, rows.sequence()[:, : earlier.shape[1]], earlier)
+    return scores.scatter(1, rows.sequence[:, : earlier.shape[1]], earlier)
 
 
 def window_logits(rows: FullRows, keys: torch.Tensor) -> torch.Tensor:
@@ -42,3 +43,12 @@ def mean_over_window(rows: FullRows, weights: torch.Tensor) -> torch.Tensor:
     share = seen / seen.sum(dim=1, keepdim=True)
     shape = (share.shape[0],) + (1,) * (weights.dim() - 3) + (share.shape[1], 1)
     return (weights * share.view(shape)).sum(dim=-2)
+
+
+def pooled_votes(rows: FullRows, logits: torch.Tensor, pool_kernel: int) -> torch.Tensor:
+    """SnapKV's votes (arXiv 2404.14469) for the earliest m tokens: [n, m] from `window_logits`.
+
+    Softmax, mean over queries and heads, average pool over neighbours in the sequence.
+    """
+    votes = mean_over_window(rows, torch.softmax(logits, dim=-1)).mean(dim=(1, 2))
+    return F.avg_pool1d(votes[:, None], pool_kernel, 1, pool_kernel // 2)[:, 0]

@@ -5,7 +5,8 @@ import torch
 from reference_rankings import ReferenceRow
 
 from longflow_kernels import attention_mass
-from sglang_longflow.flow.policy_memory import LayerRows, PolicyMemory
+from sglang_longflow.contracts import FullRow, KVBudget
+from sglang_longflow.flow.policy_memory import LayerRows, PolicyMemory, StepRows
 from sglang_longflow.policies import FullRows, make_policy
 
 HEADS, KV_HEADS, DIM, BUDGET, ROWS = 4, 2, 16, 72, 5
@@ -79,18 +80,13 @@ def pick(policy, memory, slots, members):
     rows, queries, overwrites, places = zip(*members, strict=True)
     index = torch.tensor([row.index for row in rows])
     keys = torch.stack([row.k for row in rows])
-    steps = [row.steps for row in rows]
-    layer = LayerRows(
-        memory,
-        1,
-        rows=index,
-        slots=slots[index],
-        written=torch.tensor(places),
-        positions=torch.tensor([row.prompt + row.steps - 1 for row in rows]),
-        overwrites=list(overwrites),
-        decode_steps=steps,
-        was_cut=[False] * len(rows),
-    )
+    budget = KVBudget(BUDGET, policy)
+    full = [
+        FullRow(i, budget, done, row.steps, False) for i, (row, _, done, _) in enumerate(members)
+    ]
+    positions = torch.tensor([row.prompt + row.steps - 1 for row in rows])
+    step = StepRows(index, slots[index], positions, full)
+    layer = LayerRows(memory, 1, step, torch.tensor(places))
     return policy.victims(
         FullRows(
             budget_tokens=BUDGET,
