@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from typing import Any
 
 from sglang_longflow import demo_report
 from sglang_longflow.errors import ConfigError, LongFlowError
+from sglang_longflow.local_http import FIRST_PORT, open_json
 from sglang_longflow.preflight import free_port
 from sglang_longflow.serve import prepare
 from sglang_longflow.supervise import Server
@@ -26,9 +26,6 @@ from sglang_longflow.supervise import Server
 POLL_INTERVAL_S = 0.2
 LINE_INTERVAL_S = 5.0
 START_TIMEOUT_S = 420.0
-FIRST_PORT = 30000
-# Requests go to this machine: a proxy from the environment has no business with them.
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class DemoError(LongFlowError):
@@ -120,12 +117,6 @@ def render_prompts(model: Path, questions: list[str]) -> tuple[list[str], int]:
     return prompts, max(len(tokenizer(prompt)["input_ids"]) for prompt in prompts)
 
 
-def _post(url: str, body: dict[str, Any] | None, timeout_s: float = 600) -> Any:
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    return _OPENER.open(request, timeout=timeout_s)
-
-
 def _ask(url: str, answer: Answer, budget: int, max_new_tokens: int) -> None:
     """Stream one request into `answer`; runs in a thread of its own."""
     parameters = {
@@ -137,7 +128,7 @@ def _ask(url: str, answer: Answer, budget: int, max_new_tokens: int) -> None:
     }
     body = {"text": answer.prompt, "sampling_params": parameters, "stream": True}
     try:
-        with _post(f"{url}/generate", body) as response:
+        with open_json(f"{url}/generate", body) as response:
             for line in response:
                 if not line.startswith(b"data: {"):
                     continue
@@ -170,7 +161,7 @@ def run_phase(
         thread.start()
     while any(thread.is_alive() for thread in threads):
         try:
-            with _post(f"{url}/longflow/stats", None, timeout_s=60) as response:
+            with open_json(f"{url}/longflow/stats", None, timeout_s=60) as response:
                 running = phase.observe(json.load(response))
         except (OSError, ValueError) as error:
             raise DemoError(f"{url}/longflow/stats does not answer: {error}") from error
@@ -283,7 +274,7 @@ def run(args: argparse.Namespace) -> int:
         phases = []
         for budget in (args.budget, 0):
             # No phase profits from prompts that the other left in the prefix cache.
-            with _post(f"{settings.url}/flush_cache", {}) as response:
+            with open_json(f"{settings.url}/flush_cache", {}) as response:
                 response.read()
             total = len(prompts) * args.max_new_tokens
             with (

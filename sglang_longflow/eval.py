@@ -17,12 +17,12 @@ from sglang_longflow.evaluation.records import Record, Records
 from sglang_longflow.evaluation.summary import save, show, summarise
 from sglang_longflow.evaluation.tasks import MathFile, Reasoner, Task
 from sglang_longflow.evaluation.variants import FULL, Variant, parse_budget, parse_variant
+from sglang_longflow.local_http import FIRST_PORT
 from sglang_longflow.preflight import free_port
 from sglang_longflow.serve import prepare
 from sglang_longflow.supervise import Server
 
 START_TIMEOUT_S = 600.0
-FIRST_PORT = 30000
 
 
 def names(text: str) -> list[str]:

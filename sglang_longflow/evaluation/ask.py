@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
@@ -13,10 +12,9 @@ from sglang_longflow.errors import LongFlowError
 from sglang_longflow.evaluation.records import Record
 from sglang_longflow.evaluation.tasks import Question, Task, is_finished
 from sglang_longflow.evaluation.variants import FULL, Variant
+from sglang_longflow.local_http import open_json
 
 TIMEOUT_S = 3600.0
-# Requests go to this machine: a proxy from the environment has no business with them.
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class EvalError(LongFlowError):
@@ -33,11 +31,8 @@ def post(url: str, body: dict[str, Any]) -> Any:
     EvalError
         It answers with an error, or not at all.
     """
-    request = urllib.request.Request(
-        url, json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
     try:
-        with _OPENER.open(request, timeout=TIMEOUT_S) as response:
+        with open_json(url, body, TIMEOUT_S) as response:
             text = response.read().decode()
     except urllib.error.HTTPError as error:
         reason = error.read().decode(errors="replace")[:300]

@@ -1,0 +1,24 @@
+"""Requests to a server that this process started."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from typing import Any
+
+FIRST_PORT = 30000  # where a free one is looked for
+# They go to this machine: a proxy from the environment has no business with them.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def open_json(url: str, body: dict[str, Any] | None, timeout_s: float = 600) -> Any:
+    """The open response to a POST of `body`, or to a GET where there is none.
+
+    Raises
+    ------
+    OSError
+        The server does not answer, or with an error (`urllib.error.HTTPError`).
+    """
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    return _OPENER.open(request, timeout=timeout_s)
