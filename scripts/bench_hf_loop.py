@@ -73,7 +73,8 @@ def run(args: argparse.Namespace) -> dict:
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, args.memory_gb * 2**30 / total))
     config = AutoConfig.from_pretrained(model_folder(args.geometry))
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).to(args.device).eval()
+    with torch.device(args.device):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
     final = args.input + args.output
 
     def fits(batch: int) -> bool:

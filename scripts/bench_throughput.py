@@ -250,6 +250,11 @@ def summarise(point: Point, streams: list[Stream], began: float, log: Log) -> di
     }
 
 
+def pool_of(system: str, args: argparse.Namespace) -> int:
+    """Tokens of a system's pool; 0 leaves it to SGLang."""
+    return args.pool_of.get(system, args.pool)
+
+
 def server_of(system: str, args: argparse.Namespace, points: list[Point]) -> tuple[Server, Log]:
     port = free_port("127.0.0.1", 31000 + 100 * SYSTEMS.index(system))
     arguments = [
@@ -260,7 +265,7 @@ def server_of(system: str, args: argparse.Namespace, points: list[Point]) -> tup
         "--incremental-streaming-output",
         f"--stream-interval={STREAM_INTERVAL}",
         "--random-seed=1",
-        *([f"--max-total-tokens={args.pool}"] if args.pool else []),
+        *([f"--max-total-tokens={pool}"] if (pool := pool_of(system, args)) else []),
         *args.server,
     ]
     environment = None
@@ -301,7 +306,7 @@ def run(args: argparse.Namespace) -> list[dict]:
             streams, began = asyncio.run(drive(server.url, point, requests))
             result = {
                 "geometry": args.geometry,
-                "pool": args.pool,
+                "pool": pool_of(point.system, args),
                 **summarise(point, streams, began, log),
                 "server_arguments": args.server,
             }
@@ -331,11 +336,21 @@ def names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
 
+def sizes(text: str) -> dict[str, int]:
+    """``stock=1000,inert=1000`` as a dict."""
+    pairs = (part.split("=") for part in names(text))
+    found = {system: int(tokens) for system, tokens in pairs}
+    if unknown := set(found) - set(SYSTEMS):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: no such system")
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--geometry", choices=GEOMETRIES, required=True)
     add("--pool", type=int, default=0, help="KV pool in tokens; default: SGLang's own")
+    add("--pool-of", type=sizes, default={}, help="other pools, e.g. stock=110000,inert=110000")
     default = Path(__file__).with_name("throughput_points.yaml")
     add("--points", type=Path, default=default, help="YAML file")
     add("--only", type=names, default=[], help="names of points, with commas; default: all")

@@ -188,8 +188,11 @@ def apply_defaults(server_args: Any, config: LongFlowConfig) -> dict[str, Any]:
             default("disable_cuda_graph", True)
             return changed
         default("disable_prefill_cuda_graph", True)
-        sizes = ("cuda_graph_bs_decode", "cuda_graph_config")
-        open_sizes = not any(getattr(server_args, field, None) for field in sizes)
-        if open_sizes and torch.cuda.get_device_properties(0).total_memory > LARGE_GPU_BYTES:
-            default("cuda_graph_max_bs_decode", CUDA_GRAPH_MAX_BS)
+        sizes = ("cuda_graph_bs_decode", "cuda_graph_max_bs_decode", "cuda_graph_config")
+        if not any(getattr(server_args, field, None) for field in sizes):
+            # The backend adds sizes when it knows the pool; this one is for SGLang's estimate of
+            # the memory that graphs take.
+            default("kv_graphs_cover_rows", True)
+            if torch.cuda.get_device_properties(0).total_memory > LARGE_GPU_BYTES:
+                default("cuda_graph_max_bs_decode", CUDA_GRAPH_MAX_BS)
     return changed

@@ -37,7 +37,11 @@ def test_only_the_fused_kernel_keeps_the_decode_graph(on_gpu, config):
         assert changed == {"page_size": 1, "sleep_on_idle": True}
         return
     graphs = (
-        {"disable_prefill_cuda_graph": True, "cuda_graph_max_bs_decode": 512}
+        {
+            "disable_prefill_cuda_graph": True,
+            "cuda_graph_max_bs_decode": 512,
+            "kv_graphs_cover_rows": True,
+        }
         if config is TRITON
         else {"disable_cuda_graph": True}
     )
@@ -52,16 +56,19 @@ def test_what_the_operator_set_stays(on_gpu):
     support.apply_defaults(arguments, TRITON)
     assert arguments.page_size == 16 and arguments.attention_backend is None
     assert arguments.cuda_graph_max_bs_decode == 32
+    assert not hasattr(arguments, "kv_graphs_cover_rows")
 
 
-def test_explicit_graph_sizes_and_small_cards_keep_sglangs(monkeypatch):
+def test_explicit_graph_sizes_stay_and_small_cards_start_from_sglangs(monkeypatch):
     card = SimpleNamespace(total_memory=80 << 30)
     monkeypatch.setattr(support.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(support.torch.cuda, "get_device_properties", lambda _: card)
     arguments = SimpleNamespace(**OPEN, cuda_graph_bs_decode=[1, 2])
-    assert "cuda_graph_max_bs_decode" not in support.apply_defaults(arguments, TRITON)
+    changed = support.apply_defaults(arguments, TRITON)
+    assert not {"cuda_graph_max_bs_decode", "kv_graphs_cover_rows"} & set(changed)
     card.total_memory = 24 << 30
-    assert "cuda_graph_max_bs_decode" not in support.apply_defaults(SimpleNamespace(**OPEN), TRITON)
+    changed = support.apply_defaults(SimpleNamespace(**OPEN), TRITON)
+    assert changed["kv_graphs_cover_rows"] and "cuda_graph_max_bs_decode" not in changed
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from longflow_kernels.compress_prompt.op import paged_prompt_scores
 from sglang_longflow import runtime
 from sglang_longflow.backend.decode_fused import FusedDecode
 from sglang_longflow.backend.decode_reference import ReferenceDecode
+from sglang_longflow.backend.graph_sizes import cover_rows
 from sglang_longflow.backend.moves import carry_out
 from sglang_longflow.backend.pool import load_kv, scale_of
 from sglang_longflow.contracts import DecodeView, PrefillView, PromptRow
@@ -76,8 +77,21 @@ class LongFlowAttnBackend(AttentionBackend):
         )
         if self.fused:
             self._compile_prompt_scores(num_q_heads, model_runner.dtype)
+            self._cover_rows(model_runner, config.kv_budget)
         self._note_state_bytes()
         self._prefill: PrefillView | None = None
+
+    @staticmethod
+    def _cover_rows(model_runner, budget: int) -> None:
+        """Have decode CUDA graphs captured for every batch that fits the pool at the budget."""
+        graphs = model_runner.server_args.cuda_graph_config.decode
+        if (
+            budget
+            and graphs.bs
+            and getattr(model_runner.server_args, "kv_graphs_cover_rows", False)
+        ):
+            graphs.bs = cover_rows(graphs.bs, model_runner.max_total_num_tokens // budget)
+            graphs.max_bs = graphs.bs[-1]
 
     def _compile_prompt_scores(self, num_q_heads: int, dtype: torch.dtype) -> None:
         """So that the first long prompt does not wait for it: two seconds on an H100."""
