@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -127,13 +127,12 @@ class PrefillView:
     rows: tuple[PromptRow, ...]
 
 
-@dataclass(frozen=True)
-class FullRow:
+class FullRow(NamedTuple):  # one for each row and step: a dataclass takes four times as long
     """A row that is full after a decode step and needs a victim for the next one.
 
     Attributes
     ----------
-    index : int
+    batch_index : int
         Its place in the batch.
     budget : KVBudget
     overwrites : int
@@ -144,7 +143,7 @@ class FullRow:
         Its prompt was over budget - 1.
     """
 
-    index: int
+    batch_index: int
     budget: KVBudget
     overwrites: int
     decode_steps: int

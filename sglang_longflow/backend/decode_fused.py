@@ -8,7 +8,7 @@ import torch
 
 from longflow_kernels.attend_score_evict.launch import LaunchConfig, launch_config
 from longflow_kernels.attend_score_evict.op import Workspace, attend_score_evict, gather_kv_indices
-from longflow_kernels.attend_score_evict.rows import NUM_FIELDS, StepRow, pack_full_rows, pack_rows
+from longflow_kernels.attend_score_evict.rows import NUM_FIELDS, pack_columns, pack_full_rows
 from sglang_longflow.backend.pool import scale_of
 from sglang_longflow.contracts import DecodeView
 from sglang_longflow.flow.decode import DecodeState
@@ -22,7 +22,7 @@ class DecodeStep:
     Attributes
     ----------
     fields : torch.Tensor
-        [NUM_FIELDS, batch] int32, from `longflow_kernels`' ``pack_rows``.
+        [NUM_FIELDS, batch] int32, from `longflow_kernels`' ``pack_columns``.
     kv_indices : torch.Tensor
         int32 pool slots of all rows, one after the other. SGLang's scheduler may write
         ``req_to_token`` as soon as the step's preparation is over, so the step keeps a copy.
@@ -138,21 +138,28 @@ class FusedDecode:
     def _pack(self, seq_lens_cpu: torch.Tensor, view: DecodeView | None) -> torch.Tensor:
         if view is None:
             return pack_full_rows(seq_lens_cpu)
-        rows = [
-            StepRow(kv_len, overwrites) for kv_len, overwrites in zip(view.kv_lens, view.overwrite)
-        ]
+        batch = len(view.kv_lens)
+        scored, by_attention = [False] * batch, [False] * batch
+        given, written = [-1] * batch, [0] * batch
         for row in view.full_rows:
-            policy = row.budget.policy
-            known = policy.known_victim(row.budget.tokens, row.overwrites)
-            rows[row.index] = StepRow(
-                kv_len=view.kv_lens[row.index],
-                overwrites=view.overwrite[row.index],
-                scored=policy.ranks_by is not None,
-                given_victim=-1 if known is None else known,
-                written=row.overwrites,
-                by_attention=policy.ranks_by == "attention",
-            )
-        return pack_rows(rows, self.workspace.places)
+            policy, i = row.budget.policy, row.batch_index
+            written[i] = row.overwrites
+            if policy.ranks_by is None:
+                known = policy.known_victim(row.budget.tokens, row.overwrites)
+                assert known is not None, f"{policy.name} is not fused"
+                given[i] = known
+            else:
+                scored[i] = True
+                by_attention[i] = policy.ranks_by == "attention"
+        return pack_columns(
+            view.kv_lens,
+            overwrites=view.overwrite,
+            scored=scored,
+            by_attention=by_attention,
+            given_victims=given,
+            written=written,
+            places=self.workspace.places,
+        )
 
     def _to_device(self, host: torch.Tensor) -> torch.Tensor:
         if self.device.type == "cuda":

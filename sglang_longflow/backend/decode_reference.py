@@ -106,7 +106,9 @@ class ReferenceDecode:
         for (policy, tokens, _), members in by_kind.items():
             for start in range(0, len(members), size):
                 part = members[start : start + size]
-                index = torch.tensor([row.index for row in part]).to(device, non_blocking=True)
+                index = torch.tensor([row.batch_index for row in part]).to(
+                    device, non_blocking=True
+                )
                 pool_index = forward_batch.req_pool_indices[index]
                 slots = self.req_to_token_pool.req_to_token[pool_index, :tokens].to(torch.int64)
                 positions = forward_batch.seq_lens[index].to(torch.int64) - 1

@@ -16,9 +16,10 @@ from sglang_longflow.hooks.request import bounded_row
 
 
 def live_row(req) -> LiveRow | None:
-    """A running request as admission sees it; None where SGLang's estimate applies."""
+    """A running request as admission sees it; None where nothing is to be reserved for it."""
     row = bounded_row(req)
-    if row is None or req.kv is None or req.finished():
+    # A row that owns its slots takes nothing more.
+    if row is None or row.owned or req.kv is None or req.finished():
         return None
     return LiveRow(
         budget=row.budget,

@@ -37,6 +37,15 @@ def decode_row(req) -> DecodeRow:
     )
 
 
+def _is_settled(req) -> bool:
+    """Whether a request owns its slots: it overwrites from now on, and takes and returns none.
+
+    Almost all rows are, in almost all steps, so they are not looked at any further.
+    """
+    row = row_of(req)
+    return row is not None and row.owned
+
+
 def new_tokens_required_next_decode(original, self, selected_indices=None):
     """Around ``ScheduleBatch.new_tokens_required_next_decode``."""
     if runtime.current() is None:
@@ -44,7 +53,7 @@ def new_tokens_required_next_decode(original, self, selected_indices=None):
     reqs = self.reqs if selected_indices is None else [self.reqs[i] for i in selected_indices]
     if not any(bounded_row(req) for req in reqs):
         return original(self, selected_indices)
-    return slots_required([decode_row(req) for req in reqs])
+    return slots_required([decode_row(req) for req in reqs if not _is_settled(req)])
 
 
 def get_decode_retraction_order(order, reqs, server_args):
@@ -78,32 +87,35 @@ def alloc_for_decode(original, batch, token_per_req):
             metrics.observe_batch(state, batch)
         return original(batch, token_per_req)
 
-    rows = [decode_row(req) for req in batch.reqs]
+    rows = {i: decode_row(req) for i, req in enumerate(batch.reqs) if not _is_settled(req)}
     _insert_prompts(batch, rows)
-    rows = [decode_row(req) for req in batch.reqs]
     # Give back first, take afterwards: a node that no one else holds can be evicted to make room
     # for its own copy, which is safe because the backend reads every source slot of the step
     # before it writes any.
-    sources = [_give_back(batch, req, row) for req, row in zip(batch.reqs, rows, strict=True)]
-    taken = alloc_token_slots(batch.tree_cache, sum(row.new_slots for row in rows))
+    sources = {i: _give_back(batch, batch.reqs[i], row) for i, row in rows.items()}
+    counts = {i: row.new_slots for i, row in rows.items()}
+    taken = alloc_token_slots(batch.tree_cache, sum(counts.values()))
 
-    req_to_token = batch.req_to_token_pool
-    appended, kv_lens, overwrite, fresh, full_rows, moves = [], [], [], [], [], []
-    offset = 0
-    for i, (req, row, source) in enumerate(zip(batch.reqs, rows, sources, strict=True)):
-        managed = bounded_row(req)
-        step, count = row.step, row.new_slots
-        slots = taken[offset : offset + count]
-        offset += count
+    kv_lens, overwrite, fresh, full_rows, moves = [], [], [], [], []
+    offsets: dict[int, int] = {}  # of appending rows, in `taken`
+    offset = overwritten = 0
+    for i, req in enumerate(batch.reqs):
+        managed = row_of(req)
+        row = rows.get(i)
+        step = Step.OVERWRITE if row is None else row.step
         if step is Step.APPEND:
-            appended.append(i)
+            offsets[i] = offset
+            offset += 1
             req.kv.kv_allocated_len += 1
             kv_len = row.kv_len + 1
         else:
-            kv_len = row.budget.tokens
-            if count:
-                req_to_token.write((req.req_pool_idx, slice(0, count)), slots.to(torch.int32))
-                moves.append(_move(managed, step, source, slots))
+            kv_len = managed.budget.tokens
+            if row is not None and counts[i]:
+                slots = taken[offset : offset + counts[i]]
+                offset += counts[i]
+                place = (req.req_pool_idx, slice(0, counts[i]))
+                batch.req_to_token_pool.write(place, slots.to(torch.int32))
+                moves.append(_move(managed, step, sources[i], slots))
             if step is Step.CUT:
                 req.kv.kv_allocated_len = kv_len
                 managed.prompt_keep = None
@@ -111,41 +123,45 @@ def alloc_for_decode(original, batch, token_per_req):
                 state.counters.cut_tokens += managed.cut_tokens
             else:
                 managed.overwritten_tokens += 1
-                state.counters.overwritten_tokens += 1
+                overwritten += 1
             # SGLang adds 1 for every row after this call; a full row does not grow.
             req.kv_committed_len = kv_len - 1
         kv_lens.append(kv_len)
         overwrite.append(step is not Step.APPEND)
         fresh.append(step is Step.CUT)
-        if managed is None:
+        if managed is None or managed.budget.is_full:
             continue
         managed.decode_steps += 1
         if kv_len == managed.budget.tokens:
             full_rows.append(
                 FullRow(
-                    index=i,
-                    budget=managed.budget,
-                    overwrites=managed.overwritten_tokens,
-                    decode_steps=managed.decode_steps,
-                    was_cut=managed.cut_tokens > 0,
+                    i,
+                    managed.budget,
+                    managed.overwritten_tokens,
+                    managed.decode_steps,
+                    managed.cut_tokens > 0,
                 )
             )
+    state.counters.overwritten_tokens += overwritten
 
-    out_cache_loc = _write_appended(batch, rows, appended, taken)
+    out_cache_loc = _write_appended(batch, offsets, taken)
     batch.longflow_view = DecodeView(kv_lens, overwrite, fresh, full_rows, moves)
     metrics.observe_batch(state, batch)
     return out_cache_loc
 
 
-def _insert_prompts(batch, rows: list[DecodeRow]) -> None:
+def _insert_prompts(batch, rows: dict[int, DecodeRow]) -> None:
     """Leave prompts that are about to be cut in the radix tree, whole, for later requests.
 
     SGLang does it when it processes the prefill's result, which under overlap scheduling comes
     after this step.
     """
-    for req, row in zip(batch.reqs, rows, strict=True):
-        if row.step is Step.CUT and not batch.tree_cache.disable:
-            batch.tree_cache.cache_unfinished_req(req)
+    if batch.tree_cache.disable:
+        return
+    for i, row in rows.items():
+        if row.step is Step.CUT:
+            batch.tree_cache.cache_unfinished_req(batch.reqs[i])
+            rows[i] = decode_row(batch.reqs[i])
 
 
 def _give_back(batch, req, row: DecodeRow) -> torch.Tensor | None:
@@ -177,15 +193,12 @@ def _move(managed, step: Step, source: torch.Tensor, slots: torch.Tensor) -> Row
     return RowMove(source, slots)
 
 
-def _write_appended(batch, rows, appended: list[int], taken: torch.Tensor) -> torch.Tensor:
-    """Write the appended slots into their rows; returns the batch's ``out_cache_loc``."""
-    out_cache_loc = torch.zeros(len(rows), dtype=torch.int64, device=taken.device)
-    if not appended:
+def _write_appended(batch, offsets: dict[int, int], taken: torch.Tensor) -> torch.Tensor:
+    """Write appended slots, ``taken[offsets[i]]`` for row i; returns the ``out_cache_loc``."""
+    out_cache_loc = torch.zeros(len(batch.reqs), dtype=torch.int64, device=taken.device)
+    if not offsets:
         return out_cache_loc
-    ends = [0]
-    for row in rows:
-        ends.append(ends[-1] + row.new_slots)
-    index = torch.tensor([appended, [ends[i] for i in appended]], dtype=torch.int64)
+    index = torch.tensor([list(offsets), list(offsets.values())], dtype=torch.int64)
     batch_index, taken_index = index.to(taken.device, non_blocking=True)
     slots = taken[taken_index].to(torch.int64)
     out_cache_loc[batch_index] = slots

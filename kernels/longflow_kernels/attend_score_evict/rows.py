@@ -13,6 +13,8 @@ from longflow_kernels.attend_score_evict.layout import NUM_FIELDS
 #: Rows of the fields that callers read.
 KV_LEN, KV_START = layout.KV_LEN.value, layout.KV_START.value
 SCORE_OFFSET, GIVEN_VICTIM = layout.SCORE_OFFSET.value, layout.GIVEN_VICTIM.value
+OVERWRITES, WRITTEN = layout.OVERWRITES.value, layout.WRITTEN.value
+BY_ATTENTION = layout.BY_ATTENTION.value
 SCORE_ALIGN = layout.SCORE_ALIGN.value
 
 
@@ -45,8 +47,8 @@ class StepRow:
     by_attention: bool = False
 
 
-def _aligned(tokens: int) -> int:
-    return -(-tokens // SCORE_ALIGN) * SCORE_ALIGN
+def _aligned(tokens):
+    return (tokens + SCORE_ALIGN - 1) // SCORE_ALIGN * SCORE_ALIGN
 
 
 def score_places(capacity_tokens: int, max_rows: int) -> int:
@@ -68,28 +70,51 @@ def pack_rows(rows: Sequence[StepRow], places: int) -> torch.Tensor:
     ValueError
         More scored tokens than the workspace holds.
     """
-    start = offset = 0
-    packed = []
-    for row in rows:
-        packed.append(
-            (
-                row.kv_len,
-                int(row.overwrites),
-                offset if row.scored else -1,
-                row.given_victim,
-                row.written,
-                start,
-                int(row.by_attention),
-            )
-        )
-        start += row.kv_len
-        offset += _aligned(row.kv_len) if row.scored else 0
-    if offset > places:
+    return pack_columns(
+        [row.kv_len for row in rows],
+        overwrites=[row.overwrites for row in rows],
+        scored=[row.scored for row in rows],
+        by_attention=[row.by_attention for row in rows],
+        given_victims=[row.given_victim for row in rows],
+        written=[row.written for row in rows],
+        places=places,
+    )
+
+
+def pack_columns(
+    kv_lens: Sequence[int],
+    *,
+    overwrites: Sequence[bool],
+    scored: Sequence[bool],
+    by_attention: Sequence[bool],
+    given_victims: Sequence[int],
+    written: Sequence[int],
+    places: int,
+) -> torch.Tensor:
+    """`pack_rows` of `StepRow`'s fields, each a sequence over the batch.
+
+    Every decode step of a server packs all its rows, so this does nothing row by row.
+    """
+    columns = (kv_lens, overwrites, given_victims, written, by_attention, scored)
+    kv_len, overwrite, given, done, attention, score = (
+        torch.tensor(column, dtype=torch.int32) for column in columns
+    )
+    taken = torch.where(score > 0, _aligned(kv_len), 0)
+    ends = taken.cumsum(0, dtype=torch.int32)
+    total = int(ends[-1]) if len(ends) else 0
+    if total > places:
         raise ValueError(
-            f"the scored rows' scores take {offset} places together, the workspace has {places}"
+            f"the scored rows' scores take {total} places together, the workspace has {places}"
         )
-    fields = torch.tensor(packed, dtype=torch.int32).reshape(-1, NUM_FIELDS)
-    return fields.T.contiguous()
+    fields = torch.empty(NUM_FIELDS, len(kv_len), dtype=torch.int32)
+    fields[KV_LEN] = kv_len
+    fields[OVERWRITES] = overwrite
+    fields[SCORE_OFFSET] = torch.where(score > 0, ends - taken, -1)
+    fields[GIVEN_VICTIM] = given
+    fields[WRITTEN] = done
+    fields[KV_START] = kv_len.cumsum(0, dtype=torch.int32) - kv_len
+    fields[BY_ATTENTION] = attention
+    return fields
 
 
 def pack_full_rows(kv_lens: torch.Tensor) -> torch.Tensor:
