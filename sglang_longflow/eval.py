@@ -14,15 +14,10 @@ from sglang_longflow.errors import ConfigError
 from sglang_longflow.evaluation.ask import ask_all, post
 from sglang_longflow.evaluation.plot import draw, require_matplotlib
 from sglang_longflow.evaluation.records import Record, Records
+from sglang_longflow.evaluation.servers import running_server
 from sglang_longflow.evaluation.summary import save, show, summarise
 from sglang_longflow.evaluation.tasks import MathFile, Reasoner, Task
 from sglang_longflow.evaluation.variants import FULL, Variant, parse_budget, parse_variant
-from sglang_longflow.local_http import FIRST_PORT
-from sglang_longflow.preflight import free_port
-from sglang_longflow.serve import prepare
-from sglang_longflow.supervise import Server
-
-START_TIMEOUT_S = 600.0
 
 
 def names(text: str) -> list[str]:
@@ -124,21 +119,6 @@ def task_of(args: argparse.Namespace) -> tuple[Task, dict]:
     )
 
 
-def server_arguments(args: argparse.Namespace, key: tuple[str, int, int], port: int) -> list[str]:
-    policy, sinks, recent = key
-    return [
-        str(args.model),
-        f"--port={port}",
-        "--kv-budget=0",
-        f"--kv-policy={policy}",
-        f"--kv-protect-sink-tokens={sinks}",
-        f"--kv-protect-recent-tokens={recent}",
-        "--random-seed=1",
-        "--log-level=warning",
-        *args.server,
-    ]
-
-
 def run(args: argparse.Namespace) -> int:
     """Ask what is missing, then write and print the tables."""
     for name in ("count", "concurrency", "max_new_tokens"):
@@ -178,14 +158,10 @@ def _with_server(
     task: Task,
     keep: Callable[[Record], None],
 ) -> None:
-    port = free_port("127.0.0.1", FIRST_PORT)
-    settings, _ = prepare(server_arguments(args, key, port))
-    echo = getattr(sys.stderr, "buffer", None) if args.verbose else None
-    with Server(settings.arguments, settings.url, echo, settings.environment) as server:
-        print(f"starting a server for {', '.join(dict.fromkeys(p[0].name for p in parts))}")
-        print(f"ready in {server.wait_ready(START_TIMEOUT_S):.0f} s", flush=True)
+    served = [part[0].name for part in parts]
+    with running_server(args.model, key, args.server, served, args.verbose) as url:
         for variant, budget, numbers in parts:
-            post(f"{settings.url}/flush_cache", {})
+            post(f"{url}/flush_cache", {})
             title = f"{variant.name}, {budget:,}" if budget else variant.name
             with _Progress(title, len(numbers)) as progress:
 
@@ -193,4 +169,4 @@ def _with_server(
                     keep(record)
                     progress(record)
 
-                ask_all(settings.url, task, variant, budget, numbers, args.concurrency, take)
+                ask_all(url, task, variant, budget, numbers, args.concurrency, take)

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from sglang_longflow.errors import ConfigError
 
@@ -49,9 +50,12 @@ class Record:
 
 
 class Records:
-    """The records of a folder; `settings` must be those it was begun with."""
+    """The records of a folder; `settings` must be those it was begun with.
 
-    def __init__(self, folder: Path, settings: dict):
+    `kind` is their class: a dataclass with `key`.
+    """
+
+    def __init__(self, folder: Path, settings: dict, kind: type = Record):
         folder.mkdir(parents=True, exist_ok=True)
         known, self.path = folder / "settings.json", folder / "answers.jsonl"
         text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
@@ -62,12 +66,12 @@ class Records:
                 f"({known.name}); choose another folder"
             )
         known.write_text(text)
-        self.all: list[Record] = []
+        self.all: list[Any] = []
         if self.path.exists():
             lines = self.path.read_text().splitlines()
             for number, line in enumerate(lines, 1):
                 try:
-                    self.all.append(Record(**json.loads(line)))
+                    self.all.append(kind(**json.loads(line)))
                 except (ValueError, TypeError) as error:
                     if number < len(lines):  # the last one may have been cut off
                         raise ConfigError(f"{self.path}:{number}: not a record: {error}") from None
@@ -79,7 +83,7 @@ class Records:
         """Keys of what is answered already."""
         return {record.key for record in self.all}
 
-    def add(self, record: Record) -> None:
+    def add(self, record: Any) -> None:
         self.all.append(record)
         self._file.write(json.dumps(asdict(record)) + "\n")
         self._file.flush()
