@@ -7,7 +7,7 @@ saved are a running mean of the last steps'.
 What is printed for unseen problems is the share whose every token is right under teacher forcing:
 those are the ones that greedy decoding with full KV solves.
 
-    python scripts/train_reasoner.py --out reasoner [--steps 6000] [--batch-tokens 131072]
+    python scripts/train_reasoner.py --out reasoner [--steps 4500 | --minutes 6]
 """
 
 from __future__ import annotations
@@ -107,12 +107,48 @@ def solved(model, problems, device: str, batch_tokens: int) -> dict[str, float]:
     return {kind: sum(found) / max(1, len(found)) for kind, found in right.items()}
 
 
-def train(args: argparse.Namespace):
+def new_model(args: argparse.Namespace):
     from transformers import Qwen3ForCausalLM
 
     torch.manual_seed(args.seed)
+    return Qwen3ForCausalLM(config(args.hidden, args.layers)).to(args.device)
+
+
+def loss_of(model, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean cross entropy of the tokens that are learned."""
+    with torch.autocast(ids.device.type, torch.bfloat16):
+        logits = model(input_ids=ids[:, :-1]).logits
+    return torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED
+    )
+
+
+def steps_within(args: argparse.Namespace, looked_at: int = 12) -> int:
+    """How many steps take `args.minutes`, from the time of a few on a model that is thrown away."""
+    model = new_model(args)
+    batches = Batches(args.seed, 1, args.batch_tokens, args.longest)
+    ids, labels = (t.to(args.device) for t in batches[1])
+    for step in range(looked_at):
+        if step == looked_at // 2:
+            began = _now(args.device)
+        loss_of(model, ids, labels).backward()
+    seconds = (_now(args.device) - began) / (looked_at - looked_at // 2)
+    # A step of the optimizer, and looks at unseen problems, are not in it.
+    return max(1, int(0.85 * 60 * args.minutes / seconds))
+
+
+def _now(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.monotonic()
+
+
+def train(args: argparse.Namespace):
     device = args.device
-    model = Qwen3ForCausalLM(config(args.hidden, args.layers)).to(device)
+    if args.minutes:
+        args.steps = steps_within(args)
+        print(f"--steps {args.steps} take about {args.minutes:g} minutes", flush=True)
+    model = new_model(args)
     mean = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(args.mean_decay)
     )
@@ -134,11 +170,7 @@ def train(args: argparse.Namespace):
     began, tokens, log = time.monotonic(), 0, []
     for step, (ids, labels) in enumerate(loader):
         ids, labels = ids.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        with torch.autocast(device, torch.bfloat16):
-            logits = model(input_ids=ids[:, :-1]).logits
-        loss = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED
-        )
+        loss = loss_of(model, ids, labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -156,9 +188,6 @@ def train(args: argparse.Namespace):
                 + " ".join(f"{kind} {share:.1%}" for kind, share in shares.items()),
                 flush=True,
             )
-        if args.minutes and time.monotonic() - began > 60 * args.minutes:
-            print(f"stopped after {args.minutes} minutes, at step {step + 1}", flush=True)
-            break
     return mean.module, log
 
 
@@ -167,8 +196,8 @@ def main() -> int:
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder for the model")
     add("--seed", type=int, default=1)
-    add("--steps", type=int, default=6000)
-    add("--batch-tokens", type=int, default=131_072)
+    add("--steps", type=int, default=4500)
+    add("--batch-tokens", type=int, default=65_536)
     add("--longest", type=int, default=MAX_CHAIN_TOKENS, help="tokens of the longest chains")
     add("--hidden", type=int, default=256)
     add("--layers", type=int, default=8)
@@ -177,7 +206,7 @@ def main() -> int:
     add("--every", type=int, default=250, help="steps between two looks at unseen problems")
     add("--check", type=int, default=300, help="unseen problems")
     add("--workers", type=int, default=8)
-    add("--minutes", type=float, default=0, help="stop after so many; default: all steps")
+    add("--minutes", type=float, default=0, help="choose --steps to take about so long")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     model, log = train(args)

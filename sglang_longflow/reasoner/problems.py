@@ -8,23 +8,28 @@ use later: what a KV cache should keep is little, and only use shows which. Thre
 - ``affine``: ``x, y <- (a x + b + y) mod 100, x`` in written arithmetic, where ``a`` and ``b`` are
   looked up in the prompt by the last digit of ``y``.
 - ``search``: choose one of three numbers in each of five groups so that they add up to a target,
-  depth first. A step back needs the choice and the partial sum of a group visited long before.
+  depth first. A step back needs the choice and the partial sum of a group visited long before; each
+  leaf is compared with the target, which stands in the prompt.
 
-All words are tokens of `vocabulary`. A chain ends with ``ans`` and the answer.
+No state comes twice in a chain, so it cannot be copied from an earlier round of a loop. The first
+two count their steps down, so that a chain's end shows where it is. All words are tokens of
+`vocabulary`. A chain ends with ``ans`` and the answer.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from sglang_longflow.reasoner.vocabulary import CELLS, GROUPS, NODES
 
 #: Lengths of chains are spread evenly in their logarithm between these.
 MIN_CHAIN_TOKENS, MAX_CHAIN_TOKENS = 350, 4600
-MAX_SEARCH_TOKENS = 3300  # all 243 leaves of five groups take more
+MAX_SEARCH_TOKENS = 3600  # all 243 leaves of five groups take more
+MACHINE_STEP_TOKENS, AFFINE_STEP_TOKENS = 19, 37
 
 
 @dataclass(frozen=True)
@@ -58,102 +63,151 @@ def _digits(number: int, width: int) -> str:
     return " ".join(f"{number:0{width}d}")
 
 
+def _countdown(steps: int) -> Iterator[str]:
+    """What is left, in words, from `steps` down to 1."""
+    return (_digits(left, 3) for left in range(steps, 0, -1))
+
+
+@dataclass
+class _MachineState:
+    program: dict[str, tuple[str, str, int, str, str]]
+    values: dict[str, int]
+    node: str
+
+    def step(self) -> str:
+        """Carry out an instruction; returns what is written of it."""
+        node, (cell, source, constant, even, odd) = self.node, self.program[self.node]
+        before = self.values[cell]
+        total = (before + self.values[source]) % 10
+        line = (
+            f"{node} {cell} {before} {source} {self.values[source]} = {total} + {constant} = "
+            f"{cell} {(total + constant) % 10} > {even} {odd}"
+        )
+        self.values[cell] = (total + constant) % 10
+        self.node = odd if self.values[cell] % 2 else even
+        return f"{line} {self.node}"
+
+
 def _machine(rng: random.Random, target_tokens: int) -> Problem:
-    """14 tokens a step: count, node, cell and value twice, constant, result, next node."""
-    steps = max(2, min(999, target_tokens // 14))
-    nodes = NODES[: rng.randint(8, len(NODES))]
-    cells = CELLS[: rng.randint(4, len(CELLS))]
-    program = {
-        node: (*rng.sample(cells, 2), rng.randrange(10), rng.choice(nodes), rng.choice(nodes))
-        for node in nodes
-    }
-    values = {cell: rng.randrange(10) for cell in cells}
+    """19 tokens a step: what is left, node, two cells and values, two sums, three nodes."""
+    steps = max(2, min(999, target_tokens // MACHINE_STEP_TOKENS))
+    while True:
+        nodes = NODES[: rng.randint(8, len(NODES))]
+        cells = CELLS[: rng.randint(4, len(CELLS))]
+        program = {
+            node: (*rng.sample(cells, 2), rng.randrange(10), *rng.sample(nodes, 2))
+            for node in nodes
+        }
+        values = {cell: rng.randrange(10) for cell in cells}
+        start = " ".join(f"{cell} {value} ;" for cell, value in values.items())
+        state = _MachineState(program, values, nodes[0])
+        seen, lines = set(), []
+        for left in _countdown(steps):
+            now = (state.node, *values.values())
+            if now in seen:
+                break
+            seen.add(now)
+            lines.append(f"{left} {state.step()}")
+        else:
+            break
     facts = [f"{n} : {c} {s} {k} {e} {o} ;" for n, (c, s, k, e, o) in program.items()]
     rng.shuffle(facts)
-    start = " ".join(f"{cell} {value} ;" for cell, value in values.items())
-    prompt = f"machine stop {_digits(steps, 3)} ; {' '.join(facts)} {start} > {nodes[0]} go"
-    lines, node = [], nodes[0]
-    for step in range(1, steps + 1):
-        cell, source, constant, even, odd = program[node]
-        before = values[cell]
-        values[cell] = (before + values[source] + constant) % 10
-        following = odd if values[cell] % 2 else even
-        lines.append(
-            f"{_digits(step, 3)} {node} {cell} {before} {source} {values[source]} {constant} "
-            f"= {cell} {values[cell]} > {following}"
-        )
-        node = following
+    prompt = f"machine steps {_digits(steps, 3)} ; {' '.join(facts)} {start} > {nodes[0]} go"
     answer = " ".join(f"{cell} {value}" for cell, value in values.items())
     return Problem("machine", prompt, f"{' '.join(lines)} ans {answer}", answer)
 
 
 def _affine(rng: random.Random, target_tokens: int) -> Problem:
-    """37 tokens a step: the digit that chooses, its a and b, two products, two sums, the result."""
-    steps = max(2, min(999, target_tokens // 37))
-    table = {d: (rng.randint(2, 9), rng.randrange(100)) for d in range(10)}
+    """37 tokens a step: what is left, the digit that chooses, its a and b, two products, two sums,
+    the result."""
+    steps = max(2, min(999, target_tokens // AFFINE_STEP_TOKENS))
+    while True:
+        table = {d: (rng.randint(2, 9), rng.randrange(100)) for d in range(10)}
+        x, y = first = rng.randrange(100), rng.randrange(100)
+        seen, lines = set(), []
+        for left in _countdown(steps):
+            if (x, y) in seen:
+                break
+            seen.add((x, y))
+            a, b = table[y % 10]
+            low, high = a * (x % 10), a * (x // 10)
+            ones = low % 10 + b % 10 + y % 10
+            tens = low // 10 + high % 10 + b // 10 + y // 10 + ones // 10
+            lines.append(
+                f"{left} d {y % 10} a {a} b {_digits(b, 2)} "
+                f": {a} * {x % 10} = {_digits(low, 2)} ; {a} * {x // 10} = {_digits(high, 2)} "
+                f"; {_digits(ones, 2)} ; {_digits(tens, 2)} "
+                f"> x {tens % 10} {ones % 10} y {_digits(x, 2)}"
+            )
+            x, y = tens % 10 * 10 + ones % 10, x
+        else:
+            break
     facts = [f"d {d} a {a} b {_digits(b, 2)} ;" for d, (a, b) in table.items()]
     rng.shuffle(facts)
-    x, y = rng.randrange(100), rng.randrange(100)
     prompt = (
-        f"affine stop {_digits(steps, 3)} ; {' '.join(facts)} "
-        f"x {_digits(x, 2)} y {_digits(y, 2)} go"
+        f"affine steps {_digits(steps, 3)} ; {' '.join(facts)} "
+        f"x {_digits(first[0], 2)} y {_digits(first[1], 2)} go"
     )
-    lines = []
-    for step in range(1, steps + 1):
-        a, b = table[y % 10]
-        low, high = a * (x % 10), a * (x // 10)
-        ones = low % 10 + b % 10 + y % 10
-        tens = low // 10 + high % 10 + b // 10 + y // 10 + ones // 10
-        lines.append(
-            f"{_digits(step, 3)} d {y % 10} a {a} b {_digits(b, 2)} "
-            f": {a} * {x % 10} = {_digits(low, 2)} ; {a} * {x // 10} = {_digits(high, 2)} "
-            f"; {_digits(ones, 2)} ; {_digits(tens, 2)} "
-            f"> x {tens % 10} {ones % 10} y {_digits(x, 2)}"
-        )
-        x, y = tens % 10 * 10 + ones % 10, x
     answer = _digits(x, 2)
     return Problem("affine", prompt, f"{' '.join(lines)} ans {answer}", answer)
 
 
 def _search(rng: random.Random, target_tokens: int) -> Problem:
-    """Depth first over three choices in each group, the sums of the path to a group kept."""
+    """Depth first over three choices in each group, the sums of the path to a group kept.
+
+    11 tokens a choice, and 3 where a leaf is compared with the target.
+    """
     target_tokens = min(target_tokens, MAX_SEARCH_TOKENS)
-    groups = GROUPS[: 4 if target_tokens < 700 else 5]
-    numbers = {g: [rng.randrange(100) for _ in range(3)] for g in groups}
-    facts = [f"{g} {' '.join(_digits(n, 2) + ' ;' for n in numbers[g])}" for g in groups]
-    leaves: list[tuple[int, ...]] = []
-    tokens, lines, sums = 0, [], {}
-    choice = [0] * len(groups)
-    depth = 0
-    seen: set[int] = set()
+    groups = GROUPS[: 4 if target_tokens < 800 else 5]
     while True:
+        numbers = [[rng.randrange(100) for _ in range(3)] for _ in groups]
+        leaves = list(_leaves(groups, numbers))
+        totals = [total for _, total, _ in leaves]
+        ends = list(itertools.accumulate(11 * line.count(";") + 3 for line, _, _ in leaves))
+        # The first leaf that makes the chain long enough and whose sum did not come up before.
+        last = next(
+            (
+                n
+                for n, total in enumerate(totals)
+                if ends[n] >= target_tokens and total not in totals[:n]
+            ),
+            None,
+        )
+        if last is not None:
+            break
+    target = _digits(totals[last], 2)
+    chain = " ".join(
+        f"{line} {target} {'yes' if n == last else 'no'}"
+        for n, (line, _, _) in enumerate(leaves[: last + 1])
+    )
+    answer = " ".join(f"{g} {c + 1}" for g, c in zip(groups, leaves[last][2], strict=True))
+    facts = [
+        f"{g} {' '.join(_digits(n, 2) + ' ;' for n in three)}"
+        for g, three in zip(groups, numbers, strict=True)
+    ]
+    prompt = f"search {' '.join(facts)} = {target} go"
+    return Problem("search", prompt, f"{chain} ans {answer}", answer)
+
+
+def _leaves(
+    groups: Sequence[str], numbers: list[list[int]]
+) -> Iterator[tuple[str, int, tuple[int, ...]]]:
+    """(what is written on the way to a leaf, its sum, its choices), depth first."""
+    sums = [0] * len(groups)
+    last: tuple[int, ...] = ()
+    for choice in itertools.product(range(3), repeat=len(groups)):
+        depth = next((i for i, (a, b) in enumerate(zip(last, choice)) if a != b), 0)
         line = []
         for place in range(depth, len(groups)):
-            group = groups[place]
-            number = numbers[group][choice[place]]
             before = sums[place - 1] if place else 0
+            number = numbers[place][choice[place]]
             sums[place] = (before + number) % 100
             line.append(
-                f"{group} {choice[place] + 1} {_digits(before, 2)} + {_digits(number, 2)} "
-                f"= {_digits(sums[place], 2)} ;"
+                f"{groups[place]} {choice[place] + 1} {_digits(before, 2)} + "
+                f"{_digits(number, 2)} = {_digits(sums[place], 2)} ;"
             )
-        lines.append(" ".join(line))
-        tokens += 11 * len(line)
-        leaves.append(tuple(c + 1 for c in choice))
-        total = sums[len(groups) - 1]
-        if tokens >= target_tokens and total not in seen:
-            break
-        seen.add(total)
-        depth = len(groups) - 1
-        while depth >= 0 and choice[depth] == 2:
-            choice[depth] = 0
-            depth -= 1
-        if depth < 0:  # every sum came up before: other numbers
-            return _search(rng, target_tokens)
-        choice[depth] += 1
-    answer = " ".join(f"{g} {c}" for g, c in zip(groups, leaves[-1], strict=True))
-    prompt = f"search {' '.join(facts)} = {_digits(total, 2)} go"
-    return Problem("search", prompt, f"{' '.join(lines)} ans {answer}", answer)
+        last = choice
+        yield " ".join(line), sums[-1], choice
 
 
 _MAKERS: dict[str, Callable[[random.Random, int], Problem]] = {

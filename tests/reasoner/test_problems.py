@@ -16,7 +16,7 @@ def number(words):
 
 
 def solve_machine(prompt):
-    stop = number(re.search(r"stop ((\d ){3})", prompt).group(1))
+    stop = number(re.search(r"steps ((\d ){3})", prompt).group(1))
     program = {
         m[1]: m.groups()[1:]
         for m in re.finditer(r"([A-L]) : (c\d) (c\d) (\d) ([A-L]) ([A-L]) ;", prompt)
@@ -31,7 +31,7 @@ def solve_machine(prompt):
 
 
 def solve_affine(prompt):
-    stop = number(re.search(r"stop ((\d ){3})", prompt).group(1))
+    stop = number(re.search(r"steps ((\d ){3})", prompt).group(1))
     found = re.finditer(r"d (\d) a (\d) b (\d \d) ;", prompt)
     table = {int(m[1]): (int(m[2]), number(m[3])) for m in found}
     x, y = (number(word) for word in re.search(r"x (\d \d) y (\d \d) go$", prompt).groups())
@@ -73,10 +73,15 @@ def test_every_line_of_a_chain_is_true(kind):
     for problem in problems(kind, 20):
         chain = problem.chain.partition(" ans ")[0]
         if kind == "search":
+            target = re.search(r"= (\d \d) go$", problem.prompt).group(1)
             lines = re.findall(r"(g\d) \d (\d \d) \+ (\d \d) = (\d \d) ;", chain)
-            assert len(lines) * 11 == len(chain.split())
+            leaves = re.findall(r"= (\d \d) ; (\d \d) (yes|no)", chain)
+            assert len(lines) * 11 + len(leaves) * 3 == len(chain.split())
             for _, before, more, total in lines:
                 assert (number(before) + number(more)) % 100 == number(total)
+            assert [verdict for _, _, verdict in leaves] == ["no"] * (len(leaves) - 1) + ["yes"]
+            for total, wanted, verdict in leaves:
+                assert wanted == target and (total == target) == (verdict == "yes")
         elif kind == "affine":
             pattern = r"(\d) \* (\d) = (\d \d) ; (\d) \* (\d) = (\d \d) ;"
             lines = re.findall(pattern, chain)
@@ -85,13 +90,35 @@ def test_every_line_of_a_chain_is_true(kind):
                 assert a == again
                 assert int(a) * int(low) == number(one) and int(a) * int(high) == number(other)
         else:
-            pattern = r"\d \d \d ([A-L]) (c\d) (\d) (c\d) (\d) (\d) = (c\d) (\d) > ([A-L])"
-            lines = re.findall(pattern, chain)
-            assert len(lines) * 14 == len(chain.split())
-            for _, into, before, _, more, constant, result, after, _ in lines:
+            node, cell, digit = r"([A-L])", r"(c\d)", r"(\d)"
+            values = f"{cell} {digit} {cell} {digit} = {digit} \\+ {digit} = {cell} {digit}"
+            lines = re.findall(f"{node} {values} > {node} {node} {node}", chain)
+            assert len(lines) * 19 == len(chain.split())
+            for _, into, before, _, more, total, constant, result, after, even, odd, then in lines:
                 assert into == result
-                assert (int(before) + int(more) + int(constant)) % 10 == int(after)
+                assert (int(before) + int(more)) % 10 == int(total)
+                assert (int(total) + int(constant)) % 10 == int(after)
+                assert then == (even, odd)[int(after) % 2]
             assert [line[0] for line in lines[1:]] == [line[-1] for line in lines[:-1]]
+
+
+@pytest.mark.parametrize(("kind", "tokens"), [("machine", 19), ("affine", 37)])
+def test_steps_are_counted_down_and_no_state_comes_twice(kind, tokens):
+    """A chain that ran into a loop could be copied from the round before."""
+    for problem in problems(kind, 20):
+        words = problem.chain.partition(" ans ")[0].split()
+        lines = [words[i : i + tokens] for i in range(0, len(words), tokens)]
+        left = [number(" ".join(line[:3])) for line in lines]
+        assert left == list(range(len(lines), 0, -1))
+        if kind == "affine":
+            states = [tuple(line[-5:]) for line in lines]
+        else:
+            cells, states = {}, []
+            for line in lines:
+                cells[line[4]], cells[line[6]] = line[5], line[7]
+                cells[line[13]] = line[14]
+                states.append((line[-1], tuple(sorted(cells.items()))))
+        assert len(set(states)) == len(states)
 
 
 def test_a_problem_depends_on_its_seed_and_number_only():
