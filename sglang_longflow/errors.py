@@ -23,6 +23,12 @@ class BudgetError(LongFlowError, ValueError):
         self.reason = reason
 
 
+class EvalError(LongFlowError, RuntimeError):
+    """A server that is evaluated refused a request, or went away."""
+
+    exit_status = 1
+
+
 class UnsupportedSetup(LongFlowError, ValueError):
     """A server feature does not work with KV budgets; the message names the flag to change."""
 
