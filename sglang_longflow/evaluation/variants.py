@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from typing import Any
 
 from sglang_longflow.errors import ConfigError
 from sglang_longflow.policies import make_policy, policy_names
@@ -83,3 +85,23 @@ def parse_budget(text: str, mean_chain_tokens: float | None) -> int:
             )
         return round(int(number) / 100 * mean_chain_tokens)
     return int(number)
+
+
+def plan(
+    variants: list[Variant],
+    budgets: list[int],
+    wanted: Sequence[tuple[int, ...]],
+    done: Set[tuple[Any, ...]],
+) -> list[tuple[Variant, int, list[tuple[int, ...]]]]:
+    """What is left of `wanted` for each (variant, budget), those that share a server together.
+
+    `wanted` are the last parts of a record's key, after variant and budget.
+    """
+    points = [(Variant(FULL), 0)] if 0 in budgets else []
+    points += [(variant, budget) for variant in variants for budget in budgets if budget]
+    parts = []
+    for variant, budget in points:
+        left = [which for which in wanted if (variant.name, budget, *which) not in done]
+        if left:
+            parts.append((variant, budget, left))
+    return sorted(parts, key=lambda part: part[0].server)

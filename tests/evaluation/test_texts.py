@@ -1,0 +1,228 @@
+"""The parts of `longflow eval --task text:FILE` that need no server."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from sglang_longflow.errors import ConfigError
+from sglang_longflow.evaluation import text_run
+from sglang_longflow.evaluation.forced import KEY, Board, ForcedText, kl_of, step_of
+from sglang_longflow.evaluation.records import Records
+from sglang_longflow.evaluation.summary import save
+from sglang_longflow.evaluation.text_run import Setup, check_room
+from sglang_longflow.evaluation.text_summary import (
+    TextRecord,
+    draw_kl,
+    interval,
+    show_texts,
+    summarise_texts,
+)
+from sglang_longflow.evaluation.texts import TextTask, pack, read_solved
+
+TASK = TextTask(Path("solved.jsonl"), text_tokens=50, prompt_tokens=10, count=99, seed=3)
+RECORD = TextRecord("longflow", 64, 0, 0.25, 0.9, 10, 40, 49, 0, 0)
+VOCABULARY, STEPS = 97, 5
+
+
+class Letters:
+    """A tokenizer with a token for each letter."""
+
+    def __init__(self, bos: int | None = None):
+        self.bos_token_id = bos
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        start = [self.bos_token_id] if add_special_tokens and self.bos_token_id is not None else []
+        return {"input_ids": start + [ord(letter) for letter in text]}
+
+
+PROBLEMS = [f"{n:03d} plus one is {n + 1:03d}." for n in range(40)]
+
+
+def test_texts_have_one_length_and_share_no_problem():
+    texts = pack(PROBLEMS, TASK, Letters())
+    assert {len(text) for text in texts} == {50}
+    assert len(texts) == 40 // 3  # problems of 20 letters, the third one cut off
+    written = ["".join(map(chr, text)) for text in texts]
+    firsts = [text[at : at + 3] for text in written for at in (0, 20, 40)]
+    assert len(set(firsts)) == len(firsts)
+
+
+def test_packing_follows_the_seed_and_not_the_count():
+    texts = pack(PROBLEMS, TASK, Letters())
+    assert pack(PROBLEMS, TASK, Letters()) == texts
+    assert pack(PROBLEMS, replace(TASK, count=4), Letters()) == texts[:4]
+    assert pack(PROBLEMS, replace(TASK, seed=4), Letters()) != texts
+
+
+def test_every_text_begins_with_the_models_first_token():
+    assert [text[0] for text in pack(PROBLEMS, TASK, Letters(bos=1))] == [1] * 13
+
+
+def test_too_little_text_is_refused_with_its_length():
+    with pytest.raises(ConfigError, match=r"text_tokens=50: the 2 problems .* have 40 tokens"):
+        pack(PROBLEMS[:2], TASK, Letters())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(prompt_tokens=0), "prompt_tokens=0: expected at least 1"),
+        (dict(prompt_tokens=50), "text_tokens=50: expected more than prompt_tokens=50"),
+    ],
+)
+def test_wrong_lengths_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        replace(TASK, **changes)
+
+
+def test_a_files_problems_with_their_solutions(tmp_path):
+    file = tmp_path / "solved.jsonl"
+    gsm8k = {"question": "2 + 2?", "answer": "It is 2+2=<<2+2=4>>4.\n#### 4"}
+    math = {"problem": "$1+1$?", "solution": "It is $\\boxed{2}$.", "answer": "2"}
+    file.write_text(json.dumps(gsm8k) + "\n\n" + json.dumps(math) + "\n")
+    assert read_solved(file) == [
+        "Problem: 2 + 2?\n\nSolution: It is 2+2=4.\n#### 4\n\n\n",
+        "Problem: $1+1$?\n\nSolution: It is $\\boxed{2}$.\n\n\n",
+    ]
+    file.write_text(json.dumps(gsm8k) + "\n" + json.dumps({"question": "?"}) + "\n")
+    with pytest.raises(ConfigError, match="line 2 is no JSON object with question or problem"):
+        read_solved(file)
+    with pytest.raises(ConfigError, match=r"task='text:.*none.jsonl': no such file"):
+        read_solved(tmp_path / "none.jsonl")
+
+
+def row(folder, place, step, keep, prompt=7):
+    """custom_params of a request that samples its token `step`."""
+    prefilled = prompt + min(step, 0)
+    request = SimpleNamespace(
+        origin_input_ids=[0] * prompt,
+        extend_range=SimpleNamespace(end=prefilled),
+        decode_batch_idx=max(step, 0),
+    )
+    assert step_of(request) == step
+    return {KEY: {"folder": str(folder), "place": place, "keep": keep}, "__req__": request}
+
+
+@pytest.fixture
+def board(tmp_path):
+    board = Board.create(tmp_path, places=2, steps=STEPS, vocabulary=VOCABULARY)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, VOCABULARY, (2, STEPS), generator=generator)
+    board.tokens[:], board.top[:], board.results[:] = tokens.numpy(), -1, np.nan
+    return board
+
+
+def test_a_retracted_row_goes_on_at_its_token():
+    request = SimpleNamespace(
+        origin_input_ids=[0] * 7, extend_range=SimpleNamespace(end=7 + 3), decode_batch_idx=0
+    )
+    assert step_of(request) == 3
+    request.decode_batch_idx = 2
+    assert step_of(request) == 5
+
+
+def test_kept_and_compared_as_plain_torch_does(board, tmp_path):
+    torch.manual_seed(1)
+    full = 4 * torch.randn(2, STEPS, VOCABULARY)
+    ours = full + torch.randn(2, STEPS, VOCABULARY)
+    ours[1] = full[1]  # the second text loses nothing
+    force = ForcedText()
+    for logits, keep in ((full, True), (ours, False)):
+        for step in range(STEPS):
+            rows = [row(tmp_path, place, step, keep) for place in (1, 0)]
+            given = logits[[1, 0], step].clone()
+            forced = force(given, rows)
+            assert forced.argmax(-1).tolist() == board.tokens[[1, 0], step].tolist()
+            assert torch.isinf(forced).sum(-1).tolist() == [VOCABULARY - 1] * 2
+    expected = torch.nn.functional.kl_div(
+        ours.log_softmax(-1), full.log_softmax(-1), log_target=True, reduction="none"
+    ).sum(-1)
+    kl, agreement = torch.from_numpy(np.array(board.results))
+    torch.testing.assert_close(kl[0], expected[0], rtol=2e-3, atol=1e-5)
+    assert kl[1].abs().max() < 1e-5
+    assert torch.equal(agreement.bool(), full.argmax(-1) == ours.argmax(-1))
+    assert (board.top == full.argmax(-1).numpy()).all()
+
+
+def test_a_chunk_and_the_step_beyond_the_end_are_passed_over(board, tmp_path):
+    """One batch may hold rows of both passes, and rows that are not measured."""
+    torch.manual_seed(2)
+    logits = torch.randn(4, VOCABULARY)
+    rows = [
+        row(tmp_path, 0, -3, True),
+        row(tmp_path, 0, 2, True),
+        row(tmp_path, 1, STEPS, True),
+        row(tmp_path, 1, 0, False),
+    ]
+    board.log_probs[1, 0], board.top[1, 0] = logits[3].log_softmax(-1).half(), logits[3].argmax()
+    forced = ForcedText()(logits.clone(), rows)
+    assert torch.equal(forced[[0, 2]], logits[[0, 2]])
+    assert forced[[1, 3]].argmax(-1).tolist() == [board.tokens[0, 2], board.tokens[1, 0]]
+    assert (board.top >= 0).nonzero()[0].tolist() == [0, 1]
+    assert board.top[0, 2] == logits[1].argmax() and (board.top[0, [0, 1, 3, 4]] == -1).all()
+    assert np.isnan(board.results[0]).sum() == 2 * STEPS - 1
+    assert board.results[1, 1, 0] == 1
+
+
+def test_words_that_cannot_come_do_not_spoil_the_sum():
+    logits = torch.tensor([[1.0, 2.0, float("-inf")], [1.0, float("-inf"), 0.0]])
+    kept = logits.log_softmax(-1).clamp(min=-1e4).half()
+    assert kl_of(kept, logits).tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        # Student's t for 2 degrees of freedom is 4.3027; the standard error is 0.1 / sqrt(3).
+        ([0.9, 1.0, 1.1], (1 - 4.3027 * 0.1 / 3**0.5, 1 + 4.3027 * 0.1 / 3**0.5)),
+        ([0.0, 0.2], (0.0, 0.1 + 12.7062 * 0.1)),
+        ([0.5], None),
+    ],
+)
+def test_students_interval(values, expected):
+    assert interval(values) == (expected and pytest.approx(expected, rel=1e-4))
+
+
+def test_summary_table_and_plot(tmp_path, capsys):
+    records = [replace(RECORD, number=n, kl=0.1 * n, overwritten_tokens=9) for n in range(3)]
+    records += [replace(RECORD, budget=128, kl=0.0, agreement=1.0)]
+    records += [replace(RECORD, variant="full", budget=0, kl=1e-7)]
+    lines = summarise_texts(records)
+    assert [(line.variant, line.budget, line.texts) for line in lines] == [
+        ("longflow", 64, 3),
+        ("longflow", 128, 1),
+        ("full", 0, 1),
+    ]
+    assert lines[0].kl == pytest.approx(0.1) and lines[0].kl_low == 0.0
+    assert (lines[0].overwrote, lines[1].overwrote, lines[1].kl_low) == (1.0, 0.0, None)
+    save(tmp_path, lines, digits=8)
+    assert json.loads((tmp_path / "summary.json").read_text())[2]["kl"] == 1e-7
+    show_texts(lines)
+    assert "90.00%" in capsys.readouterr().out
+    draw_kl(lines, tmp_path / "kl.png")
+    assert (tmp_path / "kl.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_broken_off_run_goes_on(tmp_path):
+    settings = TASK.settings
+    with Records(tmp_path, settings, TextRecord) as records:
+        records.add(RECORD)
+    with Records(tmp_path, settings, TextRecord) as records:
+        assert records.all == [RECORD] and records.done() == {("longflow", 64, 0)}
+    with pytest.raises(ConfigError, match="choose another folder"):
+        Records(tmp_path, {**settings, "text_tokens": 60}, TextRecord)
+
+
+def test_more_than_the_disk_holds_is_refused_before_a_server_starts(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "vocab_size": 50000}')
+    setup = Setup(tmp_path, TASK, [], at_once=8, out=tmp_path)
+    assert check_room(setup, tmp_path) == 50000
+    usage = SimpleNamespace(free=3 * Board.size_bytes(1, 40, 50000))
+    monkeypatch.setattr(text_run.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(ConfigError, match=r"concurrency=8: .* GiB free: enough for 3"):
+        check_room(setup, tmp_path)
