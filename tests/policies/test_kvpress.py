@@ -4,7 +4,7 @@ What is meant to differ:
 
 - kvpress gives each KV head scores of its own; our heads share a victim, by the mean of theirs.
 - kvpress prunes a prompt at once; we pick one slot a step (snapkv-decode: an eighth of the budget).
-- tova: kvpress never prunes the token written last, which its docstring calls its own addition; we may.
+- tova: kvpress never prunes the token written last, by its docstring an addition to TOVA; we may.
 - snapkv-decode: kvpress's softmax is over all tokens that a query may see, the window included, and
   so a query that looks at the window has less to say about the rest; ours is over the tokens before
   the window, as LongFlow's cut of the prompt. Given that softmax kvpress's scores are ours.
