@@ -1,4 +1,4 @@
-"""``longflow eval``: right answers by policy and budget, through a real server."""
+"""``longflow eval``: what a policy and a budget cost, through a real server."""
 
 from __future__ import annotations
 
@@ -12,12 +12,29 @@ from pathlib import Path
 
 from sglang_longflow.errors import ConfigError
 from sglang_longflow.evaluation.ask import ask_all, post
-from sglang_longflow.evaluation.plot import draw, require_matplotlib
+from sglang_longflow.evaluation.extra import require
+from sglang_longflow.evaluation.hub import DATA_SETS, digest, download
+from sglang_longflow.evaluation.plot import draw
 from sglang_longflow.evaluation.records import Record, Records
+from sglang_longflow.evaluation.sampling import Sampling
 from sglang_longflow.evaluation.servers import running_server
 from sglang_longflow.evaluation.summary import save, show, summarise
-from sglang_longflow.evaluation.tasks import MathFile, Reasoner, Task
-from sglang_longflow.evaluation.variants import FULL, Variant, parse_budget, parse_variant
+from sglang_longflow.evaluation.tasks import MathQuestions, Reasoner, Task, read_questions
+from sglang_longflow.evaluation.text_run import Setup, measure
+from sglang_longflow.evaluation.text_summary import (
+    TextRecord,
+    draw_kl,
+    show_texts,
+    summarise_texts,
+)
+from sglang_longflow.evaluation.texts import PREFIX, TextTask, load_texts
+from sglang_longflow.evaluation.variants import (
+    FULL,
+    Variant,
+    parse_budget,
+    parse_variant,
+    plan,
+)
 
 
 def names(text: str) -> list[str]:
@@ -30,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         type=Path,
         required=True,
-        help="model folder (or name, for a file's questions)",
+        help="model folder, or its name on the Hugging Face hub",
     )
     add(
         "--out",
@@ -48,15 +65,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--budgets",
         type=lambda text: text.split(","),
         default=["5%", "10%", "20%", "40%", FULL],
-        help="tokens, shares of the mean reference chain, or full; default 5%%,10%%,20%%,40%%,full",
+        help="tokens, shares of the mean reference chain or of a text, or full; "
+        "default 5%%,10%%,20%%,40%%,full",
     )
-    add("--task", default="reasoner", help="reasoner, or a file of JSON lines (question, answer)")
-    add("--count", type=int, default=500, help="questions, at most")
-    add("--max-new-tokens", type=int, default=16_384, help="of an answer, for a file's questions")
-    add("--seed", type=int, default=2_000_001, help="of the reasoner's problems")
+    add(
+        "--task",
+        default="reasoner",
+        help=f"reasoner, {', '.join(DATA_SETS)} (from the Hugging Face hub), a file of JSON lines "
+        "(question, answer), or text:FILE to force such a file's texts and compare distributions "
+        "(question, solution)",
+    )
+    add("--count", type=int, default=500, help="questions or texts, at most")
+    add(
+        "--max-new-tokens",
+        type=int,
+        default=16_384,
+        help="of an answer, for questions of a data set or a file",
+    )
+    add("--temperature", type=float, default=0.0, help="0 (default) is greedy")
+    add("--top-p", type=float, default=1.0, help="with a temperature")
+    add("--samples", type=int, default=1, help="answers a question, with a temperature")
+    add("--seed", type=int, default=2_000_001, help="of the reasoner's problems, of texts")
     add("--longest", type=int, default=4600, help="tokens of its longest reference chains")
+    add("--text-tokens", type=int, default=4096, help="of each text, its prompt included")
+    add("--prompt-tokens", type=int, default=512, help="of each text, prefilled at once")
     add("--concurrency", type=int, default=256, help="requests at once")
-    add("--no-plot", dest="plot", action="store_false", help="no accuracy.png")
+    add("--no-plot", dest="plot", action="store_false", help="no picture")
     add("--verbose", action="store_true", help="show the servers' output")
     add("server", nargs="*", help="more server arguments, after --")
 
@@ -92,31 +126,56 @@ class _Progress(AbstractContextManager["_Progress"]):
             self._bar.stop()
 
 
-def plan(
-    variants: list[Variant], budgets: list[int], count: int, done: set[tuple[str, int, int]]
-) -> list[tuple[Variant, int, list[int]]]:
-    """What is still to be asked: (variant, budget, numbers), those that share a server together."""
-    wanted = [(Variant(FULL), 0)] if 0 in budgets else []
-    wanted += [(variant, budget) for variant in variants for budget in budgets if budget]
-    parts = []
-    for variant, budget in wanted:
-        left = [n for n in range(count) if (variant.name, budget, n) not in done]
-        if left:
-            parts.append((variant, budget, left))
-    return sorted(parts, key=lambda part: part[0].server)
+def model_of(args: argparse.Namespace) -> str:
+    """The same name from wherever a folder is given."""
+    return str(args.model.resolve() if args.model.exists() else args.model)
 
 
 def task_of(args: argparse.Namespace) -> tuple[Task, dict]:
     """The task, and what must not change while answers are added to a folder."""
-    model = str(args.model.resolve() if args.model.exists() else args.model)
+    settings = dict(model=model_of(args), task=args.task)
     if args.task == Reasoner.name:
         reasoner = Reasoner(args.seed, args.count, args.longest)
-        return reasoner, dict(model=model, task=args.task, seed=args.seed, longest=args.longest)
-    file = Path(args.task)
-    return (
-        MathFile(file, args.model, args.count, args.max_new_tokens),
-        dict(model=model, task=str(file.resolve()), max_new_tokens=args.max_new_tokens),
-    )
+        return reasoner, dict(settings, seed=args.seed, longest=args.longest)
+    if args.task in DATA_SETS:
+        questions = download(args.task)
+        settings["questions"] = digest(questions)  # the hub may serve other ones some day
+    else:
+        questions = read_questions(Path(args.task), args.count)
+        settings["task"] = str(Path(args.task).resolve())
+    kind = args.task if args.task in DATA_SETS else MathQuestions.name
+    task = MathQuestions(kind, questions[: args.count], args.model, args.max_new_tokens)
+    return task, dict(settings, max_new_tokens=args.max_new_tokens)
+
+
+def run_texts(args: argparse.Namespace, variants: list[Variant]) -> int:
+    """Measure what is missing on texts, then write and print the tables."""
+    file = Path(args.task.removeprefix(PREFIX))
+    task = TextTask(file, args.text_tokens, args.prompt_tokens, args.count, args.seed)
+    budgets = [parse_budget(text, task.text_tokens) for text in args.budgets]
+    texts = load_texts(task, args.model)
+    at_once = min(args.concurrency, len(texts))
+    setup = Setup(args.model, task, texts, at_once, args.out, args.server, args.verbose)
+    with Records(args.out, dict(model=model_of(args), **task.settings), TextRecord) as records:
+        wanted = [(number,) for number in range(len(texts))]
+        parts = plan(variants, budgets, wanted, records.done())
+        print(
+            f"{len(texts)} texts of {task.text_tokens:,} tokens; budgets {_listed(budgets)}; "
+            f"{sum(len(numbers) for _, _, numbers in parts):,} measurements to make, "
+            f"{len(records.all):,} are there",
+            flush=True,
+        )
+        measure(setup, parts, records.add)
+        lines = summarise_texts(sorted(records.all, key=lambda r: (r.variant, r.budget or 10**9)))
+    save(args.out, lines, digits=8)
+    if args.plot:
+        draw_kl(lines, args.out / "kl.png")
+    show_texts(lines)
+    return 0
+
+
+def _listed(budgets: list[int]) -> str:
+    return ", ".join(f"{budget:,}" if budget else FULL for budget in budgets)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -125,24 +184,32 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) < 1:
             raise ConfigError(f"{name}={getattr(args, name)}: expected at least 1")
     if args.plot:
-        require_matplotlib()
+        require("matplotlib", "plot=True", "add --no-plot")
     variants = [parse_variant(text) for text in args.policies]
+    sampling = Sampling(args.temperature, args.top_p, args.samples)
+    # What is measured is kept as it comes: SIGTERM ends the blocks below like Ctrl+C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if args.task.startswith(PREFIX):
+        if sampling != Sampling():
+            raise ConfigError(
+                f"temperature={args.temperature}: nothing is sampled from forced texts"
+            )
+        return run_texts(args, variants)
     task, settings = task_of(args)
     budgets = [parse_budget(text, task.mean_chain_tokens) for text in args.budgets]
     count = len(task.questions)
-    # Answers are kept as they come: SIGTERM ends the block below like Ctrl+C.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with Records(args.out, settings) as records:
-        parts = plan(variants, budgets, count, records.done())
+    # First one answer to every question, then the second.
+    wanted = [(number, sample) for sample in range(sampling.samples) for number in range(count)]
+    with Records(args.out, settings | sampling.settings()) as records:
+        parts = plan(variants, budgets, wanted, records.done())
         asked = sum(len(numbers) for _, _, numbers in parts)
         print(
-            f"{count} questions; budgets "
-            f"{', '.join(f'{b:,}' if b else FULL for b in budgets)}; {asked:,} answers to get, "
+            f"{count} questions; budgets {_listed(budgets)}; {asked:,} answers to get, "
             f"{len(records.all):,} are there",
             flush=True,
         )
         for key, group in groupby(parts, key=lambda part: part[0].server):
-            _with_server(args, key, list(group), task, records.add)
+            _with_server(args, key, list(group), task, sampling, records.add)
         lines = summarise(sorted(records.all, key=lambda r: (r.variant, r.budget or 10**9)))
     save(args.out, lines)
     if args.plot:
@@ -154,19 +221,20 @@ def run(args: argparse.Namespace) -> int:
 def _with_server(
     args: argparse.Namespace,
     key: tuple[str, int, int],
-    parts: list[tuple[Variant, int, list[int]]],
+    parts: list[tuple[Variant, int, list[tuple[int, ...]]]],
     task: Task,
+    sampling: Sampling,
     keep: Callable[[Record], None],
 ) -> None:
     served = [part[0].name for part in parts]
     with running_server(args.model, key, args.server, served, args.verbose) as url:
-        for variant, budget, numbers in parts:
+        for variant, budget, left in parts:
             post(f"{url}/flush_cache", {})
             title = f"{variant.name}, {budget:,}" if budget else variant.name
-            with _Progress(title, len(numbers)) as progress:
+            with _Progress(title, len(left)) as progress:
 
                 def take(record: Record, progress: _Progress = progress) -> None:
                     keep(record)
                     progress(record)
 
-                ask_all(url, task, variant, budget, numbers, args.concurrency, take)
+                ask_all(url, task, variant, budget, left, sampling, args.concurrency, take)

@@ -8,19 +8,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
-from sglang_longflow.errors import LongFlowError
+from sglang_longflow.errors import EvalError
 from sglang_longflow.evaluation.records import Record
+from sglang_longflow.evaluation.sampling import Sampling
 from sglang_longflow.evaluation.tasks import Question, Task, is_finished
 from sglang_longflow.evaluation.variants import FULL, Variant
 from sglang_longflow.local_http import open_json
 
 TIMEOUT_S = 3600.0
-
-
-class EvalError(LongFlowError):
-    """The server refused a request, or went away."""
-
-    exit_status = 1
 
 
 def post(url: str, body: dict[str, Any]) -> Any:
@@ -42,13 +37,15 @@ def post(url: str, body: dict[str, Any]) -> Any:
     return json.loads(text) if text.startswith("{") else text
 
 
-def ask_one(url: str, variant: Variant, budget: int, question: Question) -> dict[str, Any]:
-    """What /generate answers to one question, greedily."""
+def ask_one(
+    url: str, variant: Variant, budget: int, question: Question, drawn: dict[str, Any]
+) -> dict[str, Any]:
+    """What /generate answers to one question; `drawn` is of `Sampling.parameters`."""
     params: dict[str, Any] = {"kv_budget": budget}
     if variant.policy != FULL:
         params["kv_policy"] = variant.policy
     sampling = {
-        "temperature": 0,
+        **drawn,
         "max_new_tokens": question.max_new_tokens,
         "custom_params": params,
     }
@@ -60,27 +57,34 @@ def ask_all(
     task: Task,
     variant: Variant,
     budget: int,
-    numbers: Sequence[int],
+    wanted: Sequence[tuple[int, ...]],
+    sampling: Sampling,
     concurrency: int,
     take: Callable[[Record], None],
 ) -> None:
-    """Ask some of a task's questions; `take` gets each record as it comes, in this thread."""
+    """Ask some of a task's questions, `wanted` by number and sample.
+
+    `take` gets each record as it comes, in this thread.
+    """
     with ThreadPoolExecutor(concurrency) as pool:
         futures = {
-            pool.submit(ask_one, url, variant, budget, task.questions[number]): number
-            for number in numbers
+            pool.submit(
+                ask_one,
+                *(url, variant, budget, task.questions[number]),
+                sampling.parameters(number, sample),
+            ): (number, sample)
+            for number, sample in wanted
         }
         try:
             for future in as_completed(futures):
-                number = futures[future]
-                take(record_of(task, variant, budget, number, future.result()))
+                take(record_of(task, variant, budget, *futures[future], future.result()))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
 def record_of(
-    task: Task, variant: Variant, budget: int, number: int, answer: dict[str, Any]
+    task: Task, variant: Variant, budget: int, number: int, sample: int, answer: dict[str, Any]
 ) -> Record:
     """What is kept of an answer."""
     question, meta = task.questions[number], answer["meta_info"]
@@ -97,4 +101,5 @@ def record_of(
         resident_tokens=meta["kv_resident_tokens"],
         overwritten_tokens=meta["kv_overwritten_tokens"],
         answer=found,
+        sample=sample,
     )

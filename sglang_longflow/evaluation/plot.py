@@ -1,67 +1,81 @@
-"""Accuracy against the KV budget, one line for each policy."""
+"""What was measured against the KV budget, one line for each policy."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sglang_longflow.errors import ConfigError
 from sglang_longflow.evaluation.summary import Line
 from sglang_longflow.evaluation.variants import FULL
 
 
-def require_matplotlib() -> None:
-    """Say at once, and not after hours of answers, that the plot cannot be drawn.
+@dataclass(frozen=True)
+class Point:
+    """One variant at one budget (0: full KV), with its 95 % interval, in the plot's unit."""
 
-    Raises
-    ------
-    ConfigError
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise ConfigError(
-            "plot=True: matplotlib is not installed; pip install 'sglang-longflow[eval]', "
-            "or add --no-plot"
-        ) from None
+    variant: str
+    budget: int
+    value: float
+    low: float
+    high: float
 
 
 def draw(lines: list[Line], path: Path) -> None:
-    """Write a PNG; bars are 95 % intervals, the dashed line is full KV."""
+    """Write the accuracy as a PNG."""
+    points = (
+        Point(
+            line.variant,
+            line.budget,
+            100 * line.accuracy,
+            100 * line.accuracy_low,
+            100 * line.accuracy_high,
+        )
+        for line in lines
+    )
+    draw_points(points, path, "right answers (%)", ylim=(-2, 102))
+
+
+def draw_points(points: Iterable[Point], path: Path, label: str, **axis: Any) -> None:
+    """Write a PNG; bars are the intervals, the dashed line is full KV.
+
+    `label` is the unit, `axis` are matplotlib's properties of the axes, such as ``yscale``.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    points = list(points)
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    variants = sorted({line.variant for line in lines if line.variant != FULL})
+    variants = sorted({point.variant for point in points if point.variant != FULL})
     markers = "osD^vP*Xph<>"
     for number, variant in enumerate(variants):
-        found = sorted((x for x in lines if x.variant == variant), key=lambda x: x.budget)
-        share = [100 * line.accuracy for line in found]
-        below = [max(0.0, s - 100 * x.accuracy_low) for s, x in zip(share, found, strict=True)]
-        above = [max(0.0, 100 * x.accuracy_high - s) for s, x in zip(share, found, strict=True)]
+        found = sorted((x for x in points if x.variant == variant), key=lambda x: x.budget)
         axes.errorbar(
-            [line.budget for line in found],
-            share,
-            yerr=[below, above],
+            [point.budget for point in found],
+            [point.value for point in found],
+            yerr=[
+                [max(0.0, point.value - point.low) for point in found],
+                [max(0.0, point.high - point.value) for point in found],
+            ],
             label=variant,
             marker=markers[number % len(markers)],
             capsize=3,
             linewidth=1.4,
         )
-    for line in lines:
-        if line.variant == FULL:
-            axes.axhline(100 * line.accuracy, color="black", linestyle="--", label="full KV")
-            axes.axhspan(
-                100 * line.accuracy_low, 100 * line.accuracy_high, color="black", alpha=0.08
-            )
-    budgets = sorted({line.budget for line in lines if line.budget})
+    for point in points:
+        if point.variant == FULL:
+            axes.axhline(point.value, color="black", linestyle="--", label="full KV")
+            axes.axhspan(point.low, point.high, color="black", alpha=0.08)
+    budgets = sorted({point.budget for point in points if point.budget})
     axes.set_xscale("log")
     axes.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
     axes.minorticks_off()
-    axes.set_ylim(-2, 102)
+    axes.set(**axis)
     axes.set_xlabel("KV budget (tokens a request)")
-    axes.set_ylabel("right answers (%)")
+    axes.set_ylabel(label)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)

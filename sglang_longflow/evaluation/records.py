@@ -30,6 +30,8 @@ class Record:
     prompt_tokens, generated_tokens, resident_tokens, overwritten_tokens : int
     answer : str or None
         What was read as the answer.
+    sample : int
+        Of the answers to one question; folders from before there were several have none.
     """
 
     variant: str
@@ -43,10 +45,11 @@ class Record:
     resident_tokens: int
     overwritten_tokens: int
     answer: str | None
+    sample: int = 0
 
     @property
-    def key(self) -> tuple[str, int, int]:
-        return self.variant, self.budget, self.number
+    def key(self) -> tuple[str, int, int, int]:
+        return self.variant, self.budget, self.number, self.sample
 
 
 class Records:
@@ -62,7 +65,7 @@ class Records:
         begun = self.path.exists() and self.path.stat().st_size > 0
         if begun and known.exists() and known.read_text() != text:
             raise ConfigError(
-                f"out={str(folder)!r}: holds answers of another model, task or seed "
+                f"out={str(folder)!r}: holds answers of another model, task, seed or temperature "
                 f"({known.name}); choose another folder"
             )
         known.write_text(text)
@@ -79,7 +82,7 @@ class Records:
             self.path.write_text(whole)
         self._file = self.path.open("a")
 
-    def done(self) -> set[tuple[str, int, int]]:
+    def done(self) -> set[tuple[Any, ...]]:
         """Keys of what is answered already."""
         return {record.key for record in self.all}
 

@@ -6,13 +6,16 @@ import csv
 import json
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from sglang_longflow.evaluation.records import Record
 
 Z_95 = 1.959964
+#: Where fewer of a group's requests overwrote something, its accuracy is not about its budget.
+ENOUGH_OVERWROTE = 0.5
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,13 @@ class Line:
     Attributes
     ----------
     accuracy, accuracy_low, accuracy_high : float
-        Share of right answers, and Wilson's 95 % interval.
+        Share of right answers, and its 95 % interval (`accuracy_of`).
     overwrote : float
         Share of requests that really overwrote something.
     finished : float
         Share that ended by themselves.
+    questions : int
+        That were asked; fewer than `answers` where each was asked several times.
     """
 
     variant: str
@@ -39,9 +44,15 @@ class Line:
     finished: float
     mean_generated_tokens: float
     mean_resident_tokens: float
+    questions: int
+
+    @property
+    def is_about_its_budget(self) -> bool:
+        """False where most answers were too short to reach the budget."""
+        return not self.budget or self.overwrote >= ENOUGH_OVERWROTE
 
 
-def wilson(right: int, answers: int) -> tuple[float, float]:
+def wilson(right: float, answers: float) -> tuple[float, float]:
     """Wilson's 95 % interval of a share (E. B. Wilson, 1927)."""
     if not answers:
         return 0.0, 1.0
@@ -52,6 +63,31 @@ def wilson(right: int, answers: int) -> tuple[float, float]:
     return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
 
 
+def accuracy_of(records: Sequence[Record]) -> tuple[float, float, float]:
+    """Mean over the questions of their share of right answers, and its 95 % interval.
+
+    Samples of one question are no independent trials, as all of them share its difficulty: the
+    questions are the clusters. The variance of their means gives an effective number of answers
+    (Kish's design effect, Survey Sampling, 1965; for evaluations of models arXiv 2411.00640),
+    with which Wilson's interval is taken. It is at least the number of questions, as if all
+    samples of a question agreed, and at most that of answers, so one sample a question gives
+    Wilson's interval itself.
+    """
+    questions: dict[int, list[bool]] = {}
+    for record in records:
+        questions.setdefault(record.number, []).append(record.right)
+    means = [statistics.fmean(right) for right in questions.values()]
+    count, accuracy = len(means), statistics.fmean(means)
+    effective = float(count)
+    if count > 1 and 0 < accuracy < 1:
+        variance = statistics.variance(means, accuracy) / count
+        most = len(records)
+        # As many independent answers as would vary as much.
+        alike = accuracy * (1 - accuracy) / variance if variance else most
+        effective = max(effective, min(alike, most))
+    return accuracy, *wilson(accuracy * effective, effective)
+
+
 def summarise(records: Iterable[Record]) -> list[Line]:
     """A line for each variant and budget, in the order of their first records."""
     groups: dict[tuple[str, int], list[Record]] = {}
@@ -59,29 +95,29 @@ def summarise(records: Iterable[Record]) -> list[Line]:
         groups.setdefault((record.variant, record.budget), []).append(record)
     lines = []
     for (variant, budget), found in groups.items():
-        right = sum(record.right for record in found)
-        low, high = wilson(right, len(found))
+        accuracy, low, high = accuracy_of(found)
         lines.append(
             Line(
                 variant=variant,
                 budget=budget,
                 answers=len(found),
-                accuracy=right / len(found),
+                accuracy=accuracy,
                 accuracy_low=low,
                 accuracy_high=high,
                 overwrote=statistics.mean(record.overwritten_tokens > 0 for record in found),
                 finished=statistics.mean(record.finished for record in found),
                 mean_generated_tokens=statistics.mean(r.generated_tokens for r in found),
                 mean_resident_tokens=statistics.mean(r.resident_tokens for r in found),
+                questions=len({record.number for record in found}),
             )
         )
     return lines
 
 
-def save(folder: Path, lines: list[Line]) -> None:
-    """Write summary.csv and summary.json."""
+def save(folder: Path, lines: Sequence[Any], digits: int = 4) -> None:
+    """Write summary.csv and summary.json: dataclasses of one kind, floats with so many decimals."""
     rows = [
-        {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(line).items()}
+        {k: round(v, digits) if isinstance(v, float) else v for k, v in asdict(line).items()}
         for line in lines
     ]
     (folder / "summary.json").write_text(json.dumps(rows, indent=2) + "\n")
@@ -91,8 +127,21 @@ def save(folder: Path, lines: list[Line]) -> None:
         writer.writerows(rows)
 
 
+def warnings_of(lines: Iterable[Line]) -> list[str]:
+    """What a reader of the accuracies must know."""
+    short = [line for line in lines if not line.is_about_its_budget]
+    if not short:
+        return []
+    named = ", ".join(f"{x.variant} at {x.budget:,} ({x.overwrote:.0%})" for x in short)
+    return [
+        f"WARNING: marked with ! the accuracy says nothing about the budget: under "
+        f"{ENOUGH_OVERWROTE:.0%} of the requests overwrote anything, the other answers were too "
+        f"short to reach it: {named}"
+    ]
+
+
 def show(lines: list[Line]) -> None:
-    """Print the table."""
+    """Print the table, and the warnings under it."""
     from rich.console import Console
     from rich.table import Table
 
@@ -103,11 +152,14 @@ def show(lines: list[Line]) -> None:
         table.add_row(
             line.variant,
             f"{line.budget:,}" if line.budget else "full",
-            f"{line.answers:,}",
+            f"{line.answers:,}"
+            + (f" of {line.questions:,}" if line.questions < line.answers else ""),
             f"{line.accuracy:.1%}",
             f"{line.accuracy_low:.1%} - {line.accuracy_high:.1%}",
-            f"{line.overwrote:.0%}",
+            f"{line.overwrote:.0%}" + ("" if line.is_about_its_budget else " !"),
             f"{line.finished:.0%}",
             f"{line.mean_generated_tokens:,.0f}",
         )
     Console().print(table)
+    for text in warnings_of(lines):
+        print(text)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sglang_longflow.errors import ConfigError
+from sglang_longflow.evaluation.extra import require
+from sglang_longflow.evaluation.hub import DATA_SETS
 from sglang_longflow.reasoner import answer_of, make_problems
 from sglang_longflow.reasoner.vocabulary import decode, encode
 
@@ -78,27 +80,36 @@ class Reasoner:
         return found, found == question.answer and is_finished(answer)
 
 
-class MathFile:
-    """Questions with a mathematical answer, out of a file of JSON lines.
+class MathQuestions:
+    """Questions with a mathematical answer, read and compared by math-verify (`judge_math`).
 
-    A line has ``question`` (or ``problem``, ``prompt``) and ``answer`` (or ``solution``; of GSM8K's
-    what follows ``####`` counts). Answers are read and compared by math-verify: what is boxed
-    first, else the last expression.
+    Parameters
+    ----------
+    kind : str
+        Of all the questions.
+    questions : list of (str, str)
+        Question and right answer.
+    model : Path
+        Whose chat template and tokens are used.
+    max_new_tokens : int
     """
 
     name = "math"
 
-    def __init__(self, file: Path, model: Path, count: int, max_new_tokens: int):
-        require_math_verify()
+    def __init__(
+        self, kind: str, questions: list[tuple[str, str]], model: Path, max_new_tokens: int
+    ):
+        require("math_verify", "task")
         self.mean_chain_tokens: float | None = None
         self.questions = [
-            Question("math", {"text": prompt}, answer, max_new_tokens)
-            for prompt, answer in zip(*render(read_questions(file, count), model), strict=True)
+            Question(kind, {"input_ids": ids}, answer, max_new_tokens)
+            for ids, (_, answer) in zip(render(questions, model), questions, strict=True)
         ]
 
     def judge(self, question: Question, answer: dict[str, Any]) -> tuple[str | None, bool]:
-        """Right where math-verify takes it for equal, however the answer ended."""
-        return judge_math(question.answer, answer["text"])
+        """Right where math-verify takes it for equal; of an answer that was cut off only a box
+        counts, as the last number of a broken chain is no answer."""
+        return judge_math(question.answer, answer["text"], is_finished(answer))
 
 
 def is_finished(answer: dict[str, Any]) -> bool:
@@ -106,27 +117,37 @@ def is_finished(answer: dict[str, Any]) -> bool:
     return answer["meta_info"]["finish_reason"]["type"] == "stop"
 
 
-def require_math_verify() -> None:
-    """Raise ConfigError where math-verify is not installed."""
-    try:
-        import math_verify  # noqa: F401
-    except ImportError:
-        raise ConfigError(
-            "task: math-verify is not installed; pip install 'sglang-longflow[eval]'"
-        ) from None
+def judge_math(gold: str, text: str, finished: bool = True) -> tuple[str | None, bool]:
+    """The answer in `text` as written, and whether it equals `gold` (LaTeX or plain).
 
-
-def judge_math(gold: str, text: str) -> tuple[str | None, bool]:
-    """The answer in `text` as written, and whether it equals `gold` (LaTeX or plain)."""
+    What follows a reasoning model's ``</think>`` is its answer. In it the last box counts, else the
+    expression; where the text is not `finished`, only a whole box.
+    """
     from math_verify import parse, verify
 
-    found = parse(text)
+    text = text.rpartition("</think>")[2]
+    found = parse(text if finished else last_box(text))
     right = bool(found) and bool(verify(parse(f"\\boxed{{{gold}}}"), found))
     return (str(found[-1]) if found else None), right
 
 
+def last_box(text: str) -> str:
+    """The last ``\\boxed{...}`` of a text that is closed, or nothing."""
+    start = len(text)
+    while (start := text.rfind("\\boxed{", 0, start)) >= 0:
+        depth = 0
+        for end in range(start + len("\\boxed"), len(text)):
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            if not depth:
+                return text[start : end + 1]
+    return ""
+
+
 def read_questions(file: Path, count: int) -> list[tuple[str, str]]:
     """The first `count` (question, answer) of a file of JSON lines.
+
+    A line has ``question`` (or ``problem``, ``prompt``) and ``answer`` (or ``solution``; of GSM8K's
+    what follows ``####`` counts).
 
     Raises
     ------
@@ -134,7 +155,9 @@ def read_questions(file: Path, count: int) -> list[tuple[str, str]]:
         No such file, a line that is no JSON object, or one without question or answer.
     """
     if not file.is_file():
-        raise ConfigError(f"task={str(file)!r}: no such file, and not 'reasoner'")
+        raise ConfigError(
+            f"task={str(file)!r}: no such file, and none of {', '.join(['reasoner', *DATA_SETS])}"
+        )
     found = []
     for number, line in enumerate(file.read_text().splitlines(), 1):
         if not line.strip() or len(found) == count:
@@ -154,18 +177,30 @@ def read_questions(file: Path, count: int) -> list[tuple[str, str]]:
     return found
 
 
-def render(questions: list[tuple[str, str]], model: Path) -> tuple[list[str], list[str]]:
-    """Prompts by the model's chat template (plain text where it has none), and the answers."""
+def render(questions: list[tuple[str, str]], model: Path) -> list[list[int]]:
+    """Prompts in tokens, by the model's chat template (plain text where it has none).
+
+    Templates write their own first token, which /generate would put before a text once more.
+
+    Raises
+    ------
+    ConfigError
+        There is no such model, here or on the hub.
+    """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(model))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model={str(model)!r}: no tokenizer: {error}") from None
     prompts = []
     for question, _ in questions:
         text = f"{question}\n\n{INSTRUCTION}"
-        if tokenizer.chat_template:
+        templated = bool(tokenizer.chat_template)
+        if templated:
             messages = [{"role": "user", "content": text}]
             text = tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True
             )
-        prompts.append(text)
-    return prompts, [answer for _, answer in questions]
+        prompts.append(tokenizer(text, add_special_tokens=not templated)["input_ids"])
+    return prompts

@@ -8,7 +8,8 @@ import pytest
 
 from sglang_longflow.errors import ConfigError
 from sglang_longflow.eval import plan
-from sglang_longflow.evaluation.plot import draw, require_matplotlib
+from sglang_longflow.evaluation.extra import require
+from sglang_longflow.evaluation.plot import draw
 from sglang_longflow.evaluation.records import Record, Records
 from sglang_longflow.evaluation.summary import save, summarise, wilson
 from sglang_longflow.evaluation.variants import FULL, Variant, parse_budget, parse_variant
@@ -52,13 +53,13 @@ def test_a_wrong_budget_is_named(text):
 
 def test_what_is_left_to_ask_is_sorted_by_server():
     variants = [parse_variant(t) for t in ("h2o", "longflow", "streaming:sinks=4", "tova")]
-    done = {("longflow", 50, 0), ("longflow", 50, 1), ("full", 0, 1)}
-    parts = plan(variants, [50, 0], 2, done)
+    done = {("longflow", 50, 0, 0), ("longflow", 50, 1, 0), ("full", 0, 1, 0), ("tova", 50, 0, 1)}
+    parts = plan(variants, [50, 0], [(0, 0), (1, 0)], done)
     assert [(v.name, budget, left) for v, budget, left in parts] == [
-        ("h2o", 50, [0, 1]),
-        ("full", 0, [0]),
-        ("tova", 50, [0, 1]),
-        ("streaming:sinks=4", 50, [0, 1]),
+        ("h2o", 50, [(0, 0), (1, 0)]),
+        ("full", 0, [(0, 0)]),
+        ("tova", 50, [(0, 0), (1, 0)]),
+        ("streaming:sinks=4", 50, [(0, 0), (1, 0)]),
     ]
     servers = [v.server for v, _, _ in parts]
     assert servers == sorted(servers) and servers[1] == servers[2] != servers[3]
@@ -72,7 +73,7 @@ def test_a_broken_off_run_goes_on(tmp_path):
     path = tmp_path / "answers.jsonl"
     path.write_text(path.read_text()[:-20])  # killed while it wrote the last line
     with Records(tmp_path, settings) as records:
-        assert records.done() == {("longflow", 64, 0), ("longflow", 64, 1)}
+        assert records.done() == {("longflow", 64, 0, 0), ("longflow", 64, 1, 0)}
         records.add(replace(RECORD, number=2))
     with Records(tmp_path, settings) as records:
         assert [record.number for record in records.all] == [0, 1, 2]
@@ -84,7 +85,7 @@ def test_another_seed_needs_another_folder(tmp_path):
         pass  # nothing was answered: a mistake on the command line does not spoil the folder
     with Records(tmp_path, {"seed": 1}) as records:
         records.add(RECORD)
-    with pytest.raises(ConfigError, match="another model, task or seed"):
+    with pytest.raises(ConfigError, match="another model, task, seed or temperature"):
         Records(tmp_path, {"seed": 2})
 
 
@@ -112,12 +113,14 @@ def test_the_plot_is_drawn_and_its_absence_is_said_early(tmp_path, monkeypatch):
     draw(summarise(records), tmp_path / "accuracy.png")
     image = (tmp_path / "accuracy.png").read_bytes()
     assert image.startswith(b"\x89PNG") and len(image) > 10_000
-    require_matplotlib()
+    require("matplotlib", "plot=True", "add --no-plot")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(
-        ConfigError, match=r"pip install 'sglang-longflow\[eval\]', or add --no-plot"
+        ConfigError,
+        match=r"plot=True: matplotlib is not installed; pip install 'sglang-longflow\[eval\]', "
+        "or add --no-plot",
     ):
-        require_matplotlib()
+        require("matplotlib", "plot=True", "add --no-plot")
 
 
 def test_summary(tmp_path):

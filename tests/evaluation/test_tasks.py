@@ -42,10 +42,39 @@ def test_a_chain_is_right_when_its_whole_answer_is_and_it_ended_by_itself():
         ("(1, 2)", "\\boxed{(1,2)}", True),
         ("7", "I ran out of room before", False),
         ("7", "", False),
+        # leading zeros, thousands separators, units
+        ("73", "The answer is \\boxed{073}.", True),
+        ("25", "\\boxed{025}", True),
+        ("2125", "\\boxed{2,125}", True),
+        ("2125", "\\boxed{2{,}125}", True),
+        ("2125", "\\boxed{\\$2,125}", True),
+        ("2125", "So she earns $2,125 in all.", True),
+        ("2125", "\\boxed{2}", False),
+        ("2125", "\\boxed{2.125}", False),
+        ("1000000", "\\boxed{1,000,000 \\text{ people}}", True),
+        # what was thought first does not count
+        ("42", "So \\boxed{41}. </think> The answer is 42.", True),
+        ("41", "So \\boxed{41}. </think> The answer is \\boxed{42}.", False),
+        ("41", "So \\boxed{41}. </think>", False),
     ],
 )
 def test_math_answers(gold, text, right):
     assert judge_math(gold, text)[1] is right
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("Let us see: 6 x 7 = 42", False),  # cut off where the right number was the last
+        ("We get 42, so \\boxed{42", False),
+        ("The answer is \\boxed{42}. Let me check that again: 6 x", True),
+        ("The answer is \\boxed{42}. No: \\boxed{\\frac{4", True),
+        ("The answer is \\boxed{\\frac{84}{2}}. No", True),
+        ("The answer is \\boxed{41}. No: 42", False),
+    ],
+)
+def test_of_an_answer_that_was_cut_off_only_a_box_counts(text, right):
+    assert judge_math("42", text, finished=False)[1] is right
 
 
 def test_questions_are_read_in_their_usual_spellings(tmp_path):
@@ -70,7 +99,9 @@ def test_a_line_without_question_or_answer_is_named(tmp_path, line):
 
 
 def test_a_missing_or_empty_file_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="no such file, and not 'reasoner'"):
+    with pytest.raises(
+        ConfigError, match="no such file, and none of reasoner, gsm8k, math500, aime24"
+    ):
         read_questions(tmp_path / "gsm8k", 10)
     (tmp_path / "q.jsonl").write_text("\n")
     with pytest.raises(ConfigError, match="no questions in it"):
