@@ -117,10 +117,8 @@ class LongFlowConfig:
                 f"kv_victims='kv_head': the decode of kv_decode_kernel={self.kv_decode_kernel!r} "
                 f"has one victim per layer; set --kv-decode-kernel triton, or --kv-victims layer"
             )
-        if self.kv_policy not in policy_names():
-            raise ConfigError(
-                f"kv_policy={self.kv_policy!r}: unknown policy; known: {', '.join(policy_names())}"
-            )
+        if wrong := unknown_policy(self.kv_policy):
+            raise ConfigError(f"kv_policy={self.kv_policy!r}: {wrong}")
         if not self.serves(self.policy()):
             raise ConfigError(
                 f"kv_policy={self.kv_policy!r}: the triton decode kernel does not rank by it; set "
@@ -174,6 +172,11 @@ class LongFlowConfig:
 
     def as_dict(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def unknown_policy(name: object) -> str | None:
+    """What is wrong with a policy's name, for a message; None where it is known."""
+    return None if name in policy_names() else f"unknown policy; known: {', '.join(policy_names())}"
 
 
 def runs_on_gpu(source: Any) -> bool:

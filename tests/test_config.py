@@ -6,8 +6,17 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from sglang_longflow.config import FLAG_NAMES, FLAGS, LongFlowConfig, config_from
-from sglang_longflow.errors import ConfigError, LongFlowError
+from sglang_longflow.config import (
+    FLAG_NAMES,
+    FLAGS,
+    LongFlowConfig,
+    config_from,
+    unknown_policy,
+)
+from sglang_longflow.errors import BudgetError, ConfigError, LongFlowError
+from sglang_longflow.evaluation.variants import parse_variant
+from sglang_longflow.flow.request import resolve_budget
+from sglang_longflow.policies import policy_names
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -262,3 +271,23 @@ SGLANG_KV = {"kv_cache_dtype", "kv_events_config"}
 )
 def test_most_tokens_that_a_row_can_hold(settings, tokens):
     assert LongFlowConfig(**settings).row_tokens(1000) == tokens
+
+
+@pytest.mark.parametrize("name", ["nope", ""])
+def test_an_unknown_policy_is_said_in_the_same_words_everywhere(name):
+    wrong = unknown_policy(name)
+    assert wrong == f"unknown policy; known: {', '.join(policy_names())}"
+    refusals = [
+        (ConfigError, lambda: LongFlowConfig(kv_budget=64, kv_policy=name)),
+        (BudgetError, lambda: resolve_budget({"kv_policy": name}, LongFlowConfig(kv_budget=64))),
+        (ConfigError, lambda: parse_variant(name)),
+    ]
+    for error, refused in refusals:
+        with pytest.raises(error) as caught:
+            refused()
+        assert str(caught.value).endswith(f"={name!r}: {wrong}")
+
+
+@pytest.mark.parametrize("name", policy_names())
+def test_nothing_is_wrong_with_a_known_policy(name):
+    assert unknown_policy(name) is None

@@ -6,8 +6,9 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
+from sglang_longflow.config import unknown_policy
 from sglang_longflow.errors import ConfigError
-from sglang_longflow.policies import make_policy, policy_names
+from sglang_longflow.policies import make_policy
 
 FULL = "full"
 
@@ -53,8 +54,8 @@ def parse_variant(text: str) -> Variant:
         An unknown policy or option, or a value that is no number.
     """
     policy, _, options = text.partition(":")
-    if policy not in policy_names():
-        raise ConfigError(f"policies={text!r}: unknown policy; known: {', '.join(policy_names())}")
+    if wrong := unknown_policy(policy):
+        raise ConfigError(f"policies={text!r}: {wrong}")
     values = {}
     for option in filter(None, options.split(",")):
         name, _, value = option.partition("=")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sglang_longflow.config import LongFlowConfig
+from sglang_longflow.config import LongFlowConfig, unknown_policy
 from sglang_longflow.contracts import KVBudget
 from sglang_longflow.errors import BudgetError
-from sglang_longflow.policies import policy_names
 
 #: The keys of ``custom_params`` that are ours; all others belong to someone else.
 BUDGET_KEY = "kv_budget"
@@ -37,11 +36,8 @@ def resolve_budget(custom_params: Mapping[str, Any] | None, config: LongFlowConf
     """
     params = custom_params or {}
     name = params.get(POLICY_KEY, config.kv_policy)
-    if not isinstance(name, str) or name not in policy_names():
-        raise BudgetError(
-            f"kv_policy={name!r}: unknown policy; known: {', '.join(policy_names())}",
-            "unknown_policy",
-        )
+    if wrong := unknown_policy(name):
+        raise BudgetError(f"kv_policy={name!r}: {wrong}", "unknown_policy")
     policy = config.policy(name)
     if not config.serves(policy):
         raise BudgetError(
