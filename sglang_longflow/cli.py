@@ -25,7 +25,7 @@ COMMANDS = {
     "serve": "start an SGLang server with a KV budget per request",
     "demo": "show budgets at work: one real server, a small model, with and without a budget",
     "doctor": "check this installation, and server arguments given after --",
-    "eval": "measure right answers by policy and budget, through a real server",
+    "eval": "measure right answers, or KL divergence on texts, by policy and budget",
     "plan": "work out what a budget buys on a given GPU, without one",
 }
 
