@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from sglang_longflow.errors import ConfigError
-from sglang_longflow.evaluation.ask import EvalError, post
+from sglang_longflow.errors import ConfigError, EvalError
+from sglang_longflow.evaluation.ask import post
 from sglang_longflow.evaluation.forced import KEY, Board, processor_text
 from sglang_longflow.evaluation.servers import running_server
 from sglang_longflow.evaluation.text_summary import TextRecord
