@@ -75,14 +75,16 @@ def download(name: str) -> list[tuple[str, str]]:
     found = []
     for number, row in enumerate(rows):
         try:
-            found.append((str(row[known.question]), known.gold(str(row[known.answer]))))
+            question, answer = row[known.question], row[known.answer]
+            gold = "" if answer is None else known.gold(str(answer))
+            if not question or not gold:
+                raise ValueError("empty")
         except (KeyError, ValueError) as error:
             raise ConfigError(
                 f"{where}: row {number} has no {known.question!r} and {known.answer!r} as they "
                 f"were known: {error!r}"
             ) from None
-        if not found[-1][1]:
-            raise ConfigError(f"{where}: row {number} has an empty answer")
+        found.append((str(question), gold))
     if not found:
         raise ConfigError(f"{where}: no questions in it")
     return found

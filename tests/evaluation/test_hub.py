@@ -145,6 +145,7 @@ def test_a_download_that_fails_is_said_with_a_way_out(monkeypatch, error):
         ([{"problem": "1?", "solution": "1"}], "row 0 has no 'problem' and 'answer'"),
         ([{"problem": "1?", "answer": "1"}, {"problem": "2?", "answer": "two"}], "row 1 has no"),
         ([{"problem": "1?", "answer": None}], "row 0 has no"),
+        ([{"problem": None, "answer": "1"}], "row 0 has no"),
     ],
 )
 def test_a_set_that_has_changed_is_refused(monkeypatch, rows, message):
