@@ -154,11 +154,15 @@ class _Passes:
     ) -> dict[int, dict[str, Any]]:
         """All texts at once, {place: number}; returns each place's `meta_info`."""
         post(f"{self.url}/flush_cache?timeout=60", {})
-        with ThreadPoolExecutor(len(places)) as pool:
+        pool = ThreadPoolExecutor(len(places))
+        try:
             metas = pool.map(
                 lambda place: self._force_one(variant, budget, place, places[place], keep), places
             )
             return dict(zip(places, metas, strict=True))
+        finally:
+            # After an error or Ctrl+C nobody waits for the other texts: the server ends them.
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _force_one(
         self, variant: Variant, budget: int, place: int, number: int, keep: bool

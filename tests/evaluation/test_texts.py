@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sglang_longflow.errors import ConfigError
+from sglang_longflow.errors import ConfigError, EvalError
 from sglang_longflow.evaluation import text_run
 from sglang_longflow.evaluation.forced import KEY, Board, ForcedText, kl_of, step_of
 from sglang_longflow.evaluation.records import Records
@@ -23,6 +23,7 @@ from sglang_longflow.evaluation.text_summary import (
     summarise_texts,
 )
 from sglang_longflow.evaluation.texts import TextTask, pack, read_solved
+from sglang_longflow.evaluation.variants import Variant
 
 TASK = TextTask(Path("solved.jsonl"), text_tokens=50, prompt_tokens=10, count=99, seed=3)
 RECORD = TextRecord("longflow", 64, 0, 0.25, 0.9, 10, 40, 49, 0, 0)
@@ -226,3 +227,87 @@ def test_more_than_the_disk_holds_is_refused_before_a_server_starts(tmp_path, mo
     monkeypatch.setattr(text_run.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(ConfigError, match=r"concurrency=8: .* GiB free: enough for 3"):
         check_room(setup, tmp_path)
+
+
+class FakeServer:
+    """Answers /generate by forcing the text as SGLang would; a budget adds noise to the logits."""
+
+    def __init__(self, texts, prompt):
+        self.texts, self.prompt, self.seen = texts, prompt, []
+        self.logits = torch.randn(len(texts), STEPS, VOCABULARY, generator=seeded(3))
+        self.noise = torch.randn(len(texts), STEPS, VOCABULARY, generator=seeded(4))
+        self.retractions, self.lost = 0, 0
+
+    def post(self, url, body):
+        if "flush_cache" in url:
+            return ""
+        params, ids = body["sampling_params"]["custom_params"], body["input_ids"]
+        number = next(n for n, text in enumerate(self.texts) if text[: self.prompt] == ids)
+        budget = params["kv_budget"]
+        self.seen.append((number, budget, params.get("kv_policy"), params[KEY]["keep"]))
+        output = []
+        for step in range(STEPS):
+            logits = self.logits[number, step]
+            if budget:
+                logits = logits + self.noise[number, step] / budget
+            given = row(params[KEY]["folder"], params[KEY]["place"], step, params[KEY]["keep"])
+            output.append(int(ForcedText()(logits[None].clone(), [given]).argmax()))
+        meta = dict(prompt_tokens=self.prompt, completion_tokens=STEPS, kv_resident_tokens=9)
+        meta |= dict(kv_overwritten_tokens=2 if budget else 0, kv_cut_tokens=0)
+        meta["num_retractions"] = self.retractions
+        return {"output_ids": output[: STEPS - self.lost], "meta_info": meta}
+
+    def kl(self, number, budget):
+        full, ours = self.logits[number], self.logits[number] + self.noise[number] / budget
+        full, ours = full.log_softmax(-1), ours.log_softmax(-1)
+        return float((full.exp() * (full - ours)).sum(-1).mean())
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def passes(tmp_path, monkeypatch):
+    """Three texts, two at once, on a server that is none."""
+    texts = torch.randint(0, VOCABULARY, (3, 4 + STEPS), generator=seeded(5)).tolist()
+    task = TextTask(Path("solved.jsonl"), 4 + STEPS, 4, count=3, seed=0)
+    server = FakeServer(texts, 4)
+    monkeypatch.setattr(text_run, "post", server.post)
+    board = Board.create(tmp_path, 2, STEPS, VOCABULARY)
+    setup = Setup(tmp_path, task, texts, at_once=2, out=tmp_path)
+    return text_run._Passes(setup, "http://none", board, tmp_path), server
+
+
+def test_every_text_is_compared_with_its_own_full_kv(passes):
+    run, server = passes
+    records = []
+    everything = [(number,) for number in range(3)]
+    parts = [
+        (Variant("full"), 0, everything),
+        (Variant("tova"), 1, everything),
+        (Variant("longflow"), 4, [(2,)]),
+    ]
+    run.run(parts, records.append)
+    assert [record.key for record in records] == [
+        *[("full", 0, 0), ("full", 0, 1), ("tova", 1, 0), ("tova", 1, 1)],
+        *[("full", 0, 2), ("tova", 1, 2), ("longflow", 4, 2)],
+    ]
+    for record in records:
+        if record.budget:
+            assert record.kl == pytest.approx(server.kl(record.number, record.budget), rel=2e-3)
+        else:
+            assert abs(record.kl) < 1e-5 and record.agreement == 1.0
+    kept = [seen for seen in server.seen if seen[3]]
+    assert sorted(kept) == [(number, 0, None, True) for number in range(3)]
+
+
+def test_a_text_that_was_not_followed_or_began_again_is_an_error(passes):
+    run, server = passes
+    parts = [(Variant("tova"), 1, [(0,)])]
+    server.retractions = 1
+    with pytest.raises(EvalError, match="text 0 at budget 1: was retracted"):
+        run.run(parts, lambda record: None)
+    server.lost = 2
+    with pytest.raises(EvalError, match="did not follow it to the end; it answered 3 of 5 tokens"):
+        run.run(parts, lambda record: None)
