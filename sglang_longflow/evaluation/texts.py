@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import re
@@ -58,9 +59,10 @@ class TextTask:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What must not change while texts are added to a folder."""
+        """What must not change while texts are added to a folder; the file is there."""
         return dict(
             task=f"{PREFIX}{self.file.resolve()}",
+            content=hashlib.sha256(self.file.read_bytes()).hexdigest()[:16],
             text_tokens=self.text_tokens,
             prompt_tokens=self.prompt_tokens,
             seed=self.seed,

@@ -210,13 +210,19 @@ def test_summary_table_and_plot(tmp_path, capsys):
 
 
 def test_a_broken_off_run_goes_on(tmp_path):
-    settings = TASK.settings
+    file = tmp_path / "solved.jsonl"
+    file.write_text("{}")
+    task = replace(TASK, file=file)
+    settings = task.settings
     with Records(tmp_path, settings, TextRecord) as records:
         records.add(RECORD)
     with Records(tmp_path, settings, TextRecord) as records:
         assert records.all == [RECORD] and records.done() == {("longflow", 64, 0)}
     with pytest.raises(ConfigError, match="choose another folder"):
-        Records(tmp_path, {**settings, "text_tokens": 60}, TextRecord)
+        Records(tmp_path, replace(task, text_tokens=60).settings, TextRecord)
+    file.write_text("{ }")
+    with pytest.raises(ConfigError, match="choose another folder"):
+        Records(tmp_path, task.settings, TextRecord)
 
 
 def test_more_than_the_disk_holds_is_refused_before_a_server_starts(tmp_path, monkeypatch):
