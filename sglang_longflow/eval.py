@@ -229,7 +229,7 @@ def _with_server(
     served = [part[0].name for part in parts]
     with running_server(args.model, key, args.server, served, args.verbose) as url:
         for variant, budget, left in parts:
-            post(f"{url}/flush_cache", {})
+            post(f"{url}/flush_cache?timeout=60", {})  # the last rows may not be free yet
             title = f"{variant.name}, {budget:,}" if budget else variant.name
             with _Progress(title, len(left)) as progress:
 
