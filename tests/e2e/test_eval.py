@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,9 +27,9 @@ def model(tmp_path_factory) -> Path:
     return folder
 
 
-def evaluate(*arguments: str) -> subprocess.CompletedProcess:
+def evaluate(*arguments: str, env: dict | None = None) -> subprocess.CompletedProcess:
     command = [sys.executable, "-W", "ignore", "-m", "sglang_longflow.cli", "eval", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=420)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=420, env=env)
 
 
 def test_answers_are_counted_kept_and_not_asked_for_again(model, tmp_path):
@@ -78,6 +79,40 @@ def test_any_model_on_questions_of_a_file(smollm2, tmp_path):
     with (out / "summary.csv").open() as table:
         shares = {row["budget"]: float(row["overwrote"]) for row in csv.DictReader(table)}
     assert shares["4000"] == shares["0"] == 0 < shares["72"]
+    (warning,) = (line for line in done.stdout.splitlines() if line.startswith("WARNING"))
+    assert "says nothing about the budget" in warning and "longflow at 4,000 (0%)" in warning
+
+
+def test_several_sampled_answers_a_question_and_more_of_them_later(smollm2, tmp_path):
+    file, out = tmp_path / "questions.jsonl", tmp_path / "out"
+    rows = [{"question": f"What is {n} + 4?", "answer": f"{n + 4}"} for n in (3, 30)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = [f"--model={smollm2}", f"--task={file}", f"--out={out}", "--policies=longflow"]
+    common += ["--budgets=72", "--max-new-tokens=32", "--no-plot"]
+    server = ["--", "--max-total-tokens=3000", "--chunked-prefill-size=512"]
+    sampled = ["--temperature=1.5", "--top-p=0.95"]
+    done = evaluate(*common, *sampled, "--samples=2", *server)
+    assert done.returncode == 0, done.stderr
+    assert "2 questions" in done.stdout and "4 answers to get, 0 are there" in done.stdout
+    more = evaluate(*common, *sampled, "--samples=3", *server)
+    assert "2 answers to get, 4 are there" in more.stdout, more.stderr
+    records = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+    assert {(r["number"], r["sample"]) for r in records} == {
+        (n, s) for n in (0, 1) for s in range(3)
+    }
+    (row,) = json.loads((out / "summary.json").read_text())
+    assert (row["questions"], row["answers"]) == (2, 6)
+    greedy = evaluate(*common)
+    assert greedy.returncode == 2 and "another model, task, seed or temperature" in greedy.stderr
+
+
+def test_a_data_set_that_cannot_be_had_is_said_before_a_server_starts(smollm2, tmp_path):
+    out = tmp_path / "out"
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
+    done = evaluate(f"--model={smollm2}", "--task=gsm8k", f"--out={out}", "--no-plot", env=offline)
+    assert done.returncode == 2 and "server" not in done.stdout
+    assert "task='gsm8k': openai/gsm8k (main, test) could not be downloaded" in done.stderr
+    assert "Traceback" not in done.stderr and not out.exists()
 
 
 def test_hugging_face_reads_the_model_and_its_words(model):
