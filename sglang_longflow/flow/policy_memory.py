@@ -160,14 +160,15 @@ class LayerRows:
         assert self._order is not None, "the policy does not need slot_order"
         return self._order
 
-    def accumulate(self, scores: torch.Tensor, decay: float) -> torch.Tensor:
-        """`scores` [n, budget] on top of what the slots have, which counts `decay` times."""
+    def accumulate(self, scores: torch.Tensor, decay: float, peak: bool = False) -> torch.Tensor:
+        """What the slots have, counted `decay` times, plus `scores` [n, budget] (or the larger)."""
         assert self.memory.slot_score is not None, "the policy does not need slot_score"
         stored = self.memory.slot_score[self.layer_id]
         slots, done, own = self.step.slots, self.step.overwrites, self.step.own
         before = torch.where(done <= 1, 0.0, stored[slots])
         before = torch.where(done == 0, before, before.scatter(1, self.written[:, None], 0.0))
-        total = before * decay + scores
+        before = before * decay
+        total = torch.maximum(before, scores) if peak else before + scores
         stored[slots[own]] = total[own]
         return total
 

@@ -49,7 +49,7 @@ class RowMemory(Protocol):
     """What the server remembers of one layer's full rows (`flow.policy_memory`)."""
 
     def order(self) -> torch.Tensor: ...
-    def accumulate(self, scores: torch.Tensor, decay: float) -> torch.Tensor: ...
+    def accumulate(self, scores: torch.Tensor, decay: float, peak: bool) -> torch.Tensor: ...
     def queries(self) -> tuple[torch.Tensor, torch.Tensor]: ...
     def store_queue(self, queue: torch.Tensor) -> None: ...
     def queued(self, interval: int) -> torch.Tensor: ...
@@ -130,14 +130,18 @@ class FullRows:
         assert self._memory is not None
         return self._memory.order()
 
-    def accumulate(self, scores: torch.Tensor, decay: float = 1.0) -> torch.Tensor:
+    def accumulate(
+        self, scores: torch.Tensor, decay: float = 1.0, peak: bool = False
+    ) -> torch.Tensor:
         """Add this step's [n, budget_tokens] to each slot's memory, and return it.
+
+        With `peak` the memory is the larger of the two instead of their sum.
 
         A slot's memory starts at 0 when its token is written, all of it when the row fills, and
         counts ``decay`` times as much with every step. Call it once a step.
         """
         assert self._memory is not None
-        return self._memory.accumulate(scores, decay)
+        return self._memory.accumulate(scores, decay, peak)
 
     def queries(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The last queries [n, window, num_q_heads, head_dim] float32, and [n, window] bool which

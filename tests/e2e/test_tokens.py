@@ -159,7 +159,7 @@ def test_protected_tokens_and_policies_without_memory(tiny_models):
 
 @pytest.mark.parametrize(
     "names",
-    [("vatp", "h2o", "h2o-last", "keydiff"), ("snapkv-decode",), ("rkv",), ("rpc",)],
+    [("vatp", "h2o", "h2o-last", "keydiff", "longflow-peak"), ("snapkv-decode",), ("rkv",), ("rpc",)],
     ids=lambda names: names[0],
 )
 def test_policies_that_remember(tiny_models, names):
@@ -189,7 +189,8 @@ def test_policies_that_remember(tiny_models, names):
 
 
 def test_every_policy_is_tested_here():
-    remembering = {"vatp", "h2o", "h2o-last", "keydiff", "snapkv-decode", "rkv", "rpc"}
+    remembering = {"longflow-peak", "vatp", "h2o", "h2o-last", "keydiff"}
+    remembering |= {"snapkv-decode", "rkv", "rpc"}
     assert set(policy_names()) == remembering | set(longflow_oracle.POLICIES)
 
 

@@ -68,6 +68,25 @@ class ReferenceRow:
         weights = self.weights(self.queries[-1], self.tokens)
         return [sum(w[i] for w in weights) / len(weights) for i in range(len(self.tokens))]
 
+    def removal(self) -> list[float]:
+        """LongFlow's score of every token, for the last query."""
+        weights = self.weights(self.queries[-1], self.tokens)
+        group = len(weights) // self.tokens[0].k.shape[0]
+        size = self.tokens[0].v.shape[1]
+        return [
+            sum(w[i] * float(t.v[h // group].abs().sum()) for h, w in enumerate(weights))
+            / (len(weights) * size)
+            for i, t in enumerate(self.tokens)
+        ]
+
+    def longflow_peak(self) -> int:
+        now = self.removal()
+        peaks = [max(0.9 * t.mass, x) for t, x in zip(self.tokens, now, strict=True)]
+        if self.overwrites:  # history begins with the first overwrite
+            for token, peak in zip(self.tokens, peaks, strict=True):
+                token.mass = peak
+        return self.tokens[peaks.index(min(peaks))].place
+
     def accumulated(self) -> list[float]:
         for token, now in zip(self.tokens, self.mass(), strict=True):
             token.mass += now

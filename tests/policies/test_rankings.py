@@ -4,14 +4,14 @@ import pytest
 import torch
 from reference_rankings import ReferenceRow
 
-from longflow_kernels import attention_mass
+from longflow_kernels import attention_mass, removal_scores
 from sglang_longflow.contracts import FullRow, KVBudget
 from sglang_longflow.flow.policy_memory import LayerRows, PolicyMemory, StepRows
 from sglang_longflow.policies import FullRows, make_policy
 
 HEADS, KV_HEADS, DIM, BUDGET, ROWS = 4, 2, 16, 72, 5
 SCALE = DIM**-0.5
-NAMES = ("h2o", "h2o-last", "vatp", "snapkv-decode", "rkv", "rpc", "keydiff")
+NAMES = ("longflow-peak", "h2o", "h2o-last", "vatp", "snapkv-decode", "rkv", "rpc", "keydiff")
 
 
 class Row:
@@ -92,7 +92,9 @@ def pick(policy, memory, slots, members):
             budget_tokens=BUDGET,
             overwrites=list(overwrites),
             device=torch.device("cpu"),
-            compute_scores=lambda: pytest.fail("no policy here ranks by removal"),
+            compute_scores=lambda: removal_scores(
+                torch.stack(queries), keys, torch.stack([row.v for row in rows]), SCALE
+            ),
             compute_attention=lambda: attention_mass(torch.stack(queries), keys, SCALE),
             prompt_tokens=[row.prompt for row in rows],
             load=lambda name: torch.stack([getattr(row, name) for row in rows]),
