@@ -1,0 +1,211 @@
+"""What a rule of eviction costs in KL on real text, in seconds: to try scores, not to report them.
+
+A text is fed to a Llama-like Hugging Face model layer by layer: within a layer every query is
+known before eviction begins, so only attention is walked token by token. Everything after the
+first `--budget` tokens attends to that many slots. No server, no prompt cut, float32; what
+`longflow eval` measures through a server is what counts (docs/accuracy.md).
+
+    python scripts/explore_scores.py --model FOLDER --texts math.jsonl --budget 160 \
+      --rules 'removal;removal,decay=0.9,memory=peak;attention;stream,sinks=4' --out tried.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import sys
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from sglang_longflow.evaluation.texts import TextTask, load_texts
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How slots are ranked; the lowest goes.
+
+    Attributes
+    ----------
+    score : str
+        removal (LongFlow's), attention, exact (removal's exact error: a / (1 - a) |v - o|), squared
+        (of each head's contribution), loudest (head instead of the mean), stream (oldest), random.
+    decay : float
+        What a slot's memory counts after a step; 0 is none, this query alone.
+    memory : str
+        sum, mean (unbiased by age), or peak of the decayed scores.
+    sinks, recent : int
+        Protected tokens.
+    heads : int
+        1: every KV head has its own victim.
+    """
+
+    score: str
+    decay: float = 0.0
+    memory: str = "sum"
+    sinks: int = 0
+    recent: int = 0
+    heads: int = 0
+
+
+def parse_rule(text: str) -> Rule:
+    score, *options = text.split(",")
+    types = {field.name: type(field.default) for field in fields(Rule) if field.name != "score"}
+    pairs = (option.split("=") for option in options)
+    return Rule(score, **{name: types[name](value) for name, value in pairs})
+
+
+class Rows:
+    """One layer's rows of all texts, at their budget."""
+
+    def __init__(self, rule: Rule, k: torch.Tensor, v: torch.Tensor, layer: int):
+        batch, kv_heads, budget, _ = k.shape
+        self.rule, self.k, self.v = rule, k.clone(), v.clone()
+        self.budget, self.kv_heads = budget, kv_heads
+        self.victim_heads = kv_heads if rule.heads else 1
+        self.born = torch.arange(budget).expand(batch, self.victim_heads, -1).clone()
+        self.memory = torch.zeros(batch, self.victim_heads, budget)
+        self.generator = torch.Generator().manual_seed(layer)
+
+    def write(self, place: torch.Tensor, k: torch.Tensor, v: torch.Tensor, step: int) -> None:
+        """Overwrite `place` [batch, victim_heads] with k, v [batch, kv_heads, size]."""
+        index = place.expand(-1, self.kv_heads)[:, :, None, None]
+        self.k.scatter_(2, index.expand(-1, -1, 1, k.shape[2]), k[:, :, None])
+        self.v.scatter_(2, index.expand(-1, -1, 1, v.shape[2]), v[:, :, None])
+        self.born.scatter_(2, place[:, :, None], step)
+        self.memory.scatter_(2, place[:, :, None], 0.0)
+
+    def attend(self, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights [batch, kv_heads, group, budget] and outputs of q [batch, heads, size]."""
+        grouped = q.view(q.shape[0], self.kv_heads, -1, q.shape[-1])
+        logits = grouped @ self.k.transpose(2, 3) / math.sqrt(q.shape[-1])
+        weights = torch.softmax(logits, dim=-1)
+        return weights, weights @ self.v
+
+    def victims(self, weights: torch.Tensor, out: torch.Tensor, step: int) -> torch.Tensor:
+        """[batch, victim_heads]: what is overwritten next."""
+        rule = self.rule
+        scores = self._scores(weights, out)
+        if rule.decay:
+            scores = self._remember(scores, step)
+        scores = scores.masked_fill(self.born < rule.sinks, torch.inf)
+        scores = scores.masked_fill(self.born > step - rule.recent, torch.inf)
+        return scores.argmin(dim=-1)
+
+    def _scores(self, weights: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        score, heads = self.rule.score, weights.shape[1] * weights.shape[2]
+        if score == "stream":
+            return self.born.float()
+        if score == "random":
+            return torch.rand(self.born.shape, generator=self.generator)
+        norms = self.v.abs().mean(dim=-1)
+        if score == "attention":
+            found = weights.sum(dim=2)
+        elif score == "removal":
+            found = weights.sum(dim=2) * norms
+        elif score == "exact":
+            away = (self.v[:, :, None] - out[:, :, :, None]).abs().mean(dim=-1)
+            found = (weights / (1 - weights).clamp_min(1e-4) * away).sum(dim=2)
+        elif score == "squared":
+            found = weights.square().sum(dim=2) * norms.square()
+        elif score == "loudest":
+            found = weights.amax(dim=2) * norms
+        else:
+            raise SystemExit(f"--rules: unknown score {score!r}")
+        if self.rule.heads:
+            return found / heads
+        return found.amax(1, keepdim=True) if score == "loudest" else found.sum(1, keepdim=True)
+
+    def _remember(self, scores: torch.Tensor, step: int) -> torch.Tensor:
+        decay, memory = self.rule.decay, self.rule.memory
+        if memory == "peak":
+            self.memory = torch.maximum(self.memory * decay, scores)
+            return self.memory
+        self.memory = self.memory * decay + scores
+        if memory == "mean":
+            age = step - self.born.clamp_min(self.budget - 1) + 1
+            return self.memory / (1 - decay**age)
+        return self.memory
+
+
+def evicting_attention(q, k, v, budget: int, rule: Rule, layer: int) -> torch.Tensor:
+    """Attention of [batch, heads, tokens, size] in which rows end at `budget` slots."""
+    out = full_attention(q, k, v)
+    rows = Rows(rule, k[:, :, :budget], v[:, :, :budget], layer)
+    place = rows.victims(*rows.attend(q[:, :, budget - 1]), budget - 1)
+    for step in range(budget, q.shape[2]):
+        rows.write(place, k[:, :, step], v[:, :, step], step)
+        weights, found = rows.attend(q[:, :, step])
+        out[:, :, step] = found.flatten(1, 2)
+        place = rows.victims(weights, found, step)
+    return out
+
+
+def full_attention(q, k, v) -> torch.Tensor:
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+
+def logits_of(model, ids: torch.Tensor, budget: int = 0, rule: Rule | None = None) -> torch.Tensor:
+    """[batch, tokens, vocabulary]; full KV without a rule."""
+    hidden = model.model.embed_tokens(ids)
+    cos, sin = model.model.rotary_emb(hidden, torch.arange(ids.shape[1]).expand(ids.shape))
+    for number, layer in enumerate(model.model.layers):
+        attention, normed = layer.self_attn, layer.input_layernorm(hidden)
+        shape = (*ids.shape, -1, attention.head_dim)
+        q, k, v = (
+            project(normed).view(shape).transpose(1, 2)
+            for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        q, k = apply_rotary_pos_emb(q, k, cos, sin)
+        found = (
+            evicting_attention(q, k, v, budget, rule, number) if rule else full_attention(q, k, v)
+        )
+        hidden = hidden + attention.o_proj(found.transpose(1, 2).flatten(2))
+        hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+    return model.lm_head(model.model.norm(hidden))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--model", type=Path, required=True, help="folder of a Llama-like model")
+    add("--texts", type=Path, required=True, help="JSON lines, as for longflow eval --task text:")
+    add("--count", type=int, default=3)
+    add("--tokens", type=int, default=900)
+    add("--budget", type=int, default=160)
+    add("--seed", type=int, default=1, help="of the order of the texts' problems")
+    add("--rules", type=lambda text: text.split(";"), required=True, help="with semicolons")
+    add("--out", type=Path, help="CSV file")
+    args = parser.parse_args()
+    torch.set_grad_enabled(False)
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
+    task = TextTask(args.texts, args.tokens, args.budget, args.count, args.seed)
+    ids = torch.tensor(load_texts(task, args.model))
+    full = torch.log_softmax(logits_of(model, ids)[:, args.budget :], dim=-1)
+    lines = []
+    for text in args.rules:
+        began = time.monotonic()
+        logits = logits_of(model, ids, args.budget, parse_rule(text))[:, args.budget :]
+        found = torch.log_softmax(logits, dim=-1)
+        kl = (full.exp() * (full - found)).sum(dim=-1).mean().item()
+        same = (full.argmax(dim=-1) == found.argmax(dim=-1)).float().mean().item()
+        lines.append(dict(rule=text, budget=args.budget, kl=round(kl, 4), top1=round(same, 4)))
+        print(
+            f"{text:44} KL {kl:.4f} top-1 {same:.2%} {time.monotonic() - began:.0f} s", flush=True
+        )
+    if args.out:
+        with args.out.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(lines[0]))
+            writer.writeheader()
+            writer.writerows(lines)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
