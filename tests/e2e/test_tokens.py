@@ -159,7 +159,12 @@ def test_protected_tokens_and_policies_without_memory(tiny_models):
 
 @pytest.mark.parametrize(
     "names",
-    [("vatp", "h2o", "h2o-last", "keydiff", "longflow-peak"), ("snapkv-decode",), ("rkv",), ("rpc",)],
+    [
+        ("vatp", "h2o", "h2o-last", "keydiff", "longflow-peak"),
+        ("snapkv-decode",),
+        ("rkv",),
+        ("rpc",),
+    ],
     ids=lambda names: names[0],
 )
 def test_policies_that_remember(tiny_models, names):
