@@ -29,7 +29,16 @@ demo: env ## one-command demo on the CPU
 .PHONY: test
 test: env ## all tests that need no GPU, the end-to-end ones included
 	@model="$${LONGFLOW_TEST_MODEL:-$$("$(VENV)/bin/python" -m sglang_longflow.demo_model --path)}"; \
-	LONGFLOW_TEST_MODEL="$$model" "$(VENV)/bin/python" -m pytest -m "not gpu" $(PYTEST_ARGS)
+	export LONGFLOW_TEST_MODEL="$$model"; \
+	if [ -n "$(strip $(PYTEST_ARGS))" ]; then \
+	  exec "$(VENV)/bin/python" -m pytest -m "not gpu" $(PYTEST_ARGS); \
+	fi; \
+	log=$$(mktemp); echo "unit tests run beside the end-to-end tests; theirs is shown after"; \
+	"$(VENV)/bin/python" -m pytest -m "not gpu" tests --ignore tests/e2e > "$$log" 2>&1 & \
+	unit=$$!; failed=0; \
+	"$(VENV)/bin/python" -m pytest -m "not gpu" tests/e2e || failed=1; \
+	wait $$unit || failed=1; \
+	cat "$$log"; rm -f "$$log"; exit $$failed
 
 .PHONY: test-gpu
 test-gpu: $(if $(GPU_PYTHON),,env) ## tests that need an NVIDIA GPU

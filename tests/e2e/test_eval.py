@@ -1,13 +1,20 @@
 """`longflow eval` as a user runs it, with a model that learned for seconds: what counts is kept."""
 
+import argparse
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+import sglang_longflow.eval as evaluation
+from sglang_longflow.errors import ConfigError
+from sglang_longflow.evaluation.servers import running_server
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.e2e
@@ -30,6 +37,40 @@ def model(tmp_path_factory) -> Path:
 def evaluate(*arguments: str, env: dict | None = None) -> subprocess.CompletedProcess:
     command = [sys.executable, "-W", "ignore", "-m", "sglang_longflow.cli", "eval", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=420, env=env)
+
+
+@pytest.fixture(scope="module")
+def shared_server(tiny_with_tokenizer):
+    """The server that each of the runs below would start; a start takes long."""
+    more = ["--max-total-tokens=3000", "--chunked-prefill-size=512"]
+    with running_server(tiny_with_tokenizer, ("longflow", 0, 0), more, ["longflow"]) as url:
+        yield url
+
+
+@pytest.fixture
+def evaluate_here(tiny_with_tokenizer, shared_server, monkeypatch, capsys):
+    """``evaluate_here(*arguments)`` runs `longflow eval` on that server; returns what it prints."""
+
+    @contextmanager
+    def the_server(model, key, more, names, verbose=False):
+        assert (model, key) == (tiny_with_tokenizer, ("longflow", 0, 0))
+        yield shared_server
+
+    def run(*arguments: str) -> str:
+        parser = argparse.ArgumentParser()
+        evaluation.add_arguments(parser)
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            assert (
+                evaluation.run(parser.parse_args([f"--model={tiny_with_tokenizer}", *arguments]))
+                == 0
+            )
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        return capsys.readouterr().out
+
+    monkeypatch.setattr(evaluation, "running_server", the_server)
+    return run
 
 
 def test_answers_are_counted_kept_and_not_asked_for_again(model, tmp_path):
@@ -57,20 +98,18 @@ def test_answers_are_counted_kept_and_not_asked_for_again(model, tmp_path):
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_any_model_on_questions_of_a_file(smollm2, tmp_path):
-    """Some answers reach the budget and some do not; the table says which share did."""
+def test_any_model_on_questions_of_a_file(evaluate_here, tmp_path):
+    """At one budget answers reach it, at another none does; the table says so."""
     file, out = tmp_path / "questions.jsonl", tmp_path / "out"
     rows = [
         {"question": "What is 3 + 4?", "answer": "7"},
         {"question": "Tom has 5 boxes of 6 pears and eats 3. How many are left?", "answer": "27"},
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = evaluate(
-        *(f"--model={smollm2}", f"--task={file}", f"--out={out}", "--policies=longflow"),
+    printed = evaluate_here(
+        *(f"--task={file}", f"--out={out}", "--policies=longflow"),
         *("--budgets=72,4000,full", "--max-new-tokens=48", "--no-plot"),
-        *("--", "--max-total-tokens=3000", "--chunked-prefill-size=512"),
     )
-    assert done.returncode == 0, done.stderr
     records = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
     assert len(records) == 6 and not (out / "accuracy.png").exists()
     for record in records:
@@ -79,31 +118,28 @@ def test_any_model_on_questions_of_a_file(smollm2, tmp_path):
     with (out / "summary.csv").open() as table:
         shares = {row["budget"]: float(row["overwrote"]) for row in csv.DictReader(table)}
     assert shares["4000"] == shares["0"] == 0 < shares["72"]
-    (warning,) = (line for line in done.stdout.splitlines() if line.startswith("WARNING"))
+    (warning,) = (line for line in printed.splitlines() if line.startswith("WARNING"))
     assert "says nothing about the budget" in warning and "longflow at 4,000 (0%)" in warning
 
 
-def test_several_sampled_answers_a_question_and_more_of_them_later(smollm2, tmp_path):
+def test_several_sampled_answers_a_question_and_more_of_them_later(evaluate_here, tmp_path):
     file, out = tmp_path / "questions.jsonl", tmp_path / "out"
     rows = [{"question": f"What is {n} + 4?", "answer": f"{n + 4}"} for n in (3, 30)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    common = [f"--model={smollm2}", f"--task={file}", f"--out={out}", "--policies=longflow"]
+    common = [f"--task={file}", f"--out={out}", "--policies=longflow"]
     common += ["--budgets=72", "--max-new-tokens=32", "--no-plot"]
-    server = ["--", "--max-total-tokens=3000", "--chunked-prefill-size=512"]
     sampled = ["--temperature=1.5", "--top-p=0.95"]
-    done = evaluate(*common, *sampled, "--samples=2", *server)
-    assert done.returncode == 0, done.stderr
-    assert "2 questions" in done.stdout and "4 answers to get, 0 are there" in done.stdout
-    more = evaluate(*common, *sampled, "--samples=3", *server)
-    assert "2 answers to get, 4 are there" in more.stdout, more.stderr
+    printed = evaluate_here(*common, *sampled, "--samples=2")
+    assert "2 questions" in printed and "4 answers to get, 0 are there" in printed
+    assert "2 answers to get, 4 are there" in evaluate_here(*common, *sampled, "--samples=3")
     records = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
     assert {(r["number"], r["sample"]) for r in records} == {
         (n, s) for n in (0, 1) for s in range(3)
     }
     (row,) = json.loads((out / "summary.json").read_text())
     assert (row["questions"], row["answers"]) == (2, 6)
-    greedy = evaluate(*common)
-    assert greedy.returncode == 2 and "another model, task, seed or temperature" in greedy.stderr
+    with pytest.raises(ConfigError, match="another model, task, seed or temperature"):
+        evaluate_here(*common)
 
 
 def test_a_data_set_that_cannot_be_had_is_said_before_a_server_starts(smollm2, tmp_path):
