@@ -36,9 +36,10 @@ test: env ## all tests that need no GPU, the end-to-end ones included
 	log=$$(mktemp); echo "unit tests run beside the end-to-end tests; theirs is shown after"; \
 	"$(VENV)/bin/python" -m pytest -m "not gpu" tests --ignore tests/e2e > "$$log" 2>&1 & \
 	unit=$$!; failed=0; \
+	trap 'kill $$unit 2>/dev/null; rm -f "$$log"' EXIT; trap 'exit 130' INT TERM; \
 	"$(VENV)/bin/python" -m pytest -m "not gpu" tests/e2e || failed=1; \
 	wait $$unit || failed=1; \
-	cat "$$log"; rm -f "$$log"; exit $$failed
+	cat "$$log"; exit $$failed
 
 .PHONY: test-gpu
 test-gpu: $(if $(GPU_PYTHON),,env) ## tests that need an NVIDIA GPU
