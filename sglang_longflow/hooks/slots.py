@@ -98,7 +98,7 @@ def alloc_for_decode(original, batch, token_per_req):
 
     kv_lens, overwrite, fresh, full_rows, moves = [], [], [], [], []
     offsets: dict[int, int] = {}  # of appending rows, in `taken`
-    offset = overwritten = 0
+    offset = 0
     for i, req in enumerate(batch.reqs):
         managed = row_of(req)
         row = rows.get(i)
@@ -123,7 +123,6 @@ def alloc_for_decode(original, batch, token_per_req):
                 state.counters.cut_tokens += managed.cut_tokens
             else:
                 managed.overwritten_tokens += 1
-                overwritten += 1
             # SGLang adds 1 for every row after this call; a full row does not grow.
             req.kv_committed_len = kv_len - 1
         kv_lens.append(kv_len)
@@ -142,7 +141,7 @@ def alloc_for_decode(original, batch, token_per_req):
                     managed.cut_tokens > 0,
                 )
             )
-    state.counters.overwritten_tokens += overwritten
+    state.counters.overwritten_tokens += sum(overwrite) - sum(fresh)
 
     out_cache_loc = _write_appended(batch, offsets, taken)
     batch.longflow_view = DecodeView(kv_lens, overwrite, fresh, full_rows, moves)
