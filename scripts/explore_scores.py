@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from sglang_longflow.evaluation.forced import kl_of
 from sglang_longflow.evaluation.texts import TextTask, load_texts
 
 
@@ -192,9 +193,8 @@ def main() -> int:
     for text in args.rules:
         began = time.monotonic()
         logits = logits_of(model, ids, args.budget, parse_rule(text))[:, args.budget :]
-        found = torch.log_softmax(logits, dim=-1)
-        kl = (full.exp() * (full - found)).sum(dim=-1).mean().item()
-        same = (full.argmax(dim=-1) == found.argmax(dim=-1)).float().mean().item()
+        kl = kl_of(full, logits).mean().item()
+        same = (full.argmax(dim=-1) == logits.argmax(dim=-1)).float().mean().item()
         lines.append(dict(rule=text, budget=args.budget, kl=round(kl, 4), top1=round(same, 4)))
         print(
             f"{text:44} KL {kl:.4f} top-1 {same:.2%} {time.monotonic() - began:.0f} s", flush=True

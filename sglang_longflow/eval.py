@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 
 from sglang_longflow.errors import ConfigError
-from sglang_longflow.evaluation.ask import ask_all, post
+from sglang_longflow.evaluation.ask import ask_all, flush_cache
 from sglang_longflow.evaluation.extra import require
 from sglang_longflow.evaluation.hub import DATA_SETS, digest, download
 from sglang_longflow.evaluation.plot import draw
@@ -31,6 +31,7 @@ from sglang_longflow.evaluation.texts import PREFIX, TextTask, load_texts
 from sglang_longflow.evaluation.variants import (
     FULL,
     Variant,
+    budget_text,
     parse_budget,
     parse_variant,
     plan,
@@ -175,7 +176,7 @@ def run_texts(args: argparse.Namespace, variants: list[Variant]) -> int:
 
 
 def _listed(budgets: list[int]) -> str:
-    return ", ".join(f"{budget:,}" if budget else FULL for budget in budgets)
+    return ", ".join(map(budget_text, budgets))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -229,7 +230,7 @@ def _with_server(
     served = [part[0].name for part in parts]
     with running_server(args.model, key, args.server, served, args.verbose) as url:
         for variant, budget, left in parts:
-            post(f"{url}/flush_cache?timeout=60", {})  # the last rows may not be free yet
+            flush_cache(url)
             title = f"{variant.name}, {budget:,}" if budget else variant.name
             with _Progress(title, len(left)) as progress:
 

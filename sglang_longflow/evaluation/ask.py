@@ -37,6 +37,11 @@ def post(url: str, body: dict[str, Any]) -> Any:
     return json.loads(text) if text.startswith("{") else text
 
 
+def flush_cache(url: str) -> None:
+    """Empty the radix cache; waits, since the last rows may not be free yet."""
+    post(f"{url}/flush_cache?timeout=60", {})
+
+
 def ask_one(
     url: str, variant: Variant, budget: int, question: Question, drawn: dict[str, Any]
 ) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_longflow.evaluation.records import Record
+from sglang_longflow.evaluation.variants import budget_text
 
 Z_95 = 1.959964
 #: Where fewer of a group's requests overwrote something, its accuracy is not about its budget.
@@ -88,13 +89,31 @@ def accuracy_of(records: Sequence[Record]) -> tuple[float, float, float]:
     return accuracy, *wilson(accuracy * effective, effective)
 
 
-def summarise(records: Iterable[Record]) -> list[Line]:
-    """A line for each variant and budget, in the order of their first records."""
-    groups: dict[tuple[str, int], list[Record]] = {}
+def by_point(records: Iterable[Any]) -> dict[tuple[str, int], list[Any]]:
+    """Records by (variant, budget), in the order of the first ones."""
+    groups: dict[tuple[str, int], list[Any]] = {}
     for record in records:
         groups.setdefault((record.variant, record.budget), []).append(record)
+    return groups
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows of texts; the first two columns are the policy and its budget."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title)
+    for name in ("policy", "budget", *columns):
+        table.add_column(name, justify="left" if name == "policy" else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def summarise(records: Iterable[Record]) -> list[Line]:
+    """A line for each variant and budget, in the order of their first records."""
     lines = []
-    for (variant, budget), found in groups.items():
+    for (variant, budget), found in by_point(records).items():
         accuracy, low, high = accuracy_of(found)
         lines.append(
             Line(
@@ -142,16 +161,10 @@ def warnings_of(lines: Iterable[Line]) -> list[str]:
 
 def show(lines: list[Line]) -> None:
     """Print the table, and the warnings under it."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="Right answers by policy and KV budget")
-    for name in ("policy", "budget", "answers", "right", "95 %", "overwrote", "finished", "tokens"):
-        table.add_column(name, justify="left" if name == "policy" else "right")
-    for line in lines:
-        table.add_row(
+    rows = [
+        (
             line.variant,
-            f"{line.budget:,}" if line.budget else "full",
+            budget_text(line.budget),
             f"{line.answers:,}"
             + (f" of {line.questions:,}" if line.questions < line.answers else ""),
             f"{line.accuracy:.1%}",
@@ -160,6 +173,9 @@ def show(lines: list[Line]) -> None:
             f"{line.finished:.0%}",
             f"{line.mean_generated_tokens:,.0f}",
         )
-    Console().print(table)
+        for line in lines
+    ]
+    columns = ("answers", "right", "95 %", "overwrote", "finished", "tokens")
+    print_table("Right answers by policy and KV budget", columns, rows)
     for text in warnings_of(lines):
         print(text)

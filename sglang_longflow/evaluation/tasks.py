@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 from sglang_longflow.errors import ConfigError
 from sglang_longflow.evaluation.extra import require
 from sglang_longflow.evaluation.hub import DATA_SETS
+from sglang_longflow.evaluation.solved_files import read_pairs
 from sglang_longflow.reasoner import answer_of, make_problems
 from sglang_longflow.reasoner.vocabulary import decode, encode
 
 #: A chain of the reasoner may go on for this share of the reference's length.
 SLACK = 1.25
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
-QUESTION_KEYS, ANSWER_KEYS = ("question", "problem", "prompt"), ("answer", "solution")
+ANSWER_KEYS = ("answer", "solution")
 
 
 @dataclass(frozen=True)
@@ -158,20 +159,8 @@ def read_questions(file: Path, count: int) -> list[tuple[str, str]]:
         raise ConfigError(
             f"task={str(file)!r}: no such file, and none of {', '.join(['reasoner', *DATA_SETS])}"
         )
-    found = []
-    for number, line in enumerate(file.read_text().splitlines(), 1):
-        if not line.strip() or len(found) == count:
-            continue
-        try:
-            row = json.loads(line)
-            question = next(str(row[key]) for key in QUESTION_KEYS if key in row)
-            answer = next(str(row[key]) for key in ANSWER_KEYS if key in row)
-        except (ValueError, TypeError, StopIteration):
-            raise ConfigError(
-                f"task={str(file)!r}: line {number} is no JSON object with "
-                f"{' or '.join(QUESTION_KEYS)}, and {' or '.join(ANSWER_KEYS)}"
-            ) from None
-        found.append((question, answer.rpartition("####")[2].strip()))
+    pairs = islice(read_pairs(file, str(file), ANSWER_KEYS), count)
+    found = [(question, answer.rpartition("####")[2].strip()) for question, answer in pairs]
     if not found:
         raise ConfigError(f"task={str(file)!r}: no questions in it")
     return found

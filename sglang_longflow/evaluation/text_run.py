@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sglang_longflow.errors import ConfigError, EvalError
-from sglang_longflow.evaluation.ask import post
+from sglang_longflow.evaluation.ask import flush_cache, post
 from sglang_longflow.evaluation.forced import KEY, Board, processor_text
 from sglang_longflow.evaluation.servers import running_server
 from sglang_longflow.evaluation.text_summary import TextRecord
@@ -153,7 +153,7 @@ class _Passes:
         self, variant: Variant, budget: int, places: dict[int, int], keep: bool
     ) -> dict[int, dict[str, Any]]:
         """All texts at once, {place: number}; returns each place's `meta_info`."""
-        post(f"{self.url}/flush_cache?timeout=60", {})
+        flush_cache(self.url)
         pool = ThreadPoolExecutor(len(places))
         try:
             metas = pool.map(

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sglang_longflow.evaluation.plot import Point, draw_points
+from sglang_longflow.evaluation.summary import by_point, print_table
+from sglang_longflow.evaluation.variants import budget_text
 
 
 @dataclass(frozen=True)
@@ -94,11 +96,8 @@ def summarise_texts(records: Iterable[TextRecord]) -> list[TextLine]:
     Texts are of one length, so each counts as much as any other. They, not their tokens, are what
     the interval takes as independent.
     """
-    groups: dict[tuple[str, int], list[TextRecord]] = {}
-    for record in records:
-        groups.setdefault((record.variant, record.budget), []).append(record)
     lines = []
-    for (variant, budget), found in groups.items():
+    for (variant, budget), found in by_point(records).items():
         kl, agreement = [r.kl for r in found], [r.agreement for r in found]
         kl_low, kl_high = interval(kl) or (None, None)
         agreement_low, agreement_high = interval(agreement, 1.0) or (None, None)
@@ -135,16 +134,10 @@ def draw_kl(lines: Iterable[TextLine], path: Path) -> None:
 
 def show_texts(lines: Iterable[TextLine]) -> None:
     """Print the table."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="KL(full || budget) in nats a token, and top-1 agreement with full KV")
-    for name in ("policy", "budget", "texts", "KL", "95 %", "top-1", "overwrote", "resident"):
-        table.add_column(name, justify="left" if name == "policy" else "right")
-    for line in lines:
-        table.add_row(
+    rows = [
+        (
             line.variant,
-            f"{line.budget:,}" if line.budget else "full",
+            budget_text(line.budget),
             f"{line.texts:,}",
             f"{line.kl:.3g}",
             f"{line.kl_low:.2g} - {line.kl_high:.2g}" if line.kl_low is not None else "",
@@ -152,4 +145,8 @@ def show_texts(lines: Iterable[TextLine]) -> None:
             f"{line.overwrote:.0%}",
             f"{line.mean_resident_tokens:,.0f}",
         )
-    Console().print(table)
+        for line in lines
+    ]
+    columns = ("texts", "KL", "95 %", "top-1", "overwrote", "resident")
+    title = "KL(full || budget) in nats a token, and top-1 agreement with full KV"
+    print_table(title, columns, rows)

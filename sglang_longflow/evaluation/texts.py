@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import re
 from collections.abc import Iterator
@@ -12,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from sglang_longflow.errors import ConfigError
+from sglang_longflow.evaluation.solved_files import read_pairs
 
 PREFIX = "text:"
-QUESTION_KEYS, SOLUTION_KEYS = ("question", "problem", "prompt"), ("solution", "answer")
+SOLUTION_KEYS = ("solution", "answer")
 #: GSM8K's notes for a calculator, as in ``48/2=<<48/2=24>>24``.
 CALCULATOR = re.compile(r"<<[^>]*>>")
 
@@ -79,21 +79,10 @@ def read_solved(file: Path) -> list[str]:
     """
     if not file.is_file():
         raise ConfigError(f"task='{PREFIX}{file}': no such file; expected {PREFIX}FILE.jsonl")
-    found = []
-    for number, line in enumerate(file.read_text().splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            question = next(str(row[key]) for key in QUESTION_KEYS if key in row)
-            solution = next(str(row[key]) for key in SOLUTION_KEYS if key in row)
-        except (ValueError, TypeError, StopIteration):
-            raise ConfigError(
-                f"task='{PREFIX}{file}': line {number} is no JSON object with "
-                f"{' or '.join(QUESTION_KEYS)}, and {' or '.join(SOLUTION_KEYS)}"
-            ) from None
-        found.append(f"Problem: {question}\n\nSolution: {CALCULATOR.sub('', solution)}\n\n\n")
-    return found
+    return [
+        f"Problem: {question}\n\nSolution: {CALCULATOR.sub('', solution)}\n\n\n"
+        for question, solution in read_pairs(file, f"{PREFIX}{file}", SOLUTION_KEYS)
+    ]
 
 
 def pack(problems: list[str], task: TextTask, tokenizer: Any) -> list[list[int]]:

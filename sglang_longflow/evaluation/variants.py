@@ -65,6 +65,11 @@ def parse_variant(text: str) -> Variant:
     return Variant(policy, **values)
 
 
+def budget_text(budget: int) -> str:
+    """A budget as it is shown; 0 is full KV."""
+    return f"{budget:,}" if budget else FULL
+
+
 def parse_budget(text: str, mean_chain_tokens: float | None) -> int:
     """Tokens of ``300``, ``20%`` (of the mean reference chain), or ``full`` (0).
 

@@ -321,3 +321,10 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def longflow_eval(*arguments: str, env: dict | None = None) -> subprocess.CompletedProcess:
+    """`longflow eval` as a user runs it."""
+    command = [sys.executable, "-W", "ignore", "-m", "sglang_longflow.cli", "eval", *arguments]
+    root = Path(__file__).parents[2]
+    return subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=420, env=env)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from harness import longflow_eval as evaluate
 
 import sglang_longflow.eval as evaluation
 from sglang_longflow.errors import ConfigError
@@ -32,11 +33,6 @@ def model(tmp_path_factory) -> Path:
     log = json.loads((folder / "training.json").read_text())["log"]
     assert log[-1]["loss"] < 0.9 * log[0]["loss"]
     return folder
-
-
-def evaluate(*arguments: str, env: dict | None = None) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-W", "ignore", "-m", "sglang_longflow.cli", "eval", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=420, env=env)
 
 
 @pytest.fixture(scope="module")

@@ -3,26 +3,19 @@
 import csv
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import longflow_oracle
 import pytest
 import torch
+from harness import longflow_eval as evaluate
 
 from sglang_longflow.evaluation.texts import TextTask, load_texts
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.e2e
 
 PROMPT, FORCED = 100, 40
 CUT, OVERWRITES, AMPLE = 64, 120, 500
-
-
-def evaluate(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-W", "ignore", "-m", "sglang_longflow.cli", "eval", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=420)
 
 
 def solved(file: Path) -> Path:

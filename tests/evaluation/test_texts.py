@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sglang_longflow.errors import ConfigError, EvalError
-from sglang_longflow.evaluation import text_run
+from sglang_longflow.evaluation import ask, text_run
 from sglang_longflow.evaluation.forced import KEY, Board, ForcedText, kl_of, step_of
 from sglang_longflow.evaluation.records import Records
 from sglang_longflow.evaluation.summary import save
@@ -280,6 +280,7 @@ def passes(tmp_path, monkeypatch):
     task = TextTask(Path("solved.jsonl"), 4 + STEPS, 4, count=3, seed=0)
     server = FakeServer(texts, 4)
     monkeypatch.setattr(text_run, "post", server.post)
+    monkeypatch.setattr(ask, "post", server.post)
     board = Board.create(tmp_path, 2, STEPS, VOCABULARY)
     setup = Setup(tmp_path, task, texts, at_once=2, out=tmp_path)
     return text_run._Passes(setup, "http://none", board, tmp_path), server
