@@ -33,13 +33,15 @@ test: env ## all tests that need no GPU, the end-to-end ones included
 	if [ -n "$(strip $(PYTEST_ARGS))" ]; then \
 	  exec "$(VENV)/bin/python" -m pytest -m "not gpu" $(PYTEST_ARGS); \
 	fi; \
-	log=$$(mktemp); echo "unit tests run beside the end-to-end tests; theirs is shown after"; \
-	"$(VENV)/bin/python" -m pytest -m "not gpu" tests --ignore tests/e2e > "$$log" 2>&1 & \
+	logs=$$(mktemp -d); echo "unit tests run beside the end-to-end tests; theirs is shown after"; \
+	"$(VENV)/bin/python" -m pytest -m "not gpu" tests --ignore tests/e2e > "$$logs/unit" 2>&1 & \
 	unit=$$!; failed=0; \
-	trap 'kill $$unit 2>/dev/null; rm -f "$$log"' EXIT; trap 'exit 130' INT TERM; \
-	"$(VENV)/bin/python" -m pytest -m "not gpu" tests/e2e || failed=1; \
+	trap 'kill $$unit 2>/dev/null; rm -rf "$$logs"' EXIT; trap 'exit 130' INT TERM; \
+	"$(VENV)/bin/python" -m pytest -m "not gpu" tests/e2e | tee "$$logs/e2e" || failed=1; \
 	wait $$unit || failed=1; \
-	cat "$$log"; exit $$failed
+	cat "$$logs/unit"; \
+	echo "what failed:"; grep -h -E '^(FAILED|ERROR) ' "$$logs/unit" "$$logs/e2e" || echo "nothing"; \
+	exit $$failed
 
 .PHONY: test-gpu
 test-gpu: $(if $(GPU_PYTHON),,env) ## tests that need an NVIDIA GPU
