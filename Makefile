@@ -2,6 +2,7 @@
 #   PYTHON=python3.12   interpreter for the environment (default: the best of 3.12, 3.11 found)
 #   VENV=.venv          where the environment lies
 #   PYTEST_ARGS=...     passed on to pytest, such as PYTEST_ARGS='-k budget -x'
+#   TOOLS=.tools        where the tools of the deployment tests lie
 #   GPU_PYTHON=python3  test-gpu with this interpreter instead of the environment
 
 SHELL := /bin/bash
@@ -11,6 +12,7 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?=
 VENV ?= .venv
+TOOLS ?= .tools
 GPU_PYTHON ?=
 PYTEST_ARGS ?=
 
@@ -31,17 +33,27 @@ test: env ## all tests that need no GPU, the end-to-end ones included
 	@model="$${LONGFLOW_TEST_MODEL:-$$("$(VENV)/bin/python" -m sglang_longflow.demo_model --path)}"; \
 	export LONGFLOW_TEST_MODEL="$$model"; \
 	if [ -n "$(strip $(PYTEST_ARGS))" ]; then \
-	  exec "$(VENV)/bin/python" -m pytest -m "not gpu" $(PYTEST_ARGS); \
+	  exec "$(VENV)/bin/python" -m pytest -m "not gpu and not deploy" $(PYTEST_ARGS); \
 	fi; \
 	logs=$$(mktemp -d); echo "unit tests run beside the end-to-end tests; theirs is shown after"; \
-	"$(VENV)/bin/python" -m pytest -m "not gpu" tests --ignore tests/e2e > "$$logs/unit" 2>&1 & \
+	"$(VENV)/bin/python" -m pytest -m "not gpu and not deploy" tests --ignore tests/e2e > "$$logs/unit" 2>&1 & \
 	unit=$$!; failed=0; \
 	trap 'kill $$unit 2>/dev/null; rm -rf "$$logs"' EXIT; trap 'exit 130' INT TERM; \
-	"$(VENV)/bin/python" -m pytest -m "not gpu" tests/e2e | tee "$$logs/e2e" || failed=1; \
+	"$(VENV)/bin/python" -m pytest -m "not gpu and not deploy" tests/e2e | tee "$$logs/e2e" || failed=1; \
 	wait $$unit || failed=1; \
 	cat "$$logs/unit"; \
 	echo "what failed:"; grep -h -E '^(FAILED|ERROR) ' "$$logs/unit" "$$logs/e2e" || echo "nothing"; \
 	exit $$failed
+
+.PHONY: tools
+tools: env ## tools of the deployment tests: validators, Prometheus, a browser, the router
+	@TOOLS="$(TOOLS)" PYTHON="$(VENV)/bin/python" bash scripts/tools.sh
+
+.PHONY: test-deploy
+test-deploy: env tools ## tests of what is in deploy/, with those tools
+	@model="$${LONGFLOW_TEST_MODEL:-$$("$(VENV)/bin/python" -m sglang_longflow.demo_model --path)}"; \
+	LONGFLOW_TEST_MODEL="$$model" TOOLS="$(TOOLS)" \
+	  exec "$(VENV)/bin/python" -m pytest -m deploy tests/deploy $(PYTEST_ARGS)
 
 .PHONY: test-gpu
 test-gpu: $(if $(GPU_PYTHON),,env) ## tests that need an NVIDIA GPU
