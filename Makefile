@@ -3,6 +3,7 @@
 #   VENV=.venv          where the environment lies
 #   PYTEST_ARGS=...     passed on to pytest, such as PYTEST_ARGS='-k budget -x'
 #   TOOLS=.tools        where the tools of the deployment tests lie
+#   PYTEST_WORKERS=2    test files that run at once (each may start a server of 3 GB)
 #   GPU_PYTHON=python3  test-gpu with this interpreter instead of the environment
 
 SHELL := /bin/bash
@@ -15,6 +16,7 @@ VENV ?= .venv
 TOOLS ?= .tools
 GPU_PYTHON ?=
 PYTEST_ARGS ?=
+PYTEST_WORKERS ?= 2
 
 .PHONY: help
 help: ## list the targets
@@ -31,19 +33,8 @@ demo: env ## one-command demo on the CPU
 .PHONY: test
 test: env ## all tests that need no GPU, the end-to-end ones included
 	@model="$${LONGFLOW_TEST_MODEL:-$$("$(VENV)/bin/python" -m sglang_longflow.demo_model --path)}"; \
-	export LONGFLOW_TEST_MODEL="$$model"; \
-	if [ -n "$(strip $(PYTEST_ARGS))" ]; then \
-	  exec "$(VENV)/bin/python" -m pytest -m "not gpu and not deploy" $(PYTEST_ARGS); \
-	fi; \
-	logs=$$(mktemp -d); echo "unit tests run beside the end-to-end tests; theirs is shown after"; \
-	"$(VENV)/bin/python" -m pytest -m "not gpu and not deploy" tests --ignore tests/e2e > "$$logs/unit" 2>&1 & \
-	unit=$$!; failed=0; \
-	trap 'kill $$unit 2>/dev/null; rm -rf "$$logs"' EXIT; trap 'exit 130' INT TERM; \
-	"$(VENV)/bin/python" -m pytest -m "not gpu and not deploy" tests/e2e | tee "$$logs/e2e" || failed=1; \
-	wait $$unit || failed=1; \
-	cat "$$logs/unit"; \
-	echo "what failed:"; grep -h -E '^(FAILED|ERROR) ' "$$logs/unit" "$$logs/e2e" || echo "nothing"; \
-	exit $$failed
+	LONGFLOW_TEST_MODEL="$$model" exec "$(VENV)/bin/python" -m pytest -m "not gpu and not deploy" \
+	  $(or $(strip $(PYTEST_ARGS)),-n $(PYTEST_WORKERS) --dist loadfile)
 
 .PHONY: tools
 tools: env ## tools of the deployment tests: validators, Prometheus, a browser, the router

@@ -6,6 +6,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -71,8 +72,6 @@ def build_tiny_model(kind: str, folder: Path, seed: int = 0, **changes) -> Path:
 
 def prompt(length: int, seed: int, vocab_size: int = 512) -> list[int]:
     """Random token ids, away from special tokens."""
-    import random
-
     generator = random.Random(seed)
     return [generator.randrange(3, vocab_size) for _ in range(length)]
 
@@ -139,9 +138,14 @@ def _fork_server():
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that is free now; workers of a test run have a range each, below the kernel's own."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 20_000 + 2_000 * (worker % 6)
+    for port in random.SystemRandom().sample(range(first, first + 2_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError(f"no free port from {first} on")
 
 
 DEVICE = os.environ.get("LONGFLOW_TEST_DEVICE", "cpu")
