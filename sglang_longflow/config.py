@@ -149,9 +149,9 @@ class LongFlowConfig:
         )
 
     def serves(self, policy: Policy) -> bool:
-        """Whether requests may ask for it here: the kernel ranks by it, or its memory is there."""
-        if self.uses_fused_decode:
-            return policy.is_fused
+        """Whether requests may ask for it here: its memory is there, and the kernel ranks by it."""
+        if self.uses_fused_decode and not policy.is_fused:
+            return False
         return policy.needs.within(self.policy().needs)
 
     @property

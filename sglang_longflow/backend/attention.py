@@ -60,6 +60,7 @@ class LongFlowAttnBackend(AttentionBackend):
                 head_dim=head_dim,
                 dtype=model_runner.dtype,
                 device=device,
+                victim_heads=self.state.victim_heads,
             )
             if policy.needs.any
             else None
@@ -71,6 +72,7 @@ class LongFlowAttnBackend(AttentionBackend):
                 policy,
                 num_q_heads,
                 config.row_tokens(row_slots),
+                self.memory,
             )
             if self.fused
             else ReferenceDecode(inner, model_runner, self.state, self.memory)

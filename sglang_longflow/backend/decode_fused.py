@@ -12,6 +12,7 @@ from longflow_kernels.attend_score_evict.rows import NUM_FIELDS, pack_columns, p
 from sglang_longflow.backend.pool import scale_of
 from sglang_longflow.contracts import DecodeView
 from sglang_longflow.flow.decode import DecodeState
+from sglang_longflow.flow.policy_memory import PolicyMemory
 from sglang_longflow.policies import Policy
 
 
@@ -42,17 +43,26 @@ class FusedDecode:
     model_runner : ModelRunner
     state : DecodeState
     policy : Policy
-        The server's; only its protected tokens are read, which all requests share.
+        The server's; its protected tokens and its `peak_decay` are those of all requests.
     num_q_heads : int
         Of this tensor-parallel rank.
     row_tokens : int
         Most tokens that a row may hold resident.
+    memory : PolicyMemory, optional
+        Where the server's policy remembers scores.
     """
 
     def __init__(
-        self, model_runner, state: DecodeState, policy: Policy, num_q_heads: int, row_tokens: int
+        self,
+        model_runner,
+        state: DecodeState,
+        policy: Policy,
+        num_q_heads: int,
+        row_tokens: int,
+        memory: PolicyMemory | None = None,
     ):
         self.state = state
+        self.memory = memory
         self.policy = policy
         self.row_tokens = row_tokens
         self.req_to_token = model_runner.req_to_token_pool.req_to_token
@@ -83,7 +93,8 @@ class FusedDecode:
     def nbytes(self) -> int:
         """Bytes of device memory beside the model and the pool, graph buffers included."""
         graph = [t for t in (self._graph_fields, self._graph_indices) if t is not None]
-        return self.workspace.nbytes + sum(t.numel() * t.element_size() for t in graph)
+        remembered = self.memory.nbytes if self.memory else 0
+        return remembered + self.workspace.nbytes + sum(t.numel() * t.element_size() for t in graph)
 
     # preparation, outside a graph
 
@@ -139,7 +150,7 @@ class FusedDecode:
         if view is None:
             return pack_full_rows(seq_lens_cpu)
         batch = len(view.kv_lens)
-        scored, by_attention = [False] * batch, [False] * batch
+        scored, by_attention, remembers = [False] * batch, [False] * batch, [False] * batch
         given, written = [-1] * batch, [0] * batch
         for row in view.full_rows:
             policy, i = row.budget.policy, row.batch_index
@@ -151,6 +162,8 @@ class FusedDecode:
             else:
                 scored[i] = True
                 by_attention[i] = policy.ranks_by == "attention"
+                remembers[i] = policy.peak_decay > 0
+                assert not remembers[i] or self.memory, f"{policy.name} needs memory"
         return pack_columns(
             view.kv_lens,
             overwrites=view.overwrite,
@@ -158,6 +171,7 @@ class FusedDecode:
             by_attention=by_attention,
             given_victims=given,
             written=written,
+            remembers=remembers,
             places=self.workspace.places,
         )
 
@@ -198,5 +212,7 @@ class FusedDecode:
             v_scale=scale_of(layer, "v"),
             protect_sink_tokens=self.policy.protect_sink_tokens,
             recent=None if state.recent is None else state.recent[layer_id],
+            slot_score=None if self.memory is None else self.memory.slot_score[layer_id],
+            decay=self.policy.peak_decay,
         )
         return out.view(-1, layer.tp_q_head_num * layer.v_head_dim)

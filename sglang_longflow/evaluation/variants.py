@@ -41,7 +41,8 @@ class Variant:
         """(--kv-policy, sinks, recent) of the server that can serve it."""
         if self.policy == FULL:
             return "longflow", 0, 0
-        shared = make_policy(self.policy).is_fused
+        policy = make_policy(self.policy)
+        shared = policy.is_fused and not policy.needs.any
         return "longflow" if shared else self.policy, self.sinks, self.recent
 
 

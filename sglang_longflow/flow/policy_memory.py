@@ -20,7 +20,7 @@ class PolicyMemory:
     Attributes
     ----------
     slot_score : torch.Tensor or None
-        [num_layers, num_slots] float32.
+        [num_layers, num_slots * victim_heads] float32, those of a slot side by side.
     slot_order : torch.Tensor or None
         [num_layers, num_slots] int32, when the slot's token was written: its place in the row as
         it filled, then counting on.
@@ -41,6 +41,7 @@ class PolicyMemory:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        victim_heads: int = 1,
     ):
         self.needs = needs
 
@@ -48,7 +49,7 @@ class PolicyMemory:
             return torch.zeros(num_layers, *shape, dtype=dtype, device=device) if needed else None
 
         window, queue = needs.query_window, needs.queue_tokens
-        self.slot_score = new(needs.slot_score, num_slots, dtype=torch.float32)
+        self.slot_score = new(needs.slot_score, num_slots * victim_heads, dtype=torch.float32)
         self.slot_order = new(needs.slot_order, num_slots, dtype=torch.int32)
         self.queries = new(window, num_rows, window, num_q_heads, head_dim, dtype=dtype)
         self.queue = new(queue, num_rows, queue, dtype=torch.int32)

@@ -19,8 +19,8 @@ from sglang_longflow.policies.vatp import VATP
 _POLICIES: dict[str, type[Policy]] = {
     cls.name: cls
     for cls in (
-        *(LongFlow, Streaming, Tova, Random),  # fused
-        *(LongFlowPeak, H2O, H2OLast, VATP, SnapKVDecode, RKV, RPC, KeyDiff),  # reference decode
+        *(LongFlow, LongFlowPeak, Streaming, Tova, Random),  # fused
+        *(H2O, H2OLast, VATP, SnapKVDecode, RKV, RPC, KeyDiff),  # reference decode
     )
 }
 

@@ -48,7 +48,8 @@ class Policy:
 
     name: ClassVar[str]
     #: The victim is the arg-min over what is not protected of `FullRows.removal_scores`
-    #: ("removal") or `FullRows.attention_mass` ("attention"), so the fused kernel can pick it.
+    #: ("removal") or `FullRows.attention_mass` ("attention"), so the fused kernel can pick it;
+    #: with `peak_decay`, over the highest of that and earlier steps'.
     ranks_by: ClassVar[str | None] = None
     needs: ClassVar[Needs] = Needs()
     #: Queries at the end of a prompt that `prompt_keep` looks at; they are always recomputed,
@@ -65,6 +66,11 @@ class Policy:
         decode = self.first_tokens_kept + self.protect_recent_tokens + 2
         window = self.needs.query_window
         return max(cut, decode, 2 * (window + decode - 2) if window else 0)
+
+    @property
+    def peak_decay(self) -> float:
+        """How much a slot's past scores count, each step again; 0: this step's alone counts."""
+        return 0.0
 
     @property
     def first_tokens_kept(self) -> int:
@@ -93,9 +99,8 @@ class Policy:
 
     def scores(self, rows: FullRows) -> torch.Tensor:
         """[n, budget_tokens] float32: the lowest go first; infinite ones stay."""
-        if self.ranks_by == "attention":
-            return rows.attention_mass
-        return rows.removal_scores
+        found = rows.attention_mass if self.ranks_by == "attention" else rows.removal_scores
+        return rows.accumulate(found, self.peak_decay, peak=True) if self.peak_decay else found
 
     def victims(self, rows: FullRows) -> torch.Tensor:
         """Row index [n] int64 of the slot each row overwrites with its next token.

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from sglang_longflow.policies.base import Policy
-from sglang_longflow.policies.rows import FullRows, Needs
+from sglang_longflow.policies.rows import Needs
 
 
 @dataclass(frozen=True)
@@ -23,9 +21,11 @@ class LongFlowPeak(Policy):
     """
 
     name: ClassVar[str] = "longflow-peak"
+    ranks_by: ClassVar[str | None] = "removal"
     needs: ClassVar[Needs] = Needs(slot_score=True)
 
     decay: float = 0.9
 
-    def scores(self, rows: FullRows) -> torch.Tensor:
-        return rows.accumulate(rows.removal_scores, self.decay, peak=True)
+    @property
+    def peak_decay(self) -> float:
+        return self.decay

@@ -11,6 +11,7 @@ from longflow_kernels.attend_score_evict.rows import NUM_FIELDS
 from sglang_longflow.backend.decode_fused import FusedDecode
 from sglang_longflow.contracts import DecodeView, FullRow, KVBudget
 from sglang_longflow.flow.decode import DecodeState
+from sglang_longflow.flow.policy_memory import PolicyMemory
 from sglang_longflow.policies import make_policy
 
 pytestmark = pytest.mark.skipif(
@@ -46,13 +47,27 @@ class World:
         )
         self.policy = make_policy(policy, protect_recent_tokens=recent)
         self.state = DecodeState(LAYERS, ROWS, recent, torch.device("cpu"))
-        self.decode = FusedDecode(runner, self.state, self.policy, HEADS, WIDTH)
+        self.memory = PolicyMemory(
+            self.policy.needs,
+            num_layers=LAYERS,
+            num_rows=ROWS,
+            num_slots=ROWS * WIDTH + 1,
+            num_q_heads=HEADS,
+            head_dim=DIM,
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+        )
+        self.changing = [self.k, self.v, self.state.next_slot]
+        if self.memory.slot_score is not None:
+            self.changing.append(self.memory.slot_score.uniform_(0, 40))
+        memory = self.memory if self.policy.needs.any else None
+        self.decode = FusedDecode(runner, self.state, self.policy, HEADS, WIDTH, memory)
 
     def snapshot(self):
-        return self.k.clone(), self.v.clone(), self.state.next_slot.clone()
+        return [tensor.clone() for tensor in self.changing]
 
     def restore(self, saved):
-        for tensor, old in zip((self.k, self.v, self.state.next_slot), saved):
+        for tensor, old in zip(self.changing, saved, strict=True):
             tensor.copy_(old)
 
 
@@ -87,8 +102,9 @@ def qkv(batch):
     )
 
 
-def test_an_eager_step_equals_the_reference():
-    world = World()
+@pytest.mark.parametrize("policy", ["longflow", "longflow-peak"])
+def test_an_eager_step_equals_the_reference(policy):
+    world = World(policy)
     kv_lens = [20, 7, 33]
     batch = batch_of([3, 1, 5], kv_lens)
     world.state.next_slot[1, 3] = 11
@@ -111,10 +127,15 @@ def test_an_eager_step_equals_the_reference():
         step.fields,
         world.state.next_slot[1],
         scaling=0.125,
+        slot_score=None if world.memory.slot_score is None else world.memory.slot_score[1],
+        decay=0.9,
     )
     torch.testing.assert_close(got.view(3, HEADS, DIM).double(), want.out, rtol=0, atol=2e-6)
-    for mine, theirs in zip(after, world.snapshot()):
+    for mine, theirs in zip(after[:3], world.snapshot()):
         assert torch.equal(mine, theirs)
+    for mine, theirs in zip(after[3:], world.snapshot()[3:]):
+        torch.testing.assert_close(mine, theirs, rtol=3e-3, atol=1e-9)
+        assert not torch.equal(mine, saved[3])
     assert sorted(want.scores) == [0, 2]
 
 
@@ -141,10 +162,12 @@ def test_streaming_victims_come_from_the_host():
     assert world.state.next_slot[1, 3] == world.policy.known_victim(16, 6) == 6
 
 
-@pytest.mark.parametrize("padding", [0, 3])
-def test_a_replay_in_static_memory_equals_an_eager_step(padding):
+@pytest.mark.parametrize(
+    ("padding", "policy"), [(0, "longflow"), (3, "longflow"), (3, "longflow-peak")]
+)
+def test_a_replay_in_static_memory_equals_an_eager_step(padding, policy):
     """Two different replays of one captured shape, each like the eager step."""
-    world = World()
+    world = World(policy)
     world.decode.init_cuda_graph_state(8)
     world.decode.begin_capture(2 + padding)
     captured = world.decode._step

@@ -209,20 +209,27 @@ def test_the_fused_kernels_in_a_server(tmp_path):
         (shared, 64, "longflow"),
         (shared + prompt(4, 8), 48, "longflow"),
         (prompt(120, 9), 48, "longflow"),
+        (prompt(70, 14), 48, "longflow-peak"),
+        (prompt(28, 15), 40, "longflow-peak"),
         (prompt(30, 10), 50, "streaming"),
         (prompt(33, 12), 48, "tova"),
         (prompt(60, 13), 52, "random"),
         (prompt(25, 11), 0, "longflow"),
     ]
-    wanted = [
-        expected(model, ids, budget or 999, 50, policy=policy, **protect)
-        for ids, budget, policy in cases
-    ]
+
+    def wanted_tokens(ids, budget, policy):
+        chosen = dict(policy=policy)
+        if policy == "longflow-peak":
+            chosen = dict(ranking=lambda: ReferenceRow(policy, budget, sinks=2, recent=5))
+        return expected(model, ids, budget or 999, 50, **protect, **chosen)
+
+    wanted = [wanted_tokens(*case) for case in cases]
     with harness.engine(
         folder,
         probe=True,
         interpret=True,
         kv_decode_kernel="triton",
+        kv_policy="longflow-peak",  # remembers, so all fused policies are served
         kv_budget=64,
         kv_budget_allow_full=True,
         kv_protect_sink_tokens=2,
@@ -236,4 +243,4 @@ def test_the_fused_kernels_in_a_server(tmp_path):
         assert harness.outputs(got) == wanted
         assert got[0]["meta_info"]["cached_tokens"] > 0
         report = engine.probe_report()
-        assert report["overlap"] and report["radix"] and report["peak_full_rows"] == 6
+        assert report["overlap"] and report["radix"] and report["peak_full_rows"] == 8

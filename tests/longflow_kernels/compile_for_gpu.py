@@ -43,7 +43,7 @@ POINTERS = {
     "k_cache_ptr": "*{cache}",
     "v_cache_ptr": "*{cache}",
 }
-FLOATS = ("scaling", "logit_cap", "k_scale", "v_scale")
+FLOATS = ("scaling", "logit_cap", "k_scale", "v_scale", "decay")
 
 
 def build(
@@ -118,7 +118,7 @@ def attend(head_dim: int, group: int, dtype: str, cache: str, batch: int = 32):
     )
 
 
-def combine(heads: int, victim_heads: int, recent: int, batch: int = 32):
+def combine(heads: int, victim_heads: int, recent: int, batch: int = 32, memory: bool = False):
     config = launch_config(batch, 8, 128, 132)
     splits = triton.next_power_of_2(config.max_splits)
     constants = dict(
@@ -134,6 +134,7 @@ def combine(heads: int, victim_heads: int, recent: int, batch: int = 32):
         TILES=config.chunk_slots // config.block_n,
         OUT_HEADS=max(1, OUT_VALUES * config.choose_warps // (128 * splits)),
         RECENT=recent,
+        MEMORY=memory,
         BLOCK_R=triton.next_power_of_2(max(1, recent)),
         DEPENDENT=True,
     )
@@ -168,6 +169,7 @@ def main() -> None:
         show(f"combine 32 heads, batch {batch}", combine(32, 1, 0, batch))
     show("combine 64 heads, 64 recent", combine(64, 1, 64))
     show("combine by KV head", combine(32, 8, 0))
+    show("combine with memory", combine(32, 1, 0, memory=True))
     show("gather", build(gather_indices_kernel, dict(BLOCK=512), 4, 3, "bf16", "bf16"))
     show("normaliser", cut(prompt.normaliser_kernel, 128))
     show("mass", cut(prompt.mass_kernel, 128))

@@ -45,6 +45,7 @@ class DecodeCase:
     v_scale: float = 1.0
     protect_sink_tokens: int = 0
     protect_recent_tokens: int = 0
+    decay: float = 0.9
     peak: float = 1.0
     device: str = "cpu"
     seed: int = 0
@@ -112,15 +113,31 @@ class DecodeCase:
             fields=pack_rows(self.rows, score_places(num_slots, max(1, batch))).to(self.device),
             next_slot=next_slot.to(self.device),
         )
+        # Of rows that have overwritten twice; everything else may be anything.
+        self.slot_score = None
+        if any(row.remembers for row in self.rows):
+            best = torch.full((num_slots, self.victim_heads), float("nan"))
+            for request, row in zip(requests.tolist(), self.rows):
+                if row.remembers and row.written > 1:
+                    own = req_to_token[request, : row.kv_len].long()
+                    random = torch.rand(row.kv_len, self.victim_heads, generator=generator)
+                    best[own] = random * dim / row.kv_len * 2
+                    for head in range(self.victim_heads):
+                        best[own[next_slot[request, head]], head] = float("nan")
+            self.slot_score = best.flatten().to(self.device)
         self.recent = recent.to(self.device) if self.protect_recent_tokens else None
 
     def _arguments(self) -> dict:
         changed = {name: self.tensors[name].clone() for name in ("k_cache", "v_cache", "next_slot")}
-        recent = None if self.recent is None else self.recent.clone()
+        own = {
+            name: None if value is None else value.clone()
+            for name, value in (("recent", self.recent), ("slot_score", self.slot_score))
+        }
         return {
             **self.tensors,
             **changed,
-            "recent": recent,
+            **own,
+            "decay": self.decay,
             "scaling": self.head_dim**-0.5,
             "logit_cap": self.logit_cap,
             "k_scale": self.k_scale,
@@ -175,6 +192,7 @@ class DecodeCase:
         start = sum(row.kv_len for row in self.rows[:index])
         case.tensors["kv_indices"] = self.tensors["kv_indices"][start:].clone()
         case.recent, case.num_slots = self.recent, self.num_slots
+        case.slot_score = self.slot_score
         return case
 
 
@@ -212,3 +230,9 @@ def assert_step(case: DecodeCase, *, tolerance: float, score_rounding: float) ->
             assert chosen <= limit, (request, head, chosen, lowest)
     if case.recent is not None:
         assert torch.equal(got["recent"].cpu(), want["recent"])
+    if case.slot_score is not None:
+        # Codes are a step apart, and the smallest scores are as good as 0.
+        slot_score, wanted = got["slot_score"].cpu(), want["slot_score"]
+        torch.testing.assert_close(
+            slot_score, wanted, rtol=score_rounding + SCORE_STEP, atol=1e-9, equal_nan=True
+        )

@@ -98,6 +98,38 @@ def test_rows_ranked_by_attention_beside_others(victim_heads):
     assert not torch.equal(plain.run()[1]["next_slot"], before)
 
 
+REMEMBERING = [
+    StepRow(61, overwrites=True, scored=True, remembers=True, written=7),
+    StepRow(33, overwrites=True, scored=True, remembers=True, written=1),
+    StepRow(20, scored=True, remembers=True),
+    StepRow(45, overwrites=True, scored=True, remembers=True, written=50, by_attention=True),
+]
+
+
+@pytest.mark.parametrize(("victim_heads", "protect"), [(1, (2, 3)), (3, (0, 0))])
+def test_rows_that_remember_beside_others(victim_heads, protect):
+    case = DecodeCase(
+        [*REMEMBERING, *MIXED],
+        6,
+        3,
+        victim_heads=victim_heads,
+        protect_sink_tokens=protect[0],
+        protect_recent_tokens=protect[1],
+        seed=victim_heads,
+    )
+    assert_step(case, **EXACT)
+    forgetful = replace(case, decay=0.0)
+    requests = case.tensors["req_pool_indices"][:4]
+    after, without = (one.run()[1]["next_slot"][requests] for one in (case, forgetful))
+    assert not torch.equal(after[[0, 3]], without[[0, 3]])  # the memory decides
+    assert torch.equal(after[[1, 2]], without[[1, 2]])  # and begins with the first overwrite
+
+
+def test_a_memory_with_fp8_values_keeps_its_scale():
+    case = DecodeCase(REMEMBERING, cache_dtype=torch.float8_e4m3fn, k_scale=0.5, v_scale=2.0)
+    assert_step(case, tolerance=5e-6, score_rounding=1e-5)
+
+
 def test_large_logits_need_the_running_maximum():
     assert_step(DecodeCase(MIXED, peak=60.0), tolerance=1e-3, score_rounding=1e-2)
 
@@ -191,6 +223,8 @@ def test_what_the_kernels_do_not_take_is_refused_by_name():
         call(next_slot=torch.zeros(4, 3, dtype=torch.int32))
     with pytest.raises(ValueError, match=r"fields is torch\.int64"):
         call(fields=arguments["fields"].long())
+    with pytest.raises(ValueError, match=r"slot_score is torch\.float32 \(3,\): expected float32"):
+        call(slot_score=torch.zeros(3))
     with pytest.raises(ValueError, match=r"kv_indices is torch\.int64"):
         call(kv_indices=arguments["kv_indices"].long())
     with pytest.raises(ValueError, match="batch=1 with max_splits=64"):

@@ -32,6 +32,8 @@ class ReferenceRow:
     queue: list[int] = field(default_factory=list)
     victim: int = -1
     prompt: int = 0
+    sinks: int = 0  # protected tokens; only `longflow-peak` is asked for any
+    recent: int = 0
 
     def fill(self, k, v) -> None:
         self.tokens.append(Token(len(self.tokens), k.double(), v.double()))
@@ -85,7 +87,14 @@ class ReferenceRow:
         if self.overwrites:  # history begins with the first overwrite
             for token, peak in zip(self.tokens, peaks, strict=True):
                 token.mass = peak
-        return self.tokens[peaks.index(min(peaks))].place
+        free = [
+            (peak, token.place)
+            for token, peak in list(zip(self.tokens, peaks, strict=True))[
+                : self.budget - self.recent
+            ]
+            if token.place >= self.sinks
+        ]
+        return min(free)[1]
 
     def accumulated(self) -> list[float]:
         for token, now in zip(self.tokens, self.mass(), strict=True):

@@ -108,7 +108,8 @@ def pick(policy, memory, slots, members):
 def test_victims_follow_plain_code_token_by_token(name):
     """Rows of other lengths in one group, other slots each time, poison in the memory."""
     policy = make_policy(name)
-    assert policy.min_budget_tokens <= BUDGET and not policy.is_fused
+    assert policy.min_budget_tokens <= BUDGET
+    assert policy.is_fused == (name == "longflow-peak")
     memory = memory_for(policy)
     poison(memory)
     slots = torch.randperm((ROWS + 1) * BUDGET + 1)[: (ROWS + 1) * BUDGET].view(ROWS + 1, BUDGET)

@@ -9,6 +9,8 @@ from triton.language.extra.cuda import gdc_wait
 from longflow_kernels.attend_score_evict.layout import (
     GIVEN_VICTIM,
     KV_LEN,
+    KV_START,
+    REMEMBERS,
     SCORE_ALIGN,
     SCORE_OFFSET,
     WRITTEN,
@@ -74,7 +76,9 @@ def combine_kernel(
     scores_ptr,
     tile_peak_ptr,
     req_pool_indices_ptr,
+    kv_indices_ptr,
     fields_ptr,
+    slot_score_ptr,
     next_slot_ptr,
     recent_ptr,
     best_score_ptr,
@@ -83,6 +87,7 @@ def combine_kernel(
     min_split_tokens,
     field_stride,
     protect_sink_tokens,
+    decay,
     NUM_Q_HEADS: tl.constexpr,
     V_HEAD_DIM: tl.constexpr,
     BLOCK_DV: tl.constexpr,
@@ -95,6 +100,7 @@ def combine_kernel(
     TILES: tl.constexpr,
     OUT_HEADS: tl.constexpr,
     RECENT: tl.constexpr,
+    MEMORY: tl.constexpr,
     BLOCK_R: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
@@ -103,6 +109,10 @@ def combine_kernel(
     The first CHUNKS programs of a row each score a part of it, BLOCK_V heads at a time; the last
     one to arrive picks the lowest of all, so the result does not depend on their order. Equal
     scores go to the lowest row index. The others put outputs together, OUT_HEADS heads each.
+
+    With MEMORY a row that remembers ranks by the highest of its slots' past scores, each counted
+    `decay` times for every step since. A slot starts at 0 when its token is written; nothing is
+    stored before the row's first overwrite, since until then its slots may not be its own.
 
     With DEPENDENT the programs start before the attention has ended, and wait for it here.
     """
@@ -158,6 +168,8 @@ def combine_kernel(
     if RECENT > 0:
         newest_place = (written + RECENT - 1) % RECENT
 
+    remembers = tl.load(fields_ptr + REMEMBERS * field_stride + row) > 0
+    kv_start = tl.load(fields_ptr + KV_START * field_stride + row).to(tl.int64)
     offs_t = tl.arange(0, TILES)
     offs_n = tl.arange(0, BLOCK_N)
     offs_v = tl.arange(0, BLOCK_V)
@@ -185,6 +197,14 @@ def combine_kernel(
             lse = _lse(partial_lse_ptr, first_head + voter, votes, splits, MAX_SPLITS, BLOCK_S)
             weight = tl.where(votes[None, :], tl.exp2(peak - lse[None, :]), 0.0)
             score += tl.sum(decode(codes) * weight[:, :, None], axis=1)
+        if MEMORY:
+            if remembers:
+                here = position < kv_len
+                slot = tl.load(kv_indices_ptr + kv_start + position, mask=here, other=0)
+                at = slot_score_ptr + slot.to(tl.int64) * VICTIM_HEADS + victim_head
+                old = here & (written > 1) & (position != newest)
+                score = tl.maximum(score, tl.load(at, mask=old, other=0.0) * decay)
+                tl.store(at, score, mask=here & (written > 0))
         kept = (position >= kv_len) | (position < protect_sink_tokens)
         for place in range(RECENT):
             entry = tl.load(recent_at + place).to(tl.int32)

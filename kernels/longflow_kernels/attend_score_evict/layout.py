@@ -13,7 +13,8 @@ GIVEN_VICTIM = tl.constexpr(3)
 WRITTEN = tl.constexpr(4)
 KV_START = tl.constexpr(5)
 BY_ATTENTION = tl.constexpr(6)
-NUM_FIELDS = 7
+REMEMBERS = tl.constexpr(7)
+NUM_FIELDS = 8
 
 #: Probabilities are kept up to 2**8, not 1: in float16 fewer of them fall below its normal numbers.
 HEADROOM = tl.constexpr(8.0)

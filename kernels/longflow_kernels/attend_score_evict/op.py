@@ -119,6 +119,8 @@ def attend_score_evict(
     v_scale: float = 1.0,
     protect_sink_tokens: int = 0,
     recent: torch.Tensor | None = None,
+    slot_score: torch.Tensor | None = None,
+    decay: float = 0.0,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """One decode step of one layer: write, attend, score and choose, K/V read once.
@@ -161,6 +163,10 @@ def attend_score_evict(
     recent : torch.Tensor, optional
         [num_rows, victim_heads, protect_recent_tokens] int32 ring of the row indices written last,
         never chosen. Updated in place.
+    slot_score : torch.Tensor, optional
+        [num_slots * victim_heads] float32: what the slots of rows with ``remembers`` scored at
+        best, ``decay`` times less for every step since. Updated in place; such rows need it.
+    decay : float
     out : torch.Tensor, optional
         [batch, num_q_heads, v_head_dim], contiguous.
 
@@ -178,6 +184,13 @@ def attend_score_evict(
     num_kv_heads, v_head_dim = v_new.shape[1:]
     victim_heads = next_slot.shape[1]
     _check(q, k_new, v_new, k_cache, v_cache, kv_indices, fields, next_slot, workspace, config)
+    if slot_score is not None and (
+        slot_score.dtype != torch.float32 or slot_score.shape != (k_cache.shape[0] * victim_heads,)
+    ):
+        raise ValueError(
+            f"slot_score is {slot_score.dtype} {tuple(slot_score.shape)}: expected float32 "
+            f"[{k_cache.shape[0] * victim_heads}]"
+        )
     if out is None:
         out = torch.empty(batch, num_q_heads, v_head_dim, dtype=q.dtype, device=q.device)
     if batch == 0:
@@ -239,7 +252,9 @@ def attend_score_evict(
         workspace.scores,
         workspace.tile_peak,
         req_pool_indices,
+        kv_indices,
         fields,
+        workspace.best_score if slot_score is None else slot_score,
         next_slot,
         next_slot if recent is None else recent,
         workspace.best_score,
@@ -248,6 +263,7 @@ def attend_score_evict(
         config.min_split_tokens,
         fields.stride(0),
         protect_sink_tokens,
+        decay,
         NUM_Q_HEADS=num_q_heads,
         V_HEAD_DIM=v_head_dim,
         BLOCK_DV=block_dv,
@@ -260,6 +276,7 @@ def attend_score_evict(
         TILES=config.chunk_slots // config.block_n,
         OUT_HEADS=out_heads,
         RECENT=protect_recent,
+        MEMORY=slot_score is not None,
         BLOCK_R=triton.next_power_of_2(max(1, protect_recent)),
         DEPENDENT=dependent,
         num_warps=config.choose_warps,

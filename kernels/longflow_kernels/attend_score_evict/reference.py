@@ -96,7 +96,8 @@ class ReferenceStep:
     out : torch.Tensor
         [batch, num_q_heads, v_head_dim]; zero for padded rows.
     scores : dict of int to torch.Tensor
-        For each scored row of the batch: [victim_heads, kv_len], protected slots at infinity.
+        For each scored row of the batch: [victim_heads, kv_len], protected slots at infinity. Sums
+        over heads and channels, the values as the cache holds them: what `slot_score` keeps.
     """
 
     out: torch.Tensor
@@ -120,10 +121,13 @@ def attend_score_evict_reference(
     v_scale: float = 1.0,
     protect_sink_tokens: int = 0,
     recent: torch.Tensor | None = None,
+    slot_score: torch.Tensor | None = None,
+    decay: float = 0.0,
 ) -> ReferenceStep:
     """`attend_score_evict` row by row in float64; the oracle of its tests.
 
-    Takes the same arguments and updates the cache, `next_slot` and `recent` in place; slow.
+    Takes the same arguments and updates the cache, `next_slot`, `recent` and `slot_score` in place;
+    slow.
     """
     batch, q_heads, _ = q.shape
     kv_heads, v_head_dim = v_new.shape[1:]
@@ -131,7 +135,7 @@ def attend_score_evict_reference(
     out = torch.zeros(batch, q_heads, v_head_dim, dtype=torch.float64, device=q.device)
     scores: dict[int, torch.Tensor] = {}
     for i in range(batch):
-        kv_len, overwrites, score_offset, given, written, start, by_attention = fields[
+        kv_len, overwrites, score_offset, given, written, start, by_attention, remembers = fields[
             :, i
         ].tolist()
         if kv_len == 0:
@@ -153,9 +157,18 @@ def attend_score_evict_reference(
             continue
         contribution = weights.sum(dim=1)  # [kv_heads, kv_len]
         if not by_attention:
-            contribution = contribution * v.abs().mean(dim=-1).T
+            contribution = contribution * v.abs().sum(dim=-1).T / v_scale
         total = contribution.view(victim_heads, -1, kv_len).sum(dim=1)
-        total = total / (q_heads // victim_heads)
+        if remembers:
+            assert slot_score is not None
+            stored = slot_score.view(-1, victim_heads).T  # [victim_heads, num_slots]
+            for head in range(victim_heads):
+                if written > 1:
+                    before = stored[head, slots].double() * decay
+                    before[next_slot[row, head]] = 0.0
+                    total[head] = torch.maximum(total[head], before)
+                if written > 0:
+                    stored[head, slots] = total[head].to(stored.dtype)
         total[:, :protect_sink_tokens] = torch.inf
         if recent is not None:
             size = recent.shape[2]

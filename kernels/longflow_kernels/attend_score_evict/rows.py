@@ -14,7 +14,7 @@ from longflow_kernels.attend_score_evict.layout import NUM_FIELDS
 KV_LEN, KV_START = layout.KV_LEN.value, layout.KV_START.value
 SCORE_OFFSET, GIVEN_VICTIM = layout.SCORE_OFFSET.value, layout.GIVEN_VICTIM.value
 OVERWRITES, WRITTEN = layout.OVERWRITES.value, layout.WRITTEN.value
-BY_ATTENTION = layout.BY_ATTENTION.value
+BY_ATTENTION, REMEMBERS = layout.BY_ATTENTION.value, layout.REMEMBERS.value
 SCORE_ALIGN = layout.SCORE_ALIGN.value
 
 
@@ -36,7 +36,10 @@ class StepRow:
     given_victim : int
         The next victim where the host knows it (a ring, say); -1 where it does not.
     written : int
-        Tokens overwritten since the row filled; only read where recent tokens are protected.
+        Tokens overwritten since the row filled; read where recent tokens are protected, and where
+        the row remembers.
+    remembers : bool
+        The score is the highest of this step's and those that its slots have in `slot_score`.
     """
 
     kv_len: int
@@ -45,6 +48,7 @@ class StepRow:
     given_victim: int = -1
     written: int = 0
     by_attention: bool = False
+    remembers: bool = False
 
 
 def _aligned(tokens):
@@ -77,6 +81,7 @@ def pack_rows(rows: Sequence[StepRow], places: int) -> torch.Tensor:
         by_attention=[row.by_attention for row in rows],
         given_victims=[row.given_victim for row in rows],
         written=[row.written for row in rows],
+        remembers=[row.remembers for row in rows],
         places=places,
     )
 
@@ -89,14 +94,15 @@ def pack_columns(
     by_attention: Sequence[bool],
     given_victims: Sequence[int],
     written: Sequence[int],
+    remembers: Sequence[bool],
     places: int,
 ) -> torch.Tensor:
     """`pack_rows` of `StepRow`'s fields, each a sequence over the batch.
 
     Every decode step of a server packs all its rows, so this does nothing row by row.
     """
-    columns = (kv_lens, overwrites, given_victims, written, by_attention, scored)
-    kv_len, overwrite, given, done, attention, score = (
+    columns = (kv_lens, overwrites, given_victims, written, by_attention, remembers, scored)
+    kv_len, overwrite, given, done, attention, memory, score = (
         torch.tensor(column, dtype=torch.int32) for column in columns
     )
     taken = torch.where(score > 0, _aligned(kv_len), 0)
@@ -114,6 +120,7 @@ def pack_columns(
     fields[WRITTEN] = done
     fields[KV_START] = kv_len.cumsum(0, dtype=torch.int32) - kv_len
     fields[BY_ATTENTION] = attention
+    fields[REMEMBERS] = memory
     return fields
 
 
