@@ -19,7 +19,7 @@ from sglang_longflow.policies.vatp import VATP
 _POLICIES: dict[str, type[Policy]] = {
     cls.name: cls
     for cls in (
-        *(LongFlow, LongFlowPeak, Streaming, Tova, Random),  # fused
+        *(LongFlow, Streaming, Tova, Random, LongFlowPeak),  # fused
         *(H2O, H2OLast, VATP, SnapKVDecode, RKV, RPC, KeyDiff),  # reference decode
     )
 }
