@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from metric_names import (
     MONITORING,
     ROOT,
+    dashboard_queries,
     longflow_metrics,
     names_in,
     rule_queries,
@@ -23,6 +25,7 @@ from metric_names import (
 )
 
 pytestmark = pytest.mark.deploy
+DASHBOARD = json.loads((MONITORING / "grafana/dashboards/longflow.json").read_text())
 ALERTS = {rule["alert"]: rule for rule in rules() if "alert" in rule}
 #: What Prometheus itself writes for every target.
 OF_PROMETHEUS = {"up"}
@@ -59,6 +62,24 @@ def test_a_rule_that_is_changed_fails_its_test(tmp_path):
     done = promtool("test", "rules", str(tmp_path / "rules_test.yaml"))
     assert done.returncode == 1
     assert "LongFlowAtCapacity" in done.stdout + done.stderr
+
+
+def test_the_scrape_configuration_is_valid_and_loads_the_rules():
+    done = promtool("check", "config", "prometheus.yml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(rules())} rules found" in done.stdout
+    jobs = yaml.safe_load((MONITORING / "prometheus.yml").read_text())["scrape_configs"]
+    assert any("longflow" in job["job_name"] for job in jobs), "the rules look for that name"
+
+
+def test_yaml_is_well_kept(tools):
+    done = subprocess.run(
+        [tools / "venv/bin/yamllint", "-s", "-c", "deploy/yamllint.yaml", "deploy/monitoring"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stdout
 
 
 def test_every_alert_is_seen_firing_and_silent():
@@ -100,6 +121,44 @@ def test_rules_name_metrics_that_exist(tools, existing):
     assert {where: set(names) - existing for where, names in named.items()} == {
         where: set() for where in named
     }
+
+
+def test_the_dashboard_names_metrics_that_exist(tools, existing):
+    named = names_in(dashboard_queries(DASHBOARD), tools)
+    assert len(named) > 20
+    assert {where: set(names) - existing for where, names in named.items()} == {
+        where: set() for where in named
+    }
+    ours = {name for names in named.values() for name in names if "longflow" in name}
+    assert longflow_metrics() <= ours, "the dashboard shows every metric of ours"
+
+
+def test_the_dashboard_is_one_that_grafana_loads():
+    panels = DASHBOARD["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    for panel in panels:
+        if panel["type"] == "row":
+            continue
+        assert panel["description"], panel["title"]
+        for target in panel["targets"]:
+            assert target["datasource"]["uid"] == panel["datasource"]["uid"]
+    sources = yaml.safe_load(
+        (MONITORING / "grafana/provisioning/datasources/prometheus.yaml").read_text()
+    )["datasources"]
+    assert {panel["datasource"]["uid"] for panel in panels if "datasource" in panel} == {
+        source["uid"] for source in sources
+    }
+
+
+def test_no_two_panels_overlap():
+    taken = {}
+    for panel in DASHBOARD["panels"]:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24, panel["title"]
+        for x in range(place["x"], place["x"] + place["w"]):
+            for y in range(place["y"], place["y"] + place["h"]):
+                other = taken.setdefault((x, y), panel["title"])
+                assert other == panel["title"], f"{panel['title']} lies on {other}"
 
 
 def test_the_lists_of_metrics_are_read_from_the_code(existing):
