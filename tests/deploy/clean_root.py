@@ -4,10 +4,11 @@
     clean_root.py build WORK --base BASE [...]   the steps of the Dockerfile, from the file itself
     clean_root.py run WORK [...] -- WORDS        what `docker run --read-only IMAGE WORDS` would
 
-BASE stands in for python:3.12-slim-bookworm, which cannot be fetched here: debootstrap's minimal
-bookworm with the libraries that the image has. Stages are overlays on it. With --packages the one
-expensive step, the pip installation from requirements.txt, is not run: the packages of an
-environment that was installed from the same pins stand in for its result, also as an overlay.
+BASE stands in for python:3.12-slim-bookworm, which cannot be fetched here: a minimal Debian
+bookworm, made by mmdebstrap, with the libraries that the image has. Stages are overlays on it. With
+--packages the one expensive step, the pip installation from requirements.txt, is not run: the
+packages of an environment that was installed from the same pins stand in for its result, also as
+an overlay.
 
 A container has namespaces of its own for mounts, processes and IPC, no capability, and no way to
 get one; its root is read-only but for /tmp, /dev/shm and what is mounted. The network is that of
@@ -46,8 +47,9 @@ def sh(*command: object, **more) -> subprocess.CompletedProcess:
 
 def make_base(base: Path, prefix: Path) -> None:
     """Debian's packages, then the interpreter at the place where the image has it."""
-    sh("debootstrap", "--variant=minbase", f"--include={LIBRARIES}", SUITE, base, MIRROR,
-       stdout=sys.stderr)  # fmt: skip
+    # Unpacking waits for no disk: the root is thrown away after the test.
+    options = ["--quiet", "--variant=apt", f"--include={LIBRARIES}", "--dpkgopt=force-unsafe-io"]
+    sh("mmdebstrap", *options, SUITE, base, MIRROR, stdout=sys.stderr)
     python = sorted(prefix.glob("bin/python3.*[0-9]"))[0].name
     local = base / "usr/local"
     skip = shutil.ignore_patterns("site-packages", "test", "__pycache__", "config-3*", "idlelib")
