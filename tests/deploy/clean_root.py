@@ -25,6 +25,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -269,18 +270,25 @@ class Builder:
         }
 
 
-def run_image(options: argparse.Namespace) -> None:
+def run_image(options: argparse.Namespace, words: list[str]) -> None:
     """In namespaces of its own, as their first process: mounts, then the image's entry point."""
     image = json.loads((options.work / "image.json").read_text())
     root = Path(image["root"])
+    volumes = [volume.split(":") for volume in options.volume]
+    # Mount points that the image lacks are a layer of their own, as the root is read-only.
+    points = Path(tempfile.mkdtemp(prefix="points-", dir=options.work))
+    points.chmod(0o755)
+    for _, target, *_ in volumes:
+        if not any((Path(layer) / target[1:]).exists() for layer in image["layers"][""]):
+            (points / target[1:]).mkdir(parents=True)
+    image["layers"][""].insert(0, str(points))
     for place, layers in image["layers"].items():
         overlay(root / place, [Path(layer) for layer in layers])
     mount_kernel(root, tmp=True)
-    for volume in options.volume:
-        source, target, *mode = volume.split(":")
+    for source, target, *mode in volumes:
         bind(Path(source), root / target.lstrip("/"), read_only=mode == ["ro"])
-    words = [*enter(root, image), *image["entrypoint"], *(options.words or image["cmd"])]
-    os.execvp(words[0], words)
+    command = [*enter(root, image), *image["entrypoint"], *(words or image["cmd"])]
+    os.execvp(command[0], command)
 
 
 def main() -> None:
@@ -298,10 +306,13 @@ def main() -> None:
     run = verbs.add_parser("run")
     run.add_argument("work", type=Path)
     run.add_argument("--volume", action="append", default=[])
-    run.add_argument("words", nargs="*")
     for verb in (build, run):
         verb.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    given, words = sys.argv[1:], []
+    if "--" in given:  # argparse would take them for arguments of its own
+        cut = given.index("--")
+        given, words = given[:cut], given[cut + 1 :]
+    options = parser.parse_args(given)
     if options.verb == "base":
         make_base(options.base, options.python)
     elif not options.inside:
@@ -314,7 +325,7 @@ def main() -> None:
         image = Builder(options).build(options.target)
         (options.work / "image.json").write_text(json.dumps(image, indent=1))
     else:
-        run_image(options)
+        run_image(options, words)
 
 
 if __name__ == "__main__":

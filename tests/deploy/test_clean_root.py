@@ -3,6 +3,9 @@
 The Dockerfile's target `cpu`, from the file itself (`clean_root.py`); only the installation of
 SGLang is not repeated: the packages of this environment, installed from the same pins, are laid in
 its place. The server runs as uid 1000, without capabilities, on a read-only root.
+
+For an image with the whole installation, built by hand: LONGFLOW_TEST_IMAGE names the folder that
+`clean_root.py build` filled, with what it printed in the file `log`.
 """
 
 from __future__ import annotations
@@ -47,6 +50,9 @@ def built(tools, tmp_path_factory):
     """The folder of the built image, and what the build printed."""
     if os.geteuid() != 0:
         pytest.fail("needs root: mounts, and processes of another user")
+    if by_hand := os.environ.get("LONGFLOW_TEST_IMAGE"):
+        yield Path(by_hand), (Path(by_hand) / "log").read_text()
+        return
     folder = tmp_path_factory.mktemp("image")
     script = [tools / "venv/bin/python", HERE / "clean_root.py"]
     log = folder / "log"
