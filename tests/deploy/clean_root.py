@@ -285,6 +285,8 @@ def run_image(options: argparse.Namespace, words: list[str]) -> None:
     for place, layers in image["layers"].items():
         overlay(root / place, [Path(layer) for layer in layers])
     mount_kernel(root, tmp=True)
+    for name in ("/etc/hosts", "/etc/resolv.conf"):  # Docker writes its own
+        bind(Path(name), root / name[1:])
     for source, target, *mode in volumes:
         bind(Path(source), root / target.lstrip("/"), read_only=mode == ["ro"])
     command = [*enter(root, image), *image["entrypoint"], *(words or image["cmd"])]
