@@ -252,7 +252,7 @@ NOT_YET = {"sglang:num_retracted_requests_total", "sglang:num_aborted_requests_t
 
 def test_sigterm_drains(container):
     """Last: a long answer is finished, health says no meanwhile, and the status is 0."""
-    tokens, pieces = 400, []
+    tokens, pieces = 200, []
     response = container.generate(tokens, stream=True)
     first = threading.Event()
 
