@@ -12,7 +12,7 @@ PYTHON=${PYTHON:-.venv/bin/python}
 PYTHON_REQUIREMENTS=requirements/tools.txt
 NODE_REQUIREMENTS=requirements/tools-npm.txt
 # Commands, and the Debian packages that have them.
-declare -A DEBIAN=([promtool]=prometheus [chromium]=chromium [tini]=tini)
+declare -A DEBIAN=([promtool]=prometheus [chromium]=chromium [tini]=tini [mmdebstrap]=mmdebstrap)
 
 say() { printf 'tools: %s\n' "$*"; }
 die() {

@@ -24,6 +24,7 @@ from sglang_longflow.server_options import (
 from sglang_longflow.supervise import Server, ServerEnded, forwarding
 
 DEFAULT_PORT = 30000  # SGLang's
+SECRETS = ("--api-key", "--admin-api-key", "--ssl-keyfile-password")
 USAGE = """\
 usage: longflow serve [MODEL] [--config FILE.yaml] [--kv-budget TOKENS] [any SGLang server argument]
 
@@ -169,6 +170,18 @@ def prepare(argv: list[str]) -> tuple[Settings, dict[str, Any]]:
     return settings, found
 
 
+def without_secrets(arguments: list[str]) -> list[str]:
+    """Server arguments for people to read: the values of `SECRETS` are starred out."""
+    shown: list[str] = []
+    for word in arguments:
+        flag, is_joined, _ = word.partition("=")
+        if shown and shown[-1] in SECRETS:
+            shown.append("***")
+        else:
+            shown.append(f"{flag}=***" if is_joined and flag in SECRETS else word)
+    return shown
+
+
 def banner(settings: Settings, kv: dict[str, Any] | None) -> list[tuple[str, str]]:
     """Label and text of every line of the start-up banner."""
     try:
@@ -200,7 +213,8 @@ def banner(settings: Settings, kv: dict[str, Any] | None) -> list[tuple[str, str
     rows += [("port", str(settings.port)), ("url", settings.url), ("metrics", metrics)]
     if kv:
         rows.append(("stats", f"{settings.url}/longflow/stats"))
-    rows.append(("command", f"python -m sglang.launch_server {shlex.join(settings.arguments)}"))
+    arguments = shlex.join(without_secrets(settings.arguments))
+    rows.append(("command", f"python -m sglang.launch_server {arguments}"))
     return rows + [("note", note) for note in settings.notes]
 
 

@@ -252,6 +252,18 @@ def test_stock_server_gets_a_note(model, free_port):
     assert "runs stock SGLang" in text["note"]
 
 
+def test_banner_shows_no_secret(model, free_port, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("api-key: from-yaml\nadmin-api-key: also-from-yaml\n")
+    argv = [str(model), "--port", str(free_port), "--config", str(config)]
+    argv += ["--ssl-keyfile-password", "from-flag", "--kv-budget", "96"]
+    settings, found = serve.prepare(argv)
+    text = str(serve.banner(settings, found["kv"]))
+    assert "from-yaml" not in text and "from-flag" not in text
+    assert text.count("***") == 3 and "--kv-budget 96" in text
+    assert "--api-key=from-yaml" in settings.arguments, "the server still gets it"
+
+
 def test_banner(model, free_port):
     argv = [str(model), "--port", str(free_port), "--kv-budget=2048", "--kv-budget-max=4096"]
     settings, found = serve.prepare([*argv, "--kv-protect-sink-tokens=4"])

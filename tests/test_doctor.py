@@ -36,7 +36,7 @@ def test_doctor_names_a_missing_hook_target(monkeypatch, capsys):
     row = rows[f"hook {gone.target}"]
     assert row.status == "fail" and "missing" in row.detail and "sglang" in row.fix
     assert "hooks applied" not in rows
-    assert doctor.run(argparse.Namespace(json=False, server_arguments=[])) == 1
+    assert doctor.run(argparse.Namespace(json=False, no_device=False, server_arguments=[])) == 1
     assert "would not work here" in capsys.readouterr().out
 
 
@@ -71,6 +71,15 @@ def test_doctor_sees_a_folder_that_hides_kernels(monkeypatch):
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: spec)
     row = doctor.check_kernels_package()
     assert row.status == "fail" and "/x/kernels" in row.detail
+
+
+def test_doctor_leaves_the_device_out_when_told(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "check_device", lambda: pytest.fail("the device was looked at"))
+    monkeypatch.setattr(doctor, "check_hooks", lambda: [])
+    status = cli.main(["doctor", "--no-device"])
+    out = capsys.readouterr().out
+    assert status == 0 and "installed for a KV budget" in out and "ready" not in out
+    assert any(line.split()[:2] == ["skip", "device"] for line in out.splitlines())
 
 
 def test_doctor_versions(monkeypatch):

@@ -52,3 +52,8 @@ def gauges(rows: list[RowStats]) -> LiveGauges:
         budgeted_tokens=sum(row.kv_len for row in bounded),
         saved_tokens=sum(row.saved_tokens for row in bounded),
     )
+
+
+def row_capacity(pool_tokens: int, kv_budget: int, max_running_requests: int) -> int | None:
+    """Requests that run at once at the default budget; None where the default is full KV."""
+    return min(pool_tokens // kv_budget, max_running_requests) if kv_budget else None

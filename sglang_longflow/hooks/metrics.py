@@ -20,7 +20,7 @@ class Exporter:
     ``sglang_longflow_`` and not ``sglang_longflow:``: promtool rejects colons in metric names.
     """
 
-    def __init__(self, model_name: str):
+    def __init__(self, model_name: str, row_capacity: int | None):
         # Imported late: SGLang sets the multiprocess folder first.
         from prometheus_client import Counter, Gauge
 
@@ -42,6 +42,13 @@ class Exporter:
                 ("retracted_rows", "Budgeted rows that were retracted (should stay 0)."),
             )
         }
+        if row_capacity is not None:
+            Gauge(
+                "sglang_longflow_row_capacity",
+                "Requests that run at once at the server's default KV budget.",
+                names,
+                multiprocess_mode="mostrecent",
+            ).labels(**self._labels).set(row_capacity)
         self._seen = dict.fromkeys(self._counters, 0)
         self._due = 0.0
 

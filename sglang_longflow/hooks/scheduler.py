@@ -6,6 +6,7 @@ import logging
 
 from sglang_longflow import runtime, support
 from sglang_longflow.errors import ConfigError, UnsupportedSetup
+from sglang_longflow.flow.metrics import row_capacity
 from sglang_longflow.hooks import metrics, verify
 
 logger = logging.getLogger(__name__)
@@ -21,7 +22,10 @@ def init(original, self, server_args, *args, **kwargs) -> None:
     original(self, server_args, *args, **kwargs)
     _check_pools(self, state)
     if server_args.enable_metrics and self.ps.tp_rank == 0:
-        state.exporter = metrics.Exporter(server_args.served_model_name)
+        capacity = row_capacity(
+            self.max_total_num_tokens, state.config.kv_budget, self.max_running_requests
+        )
+        state.exporter = metrics.Exporter(server_args.served_model_name, capacity)
     if self.ps.tp_rank == 0:
         logger.info(
             "longflow: kv_budget=%d policy=%s pool=%d tokens, rows that fit at the budget=%s, "

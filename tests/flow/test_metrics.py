@@ -1,6 +1,6 @@
-"""The live sums count budgeted rows and nothing else."""
+"""The live sums count budgeted rows and nothing else; how many rows run at once."""
 
-from sglang_longflow.flow.metrics import LiveGauges, RowStats, gauges
+from sglang_longflow.flow.metrics import LiveGauges, RowStats, gauges, row_capacity
 
 
 def test_full_rows_count_nowhere():
@@ -12,3 +12,9 @@ def test_full_rows_count_nowhere():
     ]
     assert gauges(rows) == LiveGauges(rows_at_budget=2, budgeted_tokens=138, saved_tokens=436)
     assert gauges([]) == LiveGauges(0, 0, 0)
+
+
+def test_row_capacity_is_what_the_pool_holds_or_the_server_runs():
+    assert row_capacity(pool_tokens=1200, kv_budget=96, max_running_requests=64) == 12
+    assert row_capacity(pool_tokens=1200, kv_budget=96, max_running_requests=8) == 8
+    assert row_capacity(pool_tokens=1200, kv_budget=0, max_running_requests=8) is None

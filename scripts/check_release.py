@@ -1,0 +1,116 @@
+"""Do the hooks fit another release of SGLang? Read from its wheel; nothing of it is imported.
+
+    pip download --no-deps -d wheels sglang==0.5.18
+    python scripts/check_release.py wheels/*.whl
+
+Prints, for each wheel, which functions that a hook wraps are missing or have another signature, and
+which packages the release needs at other versions than requirements/constraints.txt. So it says
+whether a server would start; whether it would be right only the tests say. Ends with 1 where a hook
+does not fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+import sys
+import zipfile
+from pathlib import Path
+
+from sglang_longflow.hooks.manifest import MANIFEST, Hook
+
+ROOT = Path(__file__).resolve().parents[1]
+PINS = ("torch", "transformers", "sglang-kernel", "flashinfer-python")
+
+
+def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[str, ...]:
+    """Names in the order of `inspect.signature`."""
+    spec = function.args
+    stars = [[spec.vararg] if spec.vararg else [], [spec.kwarg] if spec.kwarg else []]
+    every = [*spec.posonlyargs, *spec.args, *stars[0], *spec.kwonlyargs, *stars[1]]
+    return tuple(argument.arg for argument in every)
+
+
+def named(body: list[ast.stmt], name: str, kinds: tuple[type, ...]) -> ast.stmt | None:
+    """The last definition of a name in a body, also below `if` and `try`."""
+    found = None
+    for statement in body:
+        if isinstance(statement, kinds) and statement.name == name:
+            found = statement
+        elif isinstance(statement, ast.If | ast.Try):
+            found = named(statement.body, name, kinds) or found
+    return found
+
+
+def problem(wheel: zipfile.ZipFile, hook: Hook) -> str:
+    """What is wrong with the target of a hook in this release; empty where it fits."""
+    words, members = hook.target.split("."), set(wheel.namelist())
+    cut = next(
+        (n for n in range(len(words), 0, -1) if "/".join(words[:n]) + ".py" in members), None
+    )
+    if cut is None:
+        return "the module is missing"
+    body = ast.parse(wheel.read("/".join(words[:cut]) + ".py")).body
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    for name in words[cut:-1]:
+        holder = named(body, name, (ast.ClassDef,))
+        if holder is None:
+            return f"class {name} is missing"
+        body = holder.body
+    function = named(body, words[-1], functions)
+    if function is not None:
+        found = parameters(function)
+    elif words[-1] == "__init__":  # of a dataclass: its fields
+        fields = [s.target.id for s in body if isinstance(s, ast.AnnAssign)]
+        found = ("self", *fields)
+    else:
+        return "is missing"
+    if hook.first_parameters_only:
+        found = found[: len(hook.parameters)]
+    if found == hook.parameters:
+        return ""
+    gone = [name for name in hook.parameters if name not in found]
+    new = [name for name in found if name not in hook.parameters]
+    changes = [f"without {', '.join(gone)}"] * bool(gone) + [f"new {', '.join(new)}"] * bool(new)
+    return "other parameters: " + ("; ".join(changes) or "another order")
+
+
+def needs(wheel: zipfile.ZipFile) -> list[str]:
+    """Requirements of the release that contradict our pins."""
+    metadata = next(n for n in wheel.namelist() if n.endswith(".dist-info/METADATA"))
+    lines = wheel.read(metadata).decode().split("\n\n")[0].splitlines()
+    wanted = {}
+    for line in lines:
+        if match := re.match(r"Requires-Dist: ([\w.-]+)(?:\[\w+\])?==([\w.]+)\s*$", line):
+            wanted[match[1].replace("_", "-").lower()] = match[2]
+    pins = dict(
+        re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "requirements/constraints.txt").read_text(), re.M)
+    )
+    return [
+        f"{name} {wanted[name]} (here {pins[name]})"
+        for name in PINS
+        if name in wanted and wanted[name] != pins[name]
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("wheels", nargs="+", type=Path)
+    broken = 0
+    for path in parser.parse_args().wheels:
+        version = path.name.split("-")[1]
+        with zipfile.ZipFile(path) as wheel:
+            problems = {hook.target: problem(wheel, hook) for hook in MANIFEST}
+            other = needs(wheel)
+        bad = {target: text for target, text in problems.items() if text}
+        broken += bool(bad)
+        print(f"{version}: {len(problems) - len(bad)} of {len(problems)} hook targets fit")
+        for target, text in bad.items():
+            print(f"  {target}: {text}")
+        print(f"  needs {', '.join(other)}" if other else "  same packages as the pins")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""scripts/check_release.py on the installed SGLang, put into a wheel, and on one that differs."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from sglang_longflow.hooks.manifest import MANIFEST
+
+ROOT = Path(__file__).parents[1]
+METADATA = "Requires-Dist: torch=={torch}\nRequires-Dist: flashinfer_python[cu13]==0.6.15.post1\n"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location(
+        "check_release", ROOT / "scripts/check_release.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def make_wheel(folder: Path, version: str, torch: str, **edits: tuple[str, str]) -> Path:
+    """A wheel with the sources that hooks wrap; `edits` by the name of a file: old, new."""
+    package = Path(importlib.util.find_spec("sglang").origin).parent
+    path = folder / f"sglang-{version}-cp312-cp312-manylinux_2_34_x86_64.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr(f"sglang-{version}.dist-info/METADATA", METADATA.format(torch=torch))
+        for module in {hook.target for hook in MANIFEST}:
+            words = module.split(".")[1:]
+            while words and not (source := package.joinpath(*words).with_suffix(".py")).is_file():
+                words.pop()
+            text = source.read_text()
+            if source.stem in edits:
+                old, new = edits[source.stem]
+                assert text.count(old) >= 1
+                text = text.replace(old, new)
+            name = "sglang/" + "/".join(words) + ".py"
+            if name not in wheel.namelist():
+                wheel.writestr(name, text)
+    return path
+
+
+def report(script, monkeypatch, capsys, *wheels):
+    monkeypatch.setattr(sys, "argv", ["check_release.py", *map(str, wheels)])
+    return script.main(), capsys.readouterr().out
+
+
+def test_the_installed_release_fits(script, monkeypatch, capsys, tmp_path):
+    wheel = make_wheel(tmp_path, "0.5.17", "2.11.0")
+    status, out = report(script, monkeypatch, capsys, wheel)
+    assert status == 0
+    assert f"0.5.17: {len(MANIFEST)} of {len(MANIFEST)} hook targets fit" in out
+    assert "same packages as the pins" in out
+
+
+def test_what_differs_is_named(script, monkeypatch, capsys, tmp_path):
+    wheel = make_wheel(
+        tmp_path,
+        "0.5.99",
+        "2.99.0",
+        allocation=("def alloc_for_decode(", "def alloc_for_decoding("),
+        schedule_policy=("waiting_queue_len:", "queue_len:"),
+    )
+    status, out = report(script, monkeypatch, capsys, wheel)
+    assert status == 1
+    assert f"0.5.99: {len(MANIFEST) - 2} of {len(MANIFEST)} hook targets fit" in out
+    assert "allocation.alloc_for_decode: is missing" in out
+    assert (
+        "PrefillAdder.__init__: other parameters: without waiting_queue_len; new queue_len" in out
+    )
+    assert "needs torch 2.99.0 (here 2.11.0)" in out
+
+
+def test_the_table_of_the_docs_is_about_the_pinned_release():
+    text = (ROOT / "docs/upgrading.md").read_text()
+    assert f"| **0.5.17** | **{len(MANIFEST)} of {len(MANIFEST)}** |" in text
