@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from sglang_longflow.flow.metrics import RowStats, gauges
+
 #: How old an answer may be that nobody asked to be newer: many viewers cost one question a second.
 DEFAULT_MAX_AGE_S = 1.0
 MAX_AGE_LIMIT_S = 60.0
@@ -41,14 +43,15 @@ def merge(states: list[dict[str, Any]], server: dict[str, Any]) -> dict[str, Any
         What the HTTP process itself knows.
     """
     first = states[0]
-    rows = [row for state in states for row in state["requests"]]
-    bounded = [row for row in rows if row["kv_budget"] > 0]
+    rows = [RowStats(*row) for state in states for row in state["requests"]]
+    live = gauges(rows)
+    pool = {key: sum(state["pool"][key] for state in states) for key in first["pool"]}
     return {
         "server": {**server, "schedulers": len(states)},
         "settings": first["settings"],
-        **{
-            part: {key: sum(state[part][key] for state in states) for key in first[part]}
-            for part in ("pool", "counters")
+        "pool": {**pool, "budgeted_tokens": live.budgeted_tokens},
+        "counters": {
+            key: sum(state["counters"][key] for state in states) for key in first["counters"]
         },
         **{
             name: sum(state[name] for state in states)
@@ -56,11 +59,11 @@ def merge(states: list[dict[str, Any]], server: dict[str, Any]) -> dict[str, Any
         },
         "sums": {
             "running_requests": len(rows),
-            "at_budget_requests": sum(row["kv_len"] >= row["kv_budget"] for row in bounded),
-            "full_kv_requests": len(rows) - len(bounded),
-            "saved_tokens": sum(max(0, row["seq_len"] - row["kv_len"]) for row in bounded),
+            "at_budget_requests": live.rows_at_budget,
+            "full_kv_requests": sum(row.kv_budget == 0 for row in rows),
+            "saved_tokens": live.saved_tokens,
         },
-        "requests": rows,
+        "requests": [row._asdict() for row in rows],
         **{
             name: [item for state in states for item in state[name]]
             for name in ("prefilling", "queue")

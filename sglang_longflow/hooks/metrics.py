@@ -81,14 +81,15 @@ def count_refusal(reason: str) -> None:
 def row_stats(req) -> RowStats:
     """A running request in the stats; ``seq_len`` and ``kv_len`` in tokens of stored K/V."""
     row = getattr(req, "longflow_row", None)
-    return RowStats(
-        rid=req.rid,
-        seq_len=max(len(req.origin_input_ids) + len(req.output_ids) - 1, req.kv_committed_len),
-        kv_len=req.kv_committed_len,
-        kv_budget=row.budget.tokens if row else 0,
-        kv_policy=row.budget.policy.name if row else "",
-        own_tokens=req.kv.kv_allocated_len - req.cache_protected_len,
-        tree_tokens=req.cache_protected_len,
+    kv_len, tree_tokens = req.kv_committed_len, req.cache_protected_len
+    return RowStats(  # by position: half the time of keywords, and there may be a thousand rows
+        req.rid,
+        max(len(req.origin_input_ids) + len(req.output_ids) - 1, kv_len),
+        kv_len,
+        row.budget.tokens if row else 0,
+        row.budget.policy.name if row else "",
+        req.kv.kv_allocated_len - tree_tokens,
+        tree_tokens,
     )
 
 

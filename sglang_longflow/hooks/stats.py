@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Any
 
 from sglang_longflow import runtime
-from sglang_longflow.flow.metrics import RowStats, gauges
 from sglang_longflow.hooks.metrics import row_stats
 from sglang_longflow.hooks.request import bounded_row
 
@@ -33,9 +32,11 @@ def get_internal_state(original, self, recv_req):
 
 
 def snapshot(scheduler, state: runtime.Runtime) -> dict[str, Any]:
-    """Lengths and owners, no text. The scheduler does nothing else meanwhile: keep it short."""
+    """Lengths and owners, no text; `console.snapshots.merge` makes the answer of it.
+
+    The scheduler does nothing else meanwhile: names and sums are left to the HTTP process.
+    """
     live = [r for r in scheduler.running_batch.reqs if r.kv is not None and not r.finished()]
-    rows = [row_stats(req) for req in live]
     tree, allocator = scheduler.tree_cache, scheduler.token_to_kv_pool_allocator
     if state.settings is None:
         state.settings = _settings(scheduler, state)
@@ -45,10 +46,9 @@ def snapshot(scheduler, state: runtime.Runtime) -> dict[str, Any]:
             "total_tokens": scheduler.max_total_num_tokens,
             "available_tokens": allocator.available_size(),
             "evictable_tokens": tree.evictable_size(),
-            "budgeted_tokens": gauges(rows).budgeted_tokens,
         },
         "tree_held_tokens": tree.protected_size(),
-        "requests": [dict(zip(RowStats._fields, row)) for row in rows],
+        "requests": [row_stats(req) for req in live],
         "prefilling": [_prefilling(req) for req in _in_prefill(scheduler, live)],
         "counters": asdict(state.counters),
         "queued_requests": len(scheduler.waiting_queue),

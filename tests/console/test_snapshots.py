@@ -113,7 +113,7 @@ def test_a_failed_question_is_told_and_the_next_one_asked():
 
 
 def state(rid: str, seq_len: int, kv_len: int, kv_budget: int) -> dict:
-    row = dict(rid=rid, seq_len=seq_len, kv_len=kv_len, kv_budget=kv_budget)
+    row = [rid, seq_len, kv_len, kv_budget, "longflow", kv_len, 0]  # RowStats, as it is sent
     return {
         "settings": {"kv_budget": 64},
         "pool": {"total_tokens": 1000, "available_tokens": 400},
@@ -133,10 +133,15 @@ def test_merge_sums_what_adds_up():
     merged = merge(states, {"model": "m"})
     assert json.dumps(states) == before
     assert merged["server"] == {"model": "m", "schedulers": 2}
-    assert merged["pool"] == {"total_tokens": 2000, "available_tokens": 800}
+    assert merged["pool"] == {
+        "total_tokens": 2000,
+        "available_tokens": 800,
+        "budgeted_tokens": 64,
+    }
     assert merged["counters"] == {"overwritten_tokens": 6}
     assert merged["queued_requests"] == 4 and merged["tree_held_tokens"] == 14
     assert [row["rid"] for row in merged["requests"]] == ["a", "b"]
+    assert merged["requests"][0]["own_tokens"] == 64
     assert [row["rid"] for row in merged["queue"]] == ["wa", "wb"]
     assert merged["uptime_s"] == 9.0
     assert merged["sums"] == {

@@ -14,6 +14,7 @@ const requests = new Requests(pool);
 const whatIf = new WhatIf(ask);
 let timer = 0;
 let last = null; // the last stats
+let lastAt = null;
 let goneSince = null;
 
 function storedKey() {
@@ -67,6 +68,7 @@ function askForKey() {
 function gone(why) {
   goneSince ??= new Date();
   show("gone", `No answer since ${clock(goneSince)}`);
+  if (last) setText($("when"), `last answer ${clock(lastAt)}`);
   notice(`${why} ${last ? "What is shown is the last answer. " : ""}Trying again every ${RETRY_MS / 1000} seconds.`);
 }
 
@@ -138,7 +140,9 @@ async function poll() {
     goneSince = null;
     notice("");
     render(body);
-    show("live", `Live, ${clock(new Date())}`);
+    show("live", "Live"); // the time is elsewhere: a screen reader would say it every second
+    lastAt = new Date();
+    setText($("when"), clock(lastAt));
   } catch (error) {
     const unreachable = error instanceof TypeError || error.name === "TimeoutError";
     gone(unreachable ? "The server does not answer." : error.message);

@@ -1,8 +1,9 @@
-// The pool as cells, who owns what, and the last two minutes of it.
+// The pool as cells, who owns what, and up to two minutes of it.
 import { $, number, setText } from "./format.js";
 
 const CELLS = 480; // divides by the columns of both layouts
-const SAMPLES = 120;
+const SAMPLES = 120; // one a second
+const LEAST_SAMPLES = 20; // the chart's width at first
 const SVG = "http://www.w3.org/2000/svg";
 const KINDS = [
   ["budgeted", "Rows with a budget"],
@@ -136,14 +137,17 @@ export class Pool {
     const rest = sums.prefill + sums.held + sums.other;
     this.history.push([sums.budgeted, sums.full, rest, sums.evictable].map((tokens) => tokens / total));
     if (this.history.length > SAMPLES) this.history.shift();
-    const start = SAMPLES - this.history.length;
+    const width = Math.max(LEAST_SAMPLES, this.history.length);
+    const start = width - this.history.length;
+    $("history").setAttribute("viewBox", `0 0 ${width - 1} 40`);
+    setText($("history-start"), `${width} seconds ago`);
     // The lowest area is the rows with a budget; each next one is drawn behind it, to its own top.
     [4, 3, 2, 1].forEach((depth, index) => {
       const line = this.history.map((shares, i) => {
         const top = shares.slice(0, depth).reduce((sum, share) => sum + share, 0);
         return `${start + i},${(40 * (1 - top)).toFixed(2)}`;
       });
-      this.paths[index].setAttribute("d", `M${start},40L${line.join("L")}L${SAMPLES - 1},40Z`);
+      this.paths[index].setAttribute("d", `M${start},40L${line.join("L")}L${width - 1},40Z`);
     });
   }
 }
