@@ -137,7 +137,7 @@ def main() -> None:
     part = parts.add_parser("question")
     part.add_argument("--model", required=True)
     part.add_argument("--rows", type=int, default=200)
-    part.add_argument("--questions", type=int, default=100)
+    part.add_argument("--questions", type=int, default=60)
     part.add_argument("--warm", type=float, default=20, help="seconds until all rows are full")
     part = parts.add_parser("viewers")
     part.add_argument("--url", required=True)
