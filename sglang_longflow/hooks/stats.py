@@ -11,7 +11,7 @@ from sglang_longflow.hooks.metrics import row_stats
 from sglang_longflow.hooks.request import bounded_row
 
 #: The request id of our own question. SGLang's answer dumps every server argument first, which
-#: takes longer than all of ours; nobody reads it there.
+#: takes a millisecond on a busy CPU, and nobody reads it there.
 OUR_QUESTION = "longflow"
 #: So many of the waiting requests are described; the rest is only counted.
 QUEUE_SHOWN = 20
