@@ -52,7 +52,7 @@ def start_load(server) -> None:
             params["max_new_tokens"] = 600
         body = {
             "input_ids": shared + harness.prompt(20 + number, number),
-            "rid": EVIL if number == 6 else f"chat-{1000 + number * 37}",
+            "rid": EVIL if number == 0 else f"chat-{1000 + number * 37}",
             "sampling_params": params,
         }
         threading.Thread(target=send, args=(server, "/generate", body), daemon=True).start()
