@@ -27,6 +27,8 @@ COMMANDS = {
     "doctor": "check this installation, and server arguments given after --",
     "eval": "measure right answers, or KL divergence on texts, by policy and budget",
     "plan": "work out what a budget buys on a given GPU, without one",
+    "top": "watch a running server: pool, requests, rates, queue",
+    "console": "open a running server's console page from here, also with an API key",
 }
 
 

@@ -161,7 +161,7 @@ def run_phase(
         thread.start()
     while any(thread.is_alive() for thread in threads):
         try:
-            with open_json(f"{url}/longflow/stats", None, timeout_s=60) as response:
+            with open_json(f"{url}/longflow/stats?max_age_s=0", None, timeout_s=60) as response:
                 running = phase.observe(json.load(response))
         except (OSError, ValueError) as error:
             raise DemoError(f"{url}/longflow/stats does not answer: {error}") from error

@@ -29,6 +29,12 @@ class EvalError(LongFlowError, RuntimeError):
     exit_status = 1
 
 
+class WatchError(LongFlowError, RuntimeError):
+    """A server that is watched does not answer, or refuses to."""
+
+    exit_status = 1
+
+
 class UnsupportedSetup(LongFlowError, ValueError):
     """A server feature does not work with KV budgets; the message names the flag to change."""
 

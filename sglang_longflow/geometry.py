@@ -120,7 +120,14 @@ def _refuse_unsupported(config: dict[str, Any]) -> None:
         _refuse("sliding_window", window, _SLIDING)
 
 
-def _from_config(config: dict[str, Any], name: str, folder: str | None) -> ModelGeometry:
+def geometry_from(config: dict[str, Any], name: str, folder: str | None) -> ModelGeometry:
+    """Geometry of a model from the fields of its ``config.json``.
+
+    Raises
+    ------
+    PlanError
+        A field is missing or wrong, or the attention kind is one that the plugin refuses.
+    """
     opaque = "quantization_config" if config.get("quantization_config") else ""
     text = config.get("text_config")
     if isinstance(text, dict):
@@ -192,7 +199,7 @@ def load_geometry(model: str) -> ModelGeometry:
         if not isinstance(config, dict):
             raise TypeError("the file holds no JSON object")
         folder = file.resolve().parent
-        return _from_config(config, folder.name, str(folder))
+        return geometry_from(config, folder.name, str(folder))
     except OSError as err:
         raise PlanError(f"--model {model[:200]}: config.json: {err.strerror}") from err
     except (TypeError, json.JSONDecodeError, UnicodeDecodeError) as err:
@@ -203,7 +210,7 @@ def _builtin(model: str) -> ModelGeometry:
     for name, row in _BUILTIN.items():
         if model.strip().lower() in (name.lower(), name.split("/")[1].lower()):
             config = {**dict(zip(_BUILTIN_FIELDS, row)), "head_dim": 128}
-            return _from_config(config, name, None)
+            return geometry_from(config, name, None)
     known = ", ".join(_BUILTIN)
     raise PlanError(f"--model {model!r} is neither a folder with a config.json nor one of: {known}")
 

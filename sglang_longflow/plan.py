@@ -30,7 +30,9 @@ def render(plan: Plan) -> str:
         return "no full-KV figure to compare with" if value is None else f"{value:.2f}x"
 
     users = "" if plan.users is None else f", {plan.users:,} users"
-    memory = f"{plan.memory_bytes / GIB:.2f} GiB x {plan.mem_fraction_static:g}"
+    memory = "the pool was given"
+    if plan.memory_bytes is not None:
+        memory = f"{plan.memory_bytes / GIB:.2f} GiB x {plan.mem_fraction_static:g}"
     lines = {
         "model": f"{plan.model}, {plan.dtype}, KV {plan.kv_cache_dtype}, TP {plan.tp}",
         "GPU": f"{plan.gpu or 'unnamed'}, {memory}",

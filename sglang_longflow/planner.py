@@ -25,15 +25,16 @@ DEFAULT_OUTPUT_TOKENS = 16384
 class Plan:
     """Result of `make_plan`; ``None`` where a figure does not apply.
 
-    Speeds are output tokens/s of the whole tensor-parallel group; ``memory_bytes`` and
-    ``kv_bytes_per_token`` are per GPU. A budget row reserves ``budget_row_tokens`` and holds
-    ``budget_mean_tokens`` averaged over its life. ``rows_full`` is the full-KV figure that the
-    gains compare with: ``rows_full_mean``, at most the users, 0 where no request can finish.
+    Speeds are output tokens/s of the whole tensor-parallel group; ``memory_bytes`` (None where the
+    pool was given) and ``kv_bytes_per_token`` are per GPU. A budget row reserves
+    ``budget_row_tokens`` and holds ``budget_mean_tokens`` averaged over its life. ``rows_full`` is
+    the full-KV figure that the gains compare with: ``rows_full_mean``, at most the users, 0 where
+    no request can finish.
     """
 
     model: str
     gpu: str | None
-    memory_bytes: int
+    memory_bytes: int | None
     mem_fraction_static: float
     tp: int
     dtype: str
@@ -128,6 +129,7 @@ def make_plan(
     mem_fraction_static: float = DEFAULT_MEM_FRACTION,
     model_bytes: int | None = None,
     max_total_tokens: int | None = None,
+    pool_tokens: int | None = None,
 ) -> Plan:
     """Compute pool, concurrency and expected gains of a budget.
 
@@ -150,6 +152,8 @@ def make_plan(
         Weights on all GPUs together in bytes, if not to be worked out from the model.
     max_total_tokens : int, optional
         As SGLang's flag: the most tokens that the pool may hold.
+    pool_tokens : int, optional
+        KV slots of a pool that is there already, instead of working it out from the memory.
 
     Returns
     -------
@@ -161,7 +165,7 @@ def make_plan(
         The setup does not work; the message names field, value and limit.
     """
     memory = memory_bytes if memory_bytes is not None else gpu.memory_bytes if gpu else None
-    if memory is None or (budget_tokens is None and users is None):
+    if (memory is None and pool_tokens is None) or (budget_tokens is None and users is None):
         raise PlanError("give --gpu or --memory-gb, and --budget or --users")
     if budget_tokens is not None and budget_tokens < MIN_BUDGET_TOKENS:
         raise PlanError(
@@ -174,11 +178,18 @@ def make_plan(
         source = "config.json geometry" if stored is None else "safetensors files"
         model_bytes = weights_bytes(geom, dtype) if stored is None else stored
     gpu_weights = model_bytes / tp
-    pool = int((memory * mem_fraction_static - gpu_weights) // kv_bytes)
-    if max_total_tokens is not None:
-        pool = min(pool, max_total_tokens)
+    if pool_tokens is not None:
+        pool, memory = pool_tokens, None
+    else:
+        assert memory is not None
+        pool = int((memory * mem_fraction_static - gpu_weights) // kv_bytes)
+        if max_total_tokens is not None:
+            pool = min(pool, max_total_tokens)
     final = prompt_tokens + output_tokens
+    if pool < MIN_BUDGET_TOKENS and memory is None:
+        raise PlanError(f"a pool of {pool} tokens is below {MIN_BUDGET_TOKENS}, the least budget")
     if pool < MIN_BUDGET_TOKENS:
+        assert memory is not None
         raise PlanError(
             f"memory {memory / GIB:.2f} GiB x --mem-fraction-static {mem_fraction_static:g} = "
             f"{memory * mem_fraction_static / GIB:.2f} GiB is too small for {gpu_weights / GIB:.2f}"

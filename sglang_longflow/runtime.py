@@ -6,6 +6,7 @@ hook asks `current()` and does nothing where it is None: a server without a budg
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +41,10 @@ class Runtime:
         Bytes of `flow.decode.DecodeState`, for the banner and the stats.
     pending_view : PendingView or None
         Set when SGLang builds a forward batch, taken once by the attention backend.
+    started : float
+        Monotonic time of the start, in seconds.
+    settings : dict or None
+        What the stats say of this process's settings; they never change, so they are kept.
     """
 
     config: LongFlowConfig
@@ -47,6 +52,8 @@ class Runtime:
     exporter: Any = None
     device_state_bytes: int = 0
     pending_view: PendingView | None = None
+    started: float = field(default_factory=time.monotonic)
+    settings: dict[str, Any] | None = None
 
     def take_view(self, rids: list[str] | None) -> DecodeView | PrefillView | None:
         """The view of the batch with these request ids, once; None for SGLang's dummy batches.

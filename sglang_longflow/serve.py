@@ -213,6 +213,10 @@ def banner(settings: Settings, kv: dict[str, Any] | None) -> list[tuple[str, str
     rows += [("port", str(settings.port)), ("url", settings.url), ("metrics", metrics)]
     if kv:
         rows.append(("stats", f"{settings.url}/longflow/stats"))
+        # A browser cannot send the key with a page's address.
+        keyed = f"longflow console --url {settings.url}"
+        page = f"{settings.url}/longflow"
+        rows.append(("console", keyed if settings.values.get("api_key") else page))
     arguments = shlex.join(without_secrets(settings.arguments))
     rows.append(("command", f"python -m sglang.launch_server {arguments}"))
     return rows + [("note", note) for note in settings.notes]

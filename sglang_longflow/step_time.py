@@ -39,6 +39,23 @@ GPUS = {
 }
 
 
+def gpu_called(name: str, memory_bytes: int) -> Gpu | None:
+    """The card of the table that CUDA calls `name`, such as ``NVIDIA H100 80GB HBM3``.
+
+    None for a card that is not in the table (an H100 on PCIe has slower memory than the one that
+    is); the memory, within a tenth, tells sizes apart.
+    """
+    words = name.upper().replace("RTX ", "RTX").split()
+    if "H100" in words and "PCIE" in words:
+        return None
+    for gpu in GPUS.values():
+        family = gpu.name.split("-")[0]
+        close = abs(memory_bytes - gpu.memory_bytes) <= gpu.memory_bytes / 10
+        if close and any(family in word.split("-") for word in words):
+            return gpu
+    return None
+
+
 @dataclass(frozen=True)
 class StepTime:
     """The model's figures, per GPU of a tensor-parallel group.

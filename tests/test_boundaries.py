@@ -144,10 +144,14 @@ HELPERS = {
     "metrics:count_refusal",
     "metrics:observe_batch",
     "metrics:row_stats",
+    "http:page",
+    "http:plan",
+    "http:static",
     "http:stats",
     "request:bounded_row",
     "request:row_of",
     "slots:decode_row",
+    "stats:snapshot",
 }
 
 

@@ -274,6 +274,9 @@ def test_banner(model, free_port):
     assert text["by request"] == "38 to 4,096 tokens; full KV is refused"
     assert text["protected"] == "first 4, last 0 tokens"
     assert text["metrics"] == f"{url}/metrics" and text["stats"] == f"{url}/longflow/stats"
+    assert text["console"] == f"{url}/longflow"
+    settings, found = serve.prepare([*argv, "--api-key=k"])
+    assert dict(serve.banner(settings, found["kv"]))["console"] == f"longflow console --url {url}"
     assert "0.5.17" in text["longflow"]
 
 

@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass
 class Counters:
     """Totals since start, in tokens unless the name says otherwise."""
 
+    decoded_tokens: int = 0  # rows of all decode steps: what full KV would have appended
     overwritten_tokens: int = 0
     cut_tokens: int = 0
     peak_running_requests: int = 0
     retracted_budgeted_rows: int = 0
 
 
-@dataclass(frozen=True)
-class RowStats:
-    """One running request in /longflow/stats."""
+class RowStats(NamedTuple):  # made for each row while the scheduler waits: a dataclass is slower
+    """One running request in /longflow/stats.
+
+    Attributes
+    ----------
+    seq_len, kv_len : int
+        Logical and resident length in tokens of stored K/V.
+    kv_budget : int
+        0 is full KV.
+    own_tokens, tree_tokens : int
+        Slots of the pool that are the row's own, and those of the radix tree that it holds
+        (others may hold them too).
+    """
 
     rid: str
     seq_len: int
     kv_len: int
     kv_budget: int
     kv_policy: str
+    own_tokens: int = 0
+    tree_tokens: int = 0
 
     @property
     def at_budget(self) -> bool:

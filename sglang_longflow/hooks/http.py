@@ -1,37 +1,167 @@
-"""GET /longflow/stats on SGLang's own FastAPI app."""
+"""The console at /longflow and its data routes on SGLang's own FastAPI app."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter, HTTPException
+import json
+from pathlib import Path
+from typing import Annotated
 
+from fastapi import APIRouter, HTTPException, Query, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+
+from sglang_longflow import __version__
 from sglang_longflow.config import config_from
+from sglang_longflow.console import what_if
+from sglang_longflow.console.page import DATA_HEADERS, FILE_HEADERS, PAGE, load_files
+from sglang_longflow.console.snapshots import (
+    DEFAULT_MAX_AGE_S,
+    MAX_AGE_LIMIT_S,
+    SchedulerSilent,
+    Snapshots,
+    merge,
+)
+from sglang_longflow.geometry import PlanError, geometry_from
 from sglang_longflow.hooks import verify
+from sglang_longflow.hooks.stats import OUR_QUESTION
+from sglang_longflow.planner import (
+    DEFAULT_OUTPUT_TOKENS,
+    DEFAULT_PROMPT_TOKENS,
+    MIN_BUDGET_TOKENS,
+)
 
-router = APIRouter(prefix="/longflow", tags=["longflow"])
+
+class _Route(APIRoute):
+    """Errors of our routes: one line in SGLang's form, with our headers."""
+
+    def get_route_handler(self):
+        original = super().get_route_handler()
+
+        async def handle(request) -> Response:
+            try:
+                return await original(request)
+            except RequestValidationError as error:
+                return _error(400, "; ".join(_line(one) for one in error.errors()))
+            except HTTPException as error:
+                return _error(error.status_code, str(error.detail))
+
+        return handle
 
 
-@router.get("/stats")
-async def stats() -> dict:
-    """Settings, pool and running requests; no prompt text.
+def _line(error: dict) -> str:
+    name = error["loc"][-1]
+    if error["type"] == "missing":
+        return f"{name}: is required"
+    return f"{name}={str(error['input'])[:80]!r}: {error['msg']}"
 
-    ``{"settings": {...}, "pool": {"total_tokens", "available_tokens", "evictable_tokens",
-    "budgeted_tokens"}, "requests": [{"rid", "seq_len", "kv_len", "kv_budget", "kv_policy"}],
-    "counters": {...}, "queued_requests": n}``. With several data-parallel schedulers the pools
-    and counters are summed.
-    """
+
+def _error(status: int, message: str) -> Response:
+    body = {"object": "error", "message": message, "type": str(status), "code": status}
+    return _json(json.dumps(body).encode(), status)
+
+
+def _json(body: bytes, status: int = 200) -> Response:
+    return Response(body, status, DATA_HEADERS, "application/json")
+
+
+_ERROR = {"content": {"application/json": {"schema": {"type": "object"}}}}
+_DATA = {
+    "response_class": Response,
+    "responses": {
+        200: {"description": "JSON", **_ERROR},
+        "4XX": {"description": "A wrong value, or no key where --api-key is set", **_ERROR},
+        503: {"description": "The scheduler does not answer", **_ERROR},
+    },
+}
+router = APIRouter(prefix="/longflow", tags=["longflow"], route_class=_Route)
+_files: dict[str, tuple[bytes, str]] = {}
+_server: what_if.RunningServer | None = None
+
+
+async def _ask() -> dict:
     from sglang.srt.entrypoints.http_server import get_global_state
+    from sglang.srt.managers.io_struct import GetInternalStateReq
 
-    states = await get_global_state().tokenizer_manager.get_internal_state()
-    found = [state["longflow"] for state in states if "longflow" in state]
+    manager = get_global_state().tokenizer_manager
+    manager.auto_create_handle_loop()
+    question = GetInternalStateReq(rid=OUR_QUESTION)
+    answers = await manager.get_internal_state_communicator(question)
+    found = [a.internal_state["longflow"] for a in answers if "longflow" in a.internal_state]
     if not found:
-        raise HTTPException(503, "the schedulers have no KV budget")
-    merged = found[0]
-    for other in found[1:]:
-        for part in ("pool", "counters"):
-            merged[part] = {key: merged[part][key] + other[part][key] for key in merged[part]}
-        merged["requests"] += other["requests"]
-        merged["queued_requests"] += other["queued_requests"]
-    return merged
+        raise SchedulerSilent("the schedulers have no KV budget")
+    return merge(found, {"model": manager.served_model_name, "longflow": __version__})
+
+
+_snapshots = Snapshots(_ask)
+_Age = Annotated[float, Query(ge=0, le=MAX_AGE_LIMIT_S, allow_inf_nan=False)]
+_Tokens = Annotated[int, Query(ge=1, le=what_if.MAX_OUTPUT_TOKENS)]
+
+
+async def _snapshot(max_age_s: float):
+    try:
+        return await _snapshots.get(max_age_s)
+    except SchedulerSilent as error:
+        raise HTTPException(503, str(error)) from error
+
+
+@router.get("/stats", **_DATA)
+async def stats(
+    max_age_s: _Age = DEFAULT_MAX_AGE_S,
+) -> Response:
+    """Settings, pool and running requests; no prompt text. docs/console.md has the shape.
+
+    Answers are shared: one may be up to `max_age_s` old.
+    """
+    return _json((await _snapshot(max_age_s)).body)
+
+
+@router.get("/plan", **_DATA)
+async def plan(
+    budget: Annotated[int, Query(ge=MIN_BUDGET_TOKENS, le=what_if.MAX_OUTPUT_TOKENS)],
+    output_tokens: _Tokens = DEFAULT_OUTPUT_TOKENS,
+    prompt_tokens: _Tokens = DEFAULT_PROMPT_TOKENS,
+    users: Annotated[int | None, Query(ge=1, le=what_if.MAX_USERS)] = None,
+) -> Response:
+    """What a budget would buy in this server's pool, as ``longflow plan`` works it out."""
+    settings = (await _snapshot(MAX_AGE_LIMIT_S)).stats["settings"]
+    try:
+        found = _running_server().plan(settings, budget, prompt_tokens, output_tokens, users)
+    except PlanError as error:
+        raise HTTPException(400, str(error)) from error
+    return _json(json.dumps(found).encode())
+
+
+def _running_server() -> what_if.RunningServer:
+    global _server
+    if _server is None:
+        from sglang.srt.entrypoints.http_server import get_global_state
+
+        state = get_global_state()
+        model, arguments = state.tokenizer_manager.model_config, state.tokenizer_manager.server_args
+        folder = model.model_path if Path(model.model_path).is_dir() else None
+        _server = what_if.RunningServer(
+            geometry_from(model.hf_config.to_dict(), arguments.served_model_name, folder),
+            pool_tokens=state.scheduler_info["max_total_num_tokens"],
+            tp=arguments.tp_size,
+            dtype=str(model.dtype).removeprefix("torch."),
+            kv_cache_dtype=arguments.kv_cache_dtype,
+        )
+    return _server
+
+
+@router.get("", response_class=Response, include_in_schema=False)
+async def page() -> Response:
+    """The console; it holds no data of the server."""
+    return await static(PAGE)
+
+
+@router.get("/static/{name}", response_class=Response, include_in_schema=False)
+async def static(name: str) -> Response:
+    """A file of the console."""
+    if name not in _files:
+        raise HTTPException(404, f"name={name!r}: the console has no such file")
+    content, media_type = _files[name]
+    return Response(content, 200, FILE_HEADERS, media_type)
 
 
 def setup_and_run_http_server(server_args, *args, **kwargs) -> None:
@@ -41,4 +171,5 @@ def setup_and_run_http_server(server_args, *args, **kwargs) -> None:
     from sglang.srt.entrypoints.http_server import app
 
     verify.require_all()
+    _files.update(load_files())
     app.include_router(router)

@@ -276,10 +276,11 @@ MANIFEST: tuple[Hook, ...] = (
     ),
     Hook(
         f"{_SCHEDULER}.get_internal_state",
-        "after",
-        "metrics:get_internal_state",
+        "around",
+        "stats:get_internal_state",
         _p("self recv_req"),
-        "the scheduler's rows and pool for GET /longflow/stats",
+        "the scheduler's rows and pool for GET /longflow/stats, without SGLang's dump of its "
+        "settings where nobody asked for it",
         "SGLang lets plugins add to the internal state",
     ),
     Hook(
@@ -298,7 +299,7 @@ MANIFEST: tuple[Hook, ...] = (
             "server_args tokenizer_manager template_manager port_args scheduler_infos "
             "subprocess_watchdog execute_warmup_func launch_callback"
         ),
-        "adds GET /longflow/stats to SGLang's own FastAPI app",
+        "adds the console and its data routes to SGLang's own FastAPI app",
         "SGLang lets plugins add routes",
     ),
 )

@@ -1,9 +1,8 @@
-"""Stage 7, SGLang side: Prometheus, and the scheduler's part of GET /longflow/stats."""
+"""Stage 7, SGLang side: Prometheus."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from typing import Any
 
 from sglang_longflow import runtime
@@ -89,18 +88,22 @@ def count_refusal(reason: str) -> None:
 def row_stats(req) -> RowStats:
     """A running request in the stats; ``seq_len`` and ``kv_len`` in tokens of stored K/V."""
     row = getattr(req, "longflow_row", None)
-    return RowStats(
-        rid=req.rid,
-        seq_len=max(len(req.origin_input_ids) + len(req.output_ids) - 1, req.kv_committed_len),
-        kv_len=req.kv_committed_len,
-        kv_budget=row.budget.tokens if row else 0,
-        kv_policy=row.budget.policy.name if row else "",
+    kv_len, tree_tokens = req.kv_committed_len, req.cache_protected_len
+    return RowStats(  # by position: half the time of keywords, and there may be a thousand rows
+        req.rid,
+        max(len(req.origin_input_ids) + len(req.output_ids) - 1, kv_len),
+        kv_len,
+        row.budget.tokens if row else 0,
+        row.budget.policy.name if row else "",
+        req.kv.kv_allocated_len - tree_tokens,
+        tree_tokens,
     )
 
 
 def observe_batch(state: runtime.Runtime, batch) -> None:
-    """Before each decode step: peaks always, gauges once a second."""
+    """Before each decode step: totals always, gauges once a second."""
     counters = state.counters
+    counters.decoded_tokens += len(batch.reqs)
     counters.peak_running_requests = max(counters.peak_running_requests, len(batch.reqs))
     if state.exporter is not None and state.exporter.is_due:
         state.exporter.update(state, [row_stats(req) for req in batch.reqs])
@@ -111,34 +114,3 @@ def on_idle(result, self) -> None:
     state = runtime.current()
     if state is not None and state.exporter is not None and state.exporter.is_due:
         state.exporter.update(state, [])
-
-
-def get_internal_state(result, self, recv_req) -> None:
-    """After ``Scheduler.get_internal_state``: adds the key ``longflow``."""
-    state = runtime.current()
-    if state is None:
-        return
-    live = [req for req in self.running_batch.reqs if req.kv is not None and not req.finished()]
-    rows = [row_stats(req) for req in live]
-    graphs = self.tp_worker.model_runner.decode_cuda_graph_runner
-    kv_pool = self.token_to_kv_pool_allocator.get_kvcache()
-    result.internal_state["longflow"] = {
-        "settings": {
-            **state.config.as_dict(),
-            "kv_budget_min": state.config.kv_budget_min or state.config.policy().min_budget_tokens,
-            "overlap_schedule": self.enable_overlap,
-            "radix_cache": not self.tree_cache.disable,
-            "decode_cuda_graph": type(graphs).__name__ == "DecodeCudaGraphRunner",
-            "device_state_bytes": state.device_state_bytes,
-            "kv_pool_bytes": int(sum(kv_pool.get_kv_size_bytes())),
-        },
-        "pool": {
-            "total_tokens": self.max_total_num_tokens,
-            "available_tokens": self.token_to_kv_pool_allocator.available_size(),
-            "evictable_tokens": self.tree_cache.evictable_size(),
-            "budgeted_tokens": gauges(rows).budgeted_tokens,
-        },
-        "requests": [asdict(row) for row in rows],
-        "counters": asdict(state.counters),
-        "queued_requests": len(self.waiting_queue),
-    }

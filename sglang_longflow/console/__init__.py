@@ -1,0 +1,35 @@
+"""The console page, what its data routes answer, and ``longflow console``. No SGLang here."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+
+from sglang_longflow.errors import ConfigError
+from sglang_longflow.stats_client import DEFAULT_URL, base_url
+
+DEFAULT_PORT = "30080"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``longflow console``."""
+    add = parser.add_argument
+    add("--url", default=DEFAULT_URL, help="the server, default %(default)s")
+    add("--port", default=DEFAULT_PORT, help="of the page on 127.0.0.1, default %(default)s")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve the page on this machine until Ctrl+C."""
+    from sglang_longflow.console.relay import Relay
+
+    url = base_url(args.url)
+    if not args.port.isdecimal() or not 0 <= int(args.port) <= 65535:
+        raise ConfigError(f"port={args.port!r}: expected a number from 0 (any free one) to 65535")
+    try:
+        relay = Relay(url, int(args.port))
+    except OSError as error:
+        raise ConfigError(f"port={args.port}: {error.strerror}; choose another --port") from error
+    with relay, contextlib.suppress(KeyboardInterrupt):
+        print(f"console of {url}: http://127.0.0.1:{relay.server_port}/longflow", flush=True)
+        relay.serve_forever()
+    return 0

@@ -1,0 +1,91 @@
+"""The console page on this machine, for a server that a browser cannot open it from.
+
+With --api-key SGLang asks every request for the key, a browser's first one too, which cannot carry
+it. Here the page is open, asks for the key, and its requests are handed on with it.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+from sglang_longflow.console.page import DATA_HEADERS, FILE_HEADERS, PAGE, load_files
+from sglang_longflow.stats_client import open_route
+
+DATA_ROUTES = ("stats", "plan")
+TIMEOUT_S = 15.0
+#: Names this machine calls itself by: with another Host header, a page of a site whose name was
+#: pointed here could read what only this machine may see.
+LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
+
+
+class Relay(ThreadingHTTPServer):
+    """Serves the page at ``/longflow`` and hands GETs of the data routes on to `url`."""
+
+    daemon_threads = True
+
+    def __init__(self, url: str, port: int):
+        self.url = url
+        self.files = load_files()
+        super().__init__(("127.0.0.1", port), _Handler)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Relay
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        path, _, query = self.path.partition("?")
+        parts = path.strip("/").split("/")
+        if not self._is_for_us():
+            self._error(421, "this relay answers to 127.0.0.1 and localhost only")
+        elif parts in (["longflow"], [""]):
+            self._file(PAGE)
+        elif len(parts) == 3 and parts[:2] == ["longflow", "static"]:
+            self._file(parts[2])
+        elif len(parts) == 2 and parts[0] == "longflow" and parts[1] in DATA_ROUTES:
+            self._hand_on(f"{parts[1]}?{query}" if query else parts[1])
+        else:
+            self._error(404, "the relay has no such page")
+
+    def _is_for_us(self) -> bool:
+        try:
+            return urlsplit(f"//{self.headers.get('Host', '')}").hostname in LOCAL_NAMES
+        except ValueError:  # no host name at all
+            return False
+
+    def _file(self, name: str) -> None:
+        if name not in self.server.files:
+            return self._error(404, "the console has no such file")
+        content, media_type = self.server.files[name]
+        self._answer(200, content, FILE_HEADERS | {"Content-Type": media_type})
+
+    def _hand_on(self, route: str) -> None:
+        try:
+            key = self.headers.get("Authorization")
+            with open_route(self.server.url, route, key, TIMEOUT_S) as response:
+                status, body = response.status, response.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                status, body = error.code, error.read()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            return self._error(502, f"{self.server.url} does not answer: {reason}")
+        self._answer(status, body, DATA_HEADERS | {"Content-Type": "application/json"})
+
+    def _error(self, status: int, message: str) -> None:
+        body = {"object": "error", "message": message, "type": str(status), "code": status}
+        headers = DATA_HEADERS | {"Content-Type": "application/json"}
+        self._answer(status, json.dumps(body).encode(), headers)
+
+    def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in (headers | {"Content-Length": str(len(body))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: a page asks once a second."""

@@ -1,0 +1,164 @@
+// Asks the server once a second and hands what it says to the parts of the page.
+import { $, clock, number, setText } from "./format.js";
+import { Pool } from "./pool.js";
+import { Requests } from "./requests.js";
+import { WhatIf } from "./plan.js";
+
+const POLL_MS = 1000;
+const RETRY_MS = 3000;
+const PATIENCE_MS = 8000;
+const KEY = "longflow-key";
+
+const pool = new Pool();
+const requests = new Requests(pool);
+const whatIf = new WhatIf(ask);
+let timer = 0;
+let last = null; // the last stats
+let lastAt = null;
+let goneSince = null;
+
+function storedKey() {
+  try {
+    return sessionStorage.getItem(KEY);
+  } catch {
+    return null;
+  }
+}
+
+/** GET a data route: {status, body}; throws where the server cannot be reached. */
+async function ask(path) {
+  const key = storedKey();
+  const response = await fetch(`longflow/${path}`, {
+    headers: key ? { Authorization: `Bearer ${key}` } : {},
+    cache: "no-store",
+    credentials: "omit",
+    signal: AbortSignal.timeout(PATIENCE_MS),
+  });
+  const body = await response.json().catch(() => ({}));
+  return { status: response.status, body };
+}
+
+function show(state, text) {
+  const status = $("status");
+  status.dataset.state = $("main").dataset.state = state;
+  setText(status, text);
+}
+
+function notice(text) {
+  $("notice").hidden = !text;
+  setText($("notice"), text);
+}
+
+function askForKey() {
+  const form = $("key-form");
+  const refused = storedKey() !== null;
+  show("key", refused ? "Key refused" : "API key needed");
+  setText(
+    $("key-hint"),
+    refused
+      ? "The server refused this key. It is kept in this tab only."
+      : "It is kept in this tab only, until the tab is closed.",
+  );
+  if (form.hidden) {
+    form.hidden = false;
+    $("key").focus();
+  }
+}
+
+function gone(why) {
+  goneSince ??= new Date();
+  show("gone", `No answer since ${clock(goneSince)}`);
+  if (last) setText($("when"), `last answer ${clock(lastAt)}`);
+  notice(`${why} ${last ? "What is shown is the last answer. " : ""}Trying again every ${RETRY_MS / 1000} seconds.`);
+}
+
+function rates(stats) {
+  const seconds = last ? stats.uptime_s - last.uptime_s : 0;
+  if (seconds <= 0) return seconds < 0 ? null : rates.held;
+  const rate = (name) => (stats.counters[name] - last.counters[name]) / seconds;
+  rates.held = { decoded: rate("decoded_tokens"), overwritten: rate("overwritten_tokens") };
+  return rates.held;
+}
+rates.held = null;
+
+function tiles(stats) {
+  const { sums, counters } = stats;
+  setText($("running"), number(sums.running_requests));
+  setText($("running-note"), `${number(sums.at_budget_requests)} at their budget`);
+  const logical = stats.requests.reduce((sum, row) => sum + (row.kv_budget ? row.seq_len : 0), 0);
+  setText($("saved"), number(sums.saved_tokens), "slots");
+  const share = logical ? Math.round((100 * sums.saved_tokens) / logical) : 0;
+  setText($("saved-note"), logical ? `${share}% of what full KV would hold` : "no request has a budget");
+  const rate = rates(stats);
+  setText($("decoded"), rate ? number(Math.round(rate.decoded)) : "–", "tokens/s");
+  setText($("decoded-note"), rate ? `${number(Math.round(rate.overwritten))} slots overwritten/s` : "\u00a0");
+  setText($("waiting"), number(stats.queued_requests));
+  const retracted = counters.retracted_budgeted_rows;
+  setText($("waiting-note"), retracted ? `${number(retracted)} rows retracted` : "none retracted");
+}
+
+function settings(stats) {
+  const facts = { ...stats.settings, uptime_s: Math.round(stats.uptime_s), ...stats.counters };
+  const list = $("settings");
+  list.replaceChildren(
+    ...Object.entries(facts).map(([name, value]) => {
+      const part = document.createElement("div");
+      const term = document.createElement("dt");
+      const text = document.createElement("dd");
+      term.textContent = name.replaceAll("_", " ");
+      text.textContent = typeof value === "number" ? number(value) : String(value ?? "not set");
+      part.append(term, text);
+      return part;
+    }),
+  );
+}
+
+function render(stats) {
+  setText($("model"), stats.server.model);
+  setText($("footer"), `sglang-longflow ${stats.server.longflow}`);
+  tiles(stats);
+  pool.render(stats);
+  requests.render(stats);
+  settings(stats);
+  whatIf.start(stats);
+  last = stats;
+}
+
+async function poll() {
+  clearTimeout(timer);
+  let wait = POLL_MS;
+  try {
+    const { status, body } = await ask("stats");
+    if (status === 401) {
+      goneSince = null;
+      notice("");
+      askForKey();
+      return; // until a key is given
+    }
+    if (status !== 200) throw new Error(`The server answered ${status}: ${body.message ?? ""}.`);
+    $("key-form").hidden = true;
+    goneSince = null;
+    notice("");
+    render(body);
+    show("live", "Live"); // the time is elsewhere: a screen reader would say it every second
+    lastAt = new Date();
+    setText($("when"), clock(lastAt));
+  } catch (error) {
+    const unreachable = error instanceof TypeError || error.name === "TimeoutError";
+    gone(unreachable ? "The server does not answer." : error.message);
+    wait = RETRY_MS;
+  }
+  if (!document.hidden) timer = setTimeout(poll, wait);
+}
+
+$("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem(KEY, $("key").value.trim());
+  $("key").value = "";
+  poll();
+});
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) clearTimeout(timer);
+  else poll();
+});
+poll();

@@ -1,0 +1,96 @@
+"""GET /longflow/stats of a running server, with errors that say what to do."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from typing import Any
+from urllib.parse import urlsplit
+
+from sglang_longflow.errors import ConfigError, WatchError
+
+DEFAULT_URL = "http://127.0.0.1:30000"
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def base_url(url: str) -> str:
+    """`url` without what follows its path's last slash; only http and https.
+
+    Raises
+    ------
+    ConfigError
+        It is no address of a server.
+    """
+    parts = urlsplit(url)
+    try:
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port over 65535
+        valid = False
+    if not valid or parts.query or parts.fragment:
+        raise ConfigError(f"url={url!r}: expected http://HOST:PORT or https://HOST")
+    return url.rstrip("/")
+
+
+def open_route(url: str, route: str, authorization: str | None, timeout_s: float) -> Any:
+    """The open response to GET `url`/longflow/`route`.
+
+    Raises
+    ------
+    OSError
+        The server does not answer, or with an error (`urllib.error.HTTPError`).
+    """
+    headers = {"Authorization": authorization} if authorization else {}
+    request = urllib.request.Request(f"{url}/longflow/{route}", headers=headers)
+    # A proxy from the environment has no business with a server on this machine.
+    direct = urlsplit(url).hostname in _LOOPBACK
+    handlers = [urllib.request.ProxyHandler({})] if direct else []
+    return urllib.request.build_opener(*handlers, _NoRedirect).open(request, timeout=timeout_s)
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A key is for the server it was given for."""
+
+    def redirect_request(self, *args: Any) -> None:
+        return None
+
+
+def fetch_stats(url: str, api_key: str | None = None, timeout_s: float = 10) -> dict[str, Any]:
+    """The stats of the server at `url` (`base_url`).
+
+    Raises
+    ------
+    WatchError
+        One line: the server cannot be reached, wants a key, has no budget, or is none of ours.
+    """
+    authorization = f"Bearer {api_key}" if api_key else None
+    try:
+        with open_route(url, "stats", authorization, timeout_s) as response:
+            stats = json.load(response)
+    except urllib.error.HTTPError as error:
+        with error:
+            raise WatchError(_refusal(url, error, api_key)) from None
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        raise WatchError(f"url={url}: the server does not answer: {reason}") from None
+    except ValueError:
+        raise WatchError(f"url={url}: the answer is no JSON; is this an SGLang server?") from None
+    if not isinstance(stats, dict) or not {"pool", "sums", "counters", "uptime_s"} <= set(stats):
+        raise WatchError(f"url={url}: the answer has no pool; is its sglang-longflow older?")
+    return stats
+
+
+def _refusal(url: str, error: urllib.error.HTTPError, api_key: str | None) -> str:
+    if error.code in (401, 403):
+        advice = "it refuses this --api-key" if api_key else "it asks for a key; give --api-key"
+        return f"url={url}: {advice} ({error.code})"
+    if error.code == 404:
+        return (
+            f"url={url}: it has no /longflow/stats (404); is it an SGLang server that was started "
+            f"with --kv-budget?"
+        )
+    try:
+        message = str(json.load(error)["message"])
+    except (OSError, ValueError, KeyError, TypeError):
+        message = error.reason
+    return f"url={url}: {error.code}: {message[:300]}"

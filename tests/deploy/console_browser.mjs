@@ -1,0 +1,154 @@
+// Drives the console in headless Chromium and reports what it saw, one JSON object a line.
+// It stops at {"at": NAME} until a line comes back: the test then starts requests or ends the server.
+//   node console_browser.mjs MODULES SERVER RELAY KEY FOLDER
+import { mkdtempSync } from "node:fs";
+import { createRequire } from "node:module";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+
+const [modules, server, relay, key, folder] = process.argv.slice(2);
+const { chromium } = createRequire(join(modules, "x.js"))("playwright-core");
+const FLAGS = [
+  "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+  "--disable-background-networking", "--disable-component-update",
+];
+const lines = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
+const say = (facts) => console.log(JSON.stringify(facts));
+async function stopAt(name) {
+  say({ at: name });
+  await lines.next();
+}
+
+const seen = { errors: [], dialogs: 0, outside: [] };
+async function browser(options) {
+  const context = await chromium.launchPersistentContext(mkdtempSync(join(tmpdir(), "chromium-")), {
+    executablePath: "/usr/bin/chromium", headless: true, args: FLAGS,
+    viewport: { width: 1200, height: 900 }, colorScheme: "light", ...options,
+  });
+  context.setDefaultTimeout(20000);
+  return context;
+}
+async function open(context, url, expected = /^$/) {
+  const page = await context.newPage();
+  page.on("console", (message) => {
+    if (message.type() === "error" && !expected.test(message.text())) seen.errors.push(message.text());
+  });
+  page.on("pageerror", (error) => seen.errors.push(String(error)));
+  page.on("dialog", (dialog) => { seen.dialogs += 1; dialog.dismiss(); });
+  page.on("request", (request) => {
+    if (!request.url().startsWith(url)) seen.outside.push(request.url());
+  });
+  await page.goto(`${url}/longflow`);
+  return page;
+}
+const text = (page, selector) => page.locator(selector).innerText();
+const state = (page, name) => page.waitForSelector(`#status[data-state="${name}"]`);
+const background = (page) => page.evaluate(() => getComputedStyle(document.body).backgroundColor);
+
+// The page of the server itself; the header stands in for a proxy that adds the key.
+const watching = await browser({ extraHTTPHeaders: { Authorization: `Bearer ${key}` } });
+let hold;
+const held = new Promise((resolve) => { hold = resolve; });
+await watching.route("**/longflow/stats", async (route) => { await held; await route.continue(); });
+const page = await open(watching, server, /status of 400|net::ERR_/);
+say({ loading: await text(page, "#status"), loading_state: await page.getAttribute("#main", "data-state") });
+hold();
+await state(page, "live");
+say({ empty: await page.isVisible("#requests-empty"), empty_running: await text(page, "#running") });
+
+await stopAt("load");
+await page.waitForFunction(() => document.querySelectorAll("#requests tbody tr").length >= 4);
+await page.waitForFunction(() => parseInt(document.getElementById("saved").textContent) > 0);
+await page.waitForTimeout(4000);
+say(await page.evaluate(() => {
+  const count = (start) => document.querySelectorAll(`#cells i[class^="${start}"]`).length;
+  const numbers = (items) => [...items].map((item) => Number(item.textContent.replaceAll(",", "")));
+  return {
+    rows: [...document.querySelectorAll("#requests tbody tr")].map((row) =>
+      [...row.cells].filter((cell) => !cell.classList.contains("meter")).map((cell) => cell.textContent)),
+    scripts_in_table: document.querySelectorAll("#requests script").length,
+    cells: { budgeted: count("budgeted"), full: count("full"), free: count("free"),
+      all: document.querySelectorAll("#cells i").length },
+    legend: numbers(document.querySelectorAll("#legend li:not([hidden]) b")),
+    settings: document.querySelectorAll("#settings div").length,
+    queue: document.querySelectorAll("#queue li").length,
+    model: document.getElementById("model").textContent,
+  };
+}));
+
+const rowsAtBudget = () => text(page, "#rows-budget");
+const plan = { start: await rowsAtBudget(), budget: await text(page, "#budget-out") };
+await page.focus("#budget");
+await page.keyboard.press("End");
+await page.waitForFunction((before) => document.getElementById("rows-budget").textContent !== before, plan.start);
+plan.whole_pool = await rowsAtBudget();
+plan.whole_budget = await text(page, "#budget-out");
+await page.keyboard.press("Home");
+await page.waitForFunction((before) => document.getElementById("rows-budget").textContent !== before, plan.whole_pool);
+plan.least = await rowsAtBudget();
+plan.verdict = await text(page, "#verdict");
+await page.fill("#prompt", "99999999");
+await page.waitForSelector("#plan-error:not([hidden])");
+plan.error = await text(page, "#plan-error");
+await page.fill("#prompt", "48");
+await page.waitForSelector("#plan:not([hidden])");
+await page.focus("#budget");
+for (let i = 0; i < 24; i++) await page.keyboard.press("PageUp");
+for (let i = 0; i < 20; i++) await page.keyboard.press("PageDown");
+await page.waitForTimeout(400);
+say({ plan });
+
+const themes = { light: await background(page) };
+await page.evaluate(() => { document.activeElement.blur(); scrollTo(0, 0); });
+await page.screenshot({ path: join(folder, "console-light.png") });
+await page.emulateMedia({ colorScheme: "dark" });
+themes.dark = await background(page);
+await page.waitForTimeout(400);
+await page.screenshot({ path: join(folder, "console-dark.png") });
+await page.click("#theme"); // light, against the system
+themes.chosen_light = await background(page);
+await page.click("#theme"); // dark
+await page.emulateMedia({ colorScheme: "light" });
+themes.chosen_dark = await background(page);
+await page.click("#theme"); // as the system
+themes.system = await background(page);
+say({ themes });
+
+await page.setViewportSize({ width: 390, height: 844 });
+await page.waitForTimeout(1200);
+say({ phone: await page.evaluate(() => ({ width: innerWidth, scroll: document.documentElement.scrollWidth,
+  widest: Math.max(...[...document.querySelectorAll("main *, header *")].map((item) => item.getBoundingClientRect().right)) })) });
+await page.screenshot({ path: join(folder, "console-phone.png") });
+await page.setViewportSize({ width: 1200, height: 900 });
+
+// The page of `longflow console`, which asks for the key.
+const asking = await browser({});
+const asked = await open(asking, relay, /401/);
+await state(asked, "key");
+const keys = { asked: await text(asked, "#status"), focus: await asked.evaluate(() => document.activeElement.id) };
+await asked.screenshot({ path: join(folder, "console-key.png") });
+await asked.fill("#key", "wrong-key");
+await asked.keyboard.press("Enter");
+await asked.waitForFunction(() => document.getElementById("status").textContent === "Key refused");
+keys.refused = await text(asked, "#key-hint");
+await asked.fill("#key", key);
+await asked.keyboard.press("Enter");
+await state(asked, "live");
+await asked.waitForFunction(() => document.querySelectorAll("#requests tbody tr").length >= 4);
+keys.stored = await asked.evaluate(() => [Object.values(sessionStorage), Object.values(localStorage), document.cookie]);
+keys.form_hidden = await asked.isHidden("#key-form");
+const other = await open(asking, relay, /401/);
+await state(other, "key");
+keys.other_tab = await text(other, "#status");
+say({ keys });
+await asking.close();
+
+await stopAt("gone");
+await state(page, "gone");
+say({ gone: await text(page, "#status"), gone_when: await text(page, "#when"), gone_notice: await text(page, "#notice"),
+  gone_rows: await page.locator("#requests tbody tr").count() });
+await page.screenshot({ path: join(folder, "console-gone.png") });
+await watching.close();
+say(seen);
+process.exit(); // the open input would keep it waiting

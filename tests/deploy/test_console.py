@@ -1,0 +1,173 @@
+"""The console in headless Chromium on a real server under load, and a fuzzer on its routes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import threading
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
+import harness
+
+pytestmark = [pytest.mark.deploy, pytest.mark.e2e]
+KEY = "right-key"
+POOL, BUDGET = 3000, 96
+EVIL = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    model = harness.build_tiny_model("llama", tmp_path_factory.mktemp("console"))
+    arguments = ["--model-path", str(model), "--skip-tokenizer-init", "--dtype", "float32"]
+    arguments += ["--max-total-tokens", str(POOL), "--kv-budget", str(BUDGET)]
+    arguments += ["--kv-budget-allow-full", "--max-running-requests", "12"]
+    arguments += ["--api-key", KEY, "--served-model-name", "tiny-llama"]
+    with harness.Server(arguments) as running:
+        yield running.wait_ready()
+
+
+def send(server, path: str, body: dict) -> None:
+    """POST, whatever becomes of it: these requests end with the server."""
+    request = urllib.request.Request(server.url + path, json.dumps(body).encode())
+    request.add_header("Content-Type", "application/json")
+    request.add_header("Authorization", f"Bearer {KEY}")
+    with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=300) as response:
+        response.read()
+
+
+def start_load(server) -> None:
+    """Twelve rows, two of them with full KV, and three that wait; long enough for the test."""
+    shared = harness.prompt(24, 5)
+    for number in range(15):
+        budget = {3: 0, 7: 0, 4: 160, 9: 200}.get(number, BUDGET)
+        params = {"temperature": 0, "max_new_tokens": 3500, "ignore_eos": True}
+        params["custom_params"] = {"kv_budget": budget}
+        if budget == 0:
+            params["max_new_tokens"] = 600
+        body = {
+            "input_ids": shared + harness.prompt(20 + number, number),
+            "rid": EVIL if number == 0 else f"chat-{1000 + number * 37}",
+            "sampling_params": params,
+        }
+        threading.Thread(target=send, args=(server, "/generate", body), daemon=True).start()
+
+
+@contextlib.contextmanager
+def relay_of(server):
+    """The address of a ``longflow console``."""
+    command = [sys.executable, "-m", "sglang_longflow.cli", "console", "--port", "0"]
+    with subprocess.Popen(
+        [*command, "--url", server.url], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            line = process.stdout.readline()
+            assert line.endswith("/longflow\n"), line
+            yield line.split()[-1].removesuffix("/longflow")
+        finally:
+            process.kill()
+
+
+def test_a_fuzzer_finds_no_server_error(server, tools, tmp_path):
+    """schemathesis on our part of the server's OpenAPI, with values that fit and that do not."""
+    done = subprocess.run(
+        [
+            tools / "venv/bin/schemathesis", "run", f"{server.url}/openapi.json",
+            "--include-path-regex", "^/longflow", "--header", f"Authorization: Bearer {KEY}",
+            "--max-examples", "40", "--seed", "1", "--no-color", "--suppress-health-check", "all",
+            # The size of the pool, which bounds lengths, is not in the schema.
+            "--exclude-checks", "positive_data_acceptance",
+        ],
+        capture_output=True, text=True, timeout=200, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert "Selected: 2/" in done.stdout, done.stdout
+    send(server, "/generate", {"input_ids": [5, 6], "sampling_params": {"max_new_tokens": 3}})
+    assert server.process.poll() is None
+
+
+@pytest.fixture(scope="module")
+def seen(server, tools, tmp_path_factory) -> dict:
+    """What the browser reported. The server ends with it."""
+    facts: dict = {"folder": tmp_path_factory.mktemp("screenshots")}
+    script = Path(__file__).with_name("console_browser.mjs")
+    with relay_of(server) as relay:
+        command = ["node", script, tools / "node/node_modules", server.url, relay, KEY]
+        with subprocess.Popen(
+            [*command, facts["folder"]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as browser:
+            for line in browser.stdout:
+                said = json.loads(line)
+                if said.get("at") == "load":
+                    start_load(server)
+                elif said.get("at") == "gone":
+                    server.stop()
+                facts |= said
+                if "at" in said:
+                    browser.stdin.write("\n")
+                    browser.stdin.flush()
+        assert browser.returncode == 0, f"{browser.returncode} after {facts}"
+    return facts
+
+
+def test_no_errors_no_dialogs_nothing_from_outside(seen):
+    assert (seen["errors"], seen["dialogs"], seen["outside"]) == ([], 0, [])
+
+
+def test_states(seen):
+    assert (seen["loading"], seen["loading_state"]) == ("Loading", "loading")
+    assert seen["empty"] is True and seen["empty_running"] == "0"
+    assert seen["gone"].startswith("No answer since ")
+    assert seen["gone_when"].startswith("last answer ")
+    assert "does not answer" in seen["gone_notice"] and "last answer" in seen["gone_notice"]
+    assert seen["gone_rows"] >= 4
+
+
+def test_rows_and_pool(seen):
+    rows = {row[0]: row[1:] for row in seen["rows"]}
+    assert EVIL in rows and seen["scripts_in_table"] == 0
+    logical, resident, budget, saved, policy = rows[EVIL]
+    assert (resident, budget, policy) == ("96", "96", "longflow")
+    assert int(logical.replace(",", "")) > 96 and saved.endswith("%")
+    assert any(row[2] == "full KV" for row in rows.values())
+    assert seen["cells"]["all"] == 480 and seen["cells"]["budgeted"] > 100
+    assert seen["cells"]["full"] > 0 and seen["cells"]["free"] > 0
+    assert sum(seen["legend"]) == POOL
+    assert seen["queue"] >= 1 and seen["settings"] > 15 and seen["model"] == "tiny-llama"
+
+
+def test_the_slider_asks_the_planner(seen):
+    plan = seen["plan"]
+    assert (plan["budget"], plan["start"]) == ("96", f"{POOL // 96} at once")
+    assert (plan["whole_budget"], plan["whole_pool"]) == (f"{POOL:,}", "1 at once")
+    assert plan["least"] == f"{POOL // 34} at once" and plan["verdict"].startswith("Helps: ")
+    assert "prompt_tokens" in plan["error"] and "99999999" in plan["error"]
+
+
+def test_themes(seen):
+    themes = seen["themes"]
+    assert themes["light"] == themes["chosen_light"] == themes["system"]
+    assert themes["dark"] == themes["chosen_dark"] != themes["light"]
+
+
+def test_a_phone_does_not_scroll_sideways(seen):
+    assert seen["phone"]["scroll"] == seen["phone"]["width"] == 390
+    assert seen["phone"]["widest"] <= 390
+
+
+def test_the_key_is_asked_for_and_stays_in_the_tab(seen):
+    keys = seen["keys"]
+    assert (keys["asked"], keys["focus"]) == ("API key needed", "key")
+    assert "refused" in keys["refused"] and keys["form_hidden"] is True
+    assert keys["stored"] == [[KEY], [], ""]
+    assert keys["other_tab"] == "API key needed"
+
+
+def test_screenshots_were_taken(seen):
+    names = {file.name for file in seen["folder"].glob("*.png") if file.stat().st_size > 10_000}
+    assert names == {f"console-{name}.png" for name in ("light", "dark", "phone", "key", "gone")}

@@ -1,0 +1,224 @@
+"""The console's routes on a server with a key and limits: who may ask, and what is told."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import harness
+import pytest
+
+pytestmark = pytest.mark.e2e
+KEY = "right-key"
+POOL, BUDGET = 3000, 96
+SECRET = "zanzibar marmalade"
+EVIL = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def server(tiny_with_tokenizer):
+    arguments = ["--model-path", str(tiny_with_tokenizer), "--dtype", "float32"]
+    arguments += ["--max-total-tokens", str(POOL), "--kv-budget", str(BUDGET)]
+    arguments += ["--kv-budget-allow-full", "--api-key", KEY, "--served-model-name", "tiny"]
+    arguments += ["--max-running-requests", "4", "--max-queued-requests", "2", "--enable-metrics"]
+    with harness.Server(arguments) as running:
+        yield running.wait_ready()
+
+
+def ask(server, path: str, key: str | None = KEY, body: dict | bytes | None = None):
+    """(status, headers, text)."""
+    data = json.dumps(body).encode() if isinstance(body, dict) else body
+    request = urllib.request.Request(server.url + path, data)
+    request.add_header("Content-Type", "application/json")
+    if key is not None:
+        request.add_header("Authorization", f"Bearer {key}")
+    try:
+        with urllib.request.urlopen(request, timeout=120) as response:
+            return response.status, response.headers, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers, error.read().decode()
+
+
+def stats(server, max_age_s: float = 0) -> dict:
+    status, _, text = ask(server, f"/longflow/stats?max_age_s={max_age_s}")
+    assert status == 200, text
+    return json.loads(text)
+
+
+def generate(server, rid: str, new_tokens: int, **params):
+    body = {"text": f"Hello {SECRET}", "rid": rid, "sampling_params": {"temperature": 0}}
+    body["sampling_params"] |= {"max_new_tokens": new_tokens, "ignore_eos": True}
+    return ask(
+        server, "/generate", body={**body, "sampling_params": {**body["sampling_params"], **params}}
+    )
+
+
+@contextlib.contextmanager
+def load(server, rids: list[str], new_tokens: int = 600, **params):
+    """Requests that run meanwhile, and are aborted at the end."""
+    threads = [
+        threading.Thread(target=generate, args=(server, rid, new_tokens), kwargs=params)
+        for rid in rids
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        ask(server, "/abort_request", body={"rid": "", "abort_all": True})
+        for thread in threads:
+            thread.join()
+
+
+def until(check, timeout_s: float = 60):
+    """What `check` returns once it is true."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := check()):
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.1)
+    return found
+
+
+ROUTES = ["", "/static/console.js", "/stats", "/plan?budget=96"]
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_every_route_asks_for_the_key(server, route):
+    """SGLang's middleware opens /health and /metrics only; the page is no exception."""
+    path = f"/longflow{route}"
+    for key in (None, "", "wrong-key", KEY + "x"):
+        status, _, text = ask(server, path, key)
+        assert status == 401 and "tiny" not in text, (key, text)
+    status, headers, text = ask(server, path)
+    assert status == 200 and text
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Content-Security-Policy"].startswith("default-src 'none'")
+    assert ask(server, "/metrics", None)[0] == 200
+
+
+def test_the_owners_of_slots_sum_to_the_pool(server):
+    """While requests of every kind run, and exactly once nothing does."""
+
+    def owned(found):
+        rows = [row["own_tokens"] for row in found["requests"] + found["prefilling"]]
+        pool = found["pool"]
+        return (
+            sum(rows)
+            + found["tree_held_tokens"]
+            + pool["evictable_tokens"]
+            + pool["available_tokens"]
+        )
+
+    with load(server, ["a", "b"]), load(server, ["c"], custom_params={"kv_budget": 0}):
+        until(lambda: stats(server)["sums"]["at_budget_requests"] == 2)
+        found = stats(server)
+        assert owned(found) == POOL == found["pool"]["total_tokens"]
+        rows = {row["rid"]: row for row in found["requests"]}
+        assert rows["a"]["own_tokens"] == rows["a"]["kv_len"] == BUDGET < rows["a"]["seq_len"]
+        assert rows["c"]["kv_budget"] == 0 and rows["c"]["kv_len"] == rows["c"]["seq_len"]
+        assert found["sums"]["full_kv_requests"] == 1
+        assert found["sums"]["saved_tokens"] == sum(
+            row["seq_len"] - row["kv_len"] for row in found["requests"]
+        )
+        later = stats(server)
+        assert later["uptime_s"] > found["uptime_s"]
+        assert later["counters"]["decoded_tokens"] >= found["counters"]["decoded_tokens"] > 0
+    until(lambda: not stats(server)["requests"])
+    assert owned(stats(server)) == POOL
+
+
+def test_a_full_queue_is_a_503_and_the_queue_is_shown(server):
+    with contextlib.ExitStack() as running:
+        for number in range(1, 5):  # one by one: no more than two may wait at any time
+            running.enter_context(load(server, [f"run{number}"], 3500))
+            until(lambda n=number: stats(server)["sums"]["running_requests"] == n)
+        with load(server, ["wait0", "wait1"]):
+            found = until(lambda: (s := stats(server))["queued_requests"] == 2 and s)
+            assert {row["rid"] for row in found["queue"]} == {"wait0", "wait1"}
+            assert found["queue"][0]["kv_budget"] == BUDGET
+            assert found["queue"][0]["max_new_tokens"] == 600
+            status, _, text = generate(server, "too-many", 5)
+            assert status == 503 and "queue is full" in text
+    until(lambda: not stats(server)["requests"])
+    assert generate(server, "again", 3)[0] == 200
+
+
+def test_limits_are_4xx_and_the_server_lives_on(server):
+    long = {"input_ids": harness.prompt(4200, 1), "sampling_params": {"max_new_tokens": 5}}
+    status, _, text = ask(server, "/generate", body=long)
+    assert status == 400 and "4200" in text
+    for body in (b"{", b"[]", b"\xff\xfe", b'{"text": "x", "sampling_params": 7}'):
+        assert 400 <= ask(server, "/generate", body=body)[0] < 500, body
+    for query in ("budget=33", "budget=3001", "budget=96&prompt_tokens=3001", "users=2"):
+        assert ask(server, f"/longflow/plan?{query}")[0] == 400
+    assert ask(server, "/longflow/stats?max_age_s=nan")[0] == 400
+    assert ask(server, "/longflow/stats", body=b"{}")[0] == 405
+    assert generate(server, "after", 3)[0] == 200
+
+
+def test_no_text_of_requests_is_told_and_a_rid_is_data(server):
+    with load(server, [EVIL]):
+        found = until(lambda: (s := stats(server))["requests"] and s)
+        assert [row["rid"] for row in found["requests"]] == [EVIL]
+        for route in ROUTES:
+            _, headers, text = ask(server, f"/longflow{route}")
+            assert not any(word in text.lower() for word in SECRET.split()), route
+            assert EVIL not in text or headers["Content-Type"] == "application/json"
+
+
+def test_the_plan_is_about_this_pool(server):
+    plan = json.loads(ask(server, "/longflow/plan?budget=96&prompt_tokens=20&output_tokens=900")[2])
+    assert plan["pool_tokens"] == POOL and plan["rows_budget"] == POOL // 96
+    assert plan["kv_bytes_per_token"] == 2 * 2 * 2 * 64 * 4  # layers, K and V, heads, size, float32
+    settings = stats(server)["settings"]
+    assert settings["kv_pool_bytes"] // plan["kv_bytes_per_token"] in (POOL, POOL + 1)
+
+
+def test_many_viewers_cost_one_question_a_second(server):
+    """A question's answer has its own uptime; three viewers ask a hundred times."""
+    seen: set[float] = set()
+    asked = []
+    end = time.monotonic() + 3
+
+    def watch():
+        while time.monotonic() < end:
+            seen.add(stats(server, max_age_s=1)["uptime_s"])
+            asked.append(1)
+            time.sleep(0.05)
+
+    viewers = [threading.Thread(target=watch) for _ in range(3)]
+    for viewer in viewers:
+        viewer.start()
+    for viewer in viewers:
+        viewer.join()
+    assert len(asked) > 60 and 2 <= len(seen) <= 5
+    # Whoever wants none but new answers waits for them.
+    begin = time.monotonic()
+    assert len({stats(server)["uptime_s"] for _ in range(5)}) == 5
+    assert time.monotonic() - begin >= 0.4
+
+
+def longflow_top(server, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-W", "ignore", "-m", "sglang_longflow.cli", "top"]
+    command += ["--url", server.url, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_longflow_top(server):
+    refused = longflow_top(server, "--once")
+    assert refused.returncode == 1 and "give --api-key" in refused.stderr
+    with load(server, ["watched"]):
+        until(lambda: stats(server)["sums"]["at_budget_requests"] == 1)
+        done = longflow_top(server, "--once", "--api-key", KEY)
+        assert done.returncode == 0, done.stderr
+        (row,) = [line.split() for line in done.stdout.splitlines() if "watched" in line]
+        assert row[2:4] == ["96", "96"] and row[5] == "longflow"
+        assert "running 1, 1 at budget" in done.stdout
+        found = json.loads(longflow_top(server, "--once", "--json", "--api-key", KEY).stdout)
+        assert found["requests"][0]["rid"] == "watched" and found["rates"] is None

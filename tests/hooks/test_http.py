@@ -1,0 +1,111 @@
+"""Our routes on a FastAPI app of their own: bounds, one-line errors, headers. No scheduler."""
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from sglang_longflow.console.page import load_files
+from sglang_longflow.console.snapshots import SchedulerSilent, Snapshots
+from sglang_longflow.console.what_if import RunningServer
+from sglang_longflow.geometry import load_geometry
+from sglang_longflow.hooks import http
+
+SETTINGS = {"device_name": "cpu", "device_memory_bytes": None, "weights_bytes": 0}
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Questions to the scheduler; set its ``answer`` to an exception to make them fail."""
+
+    class Asked:
+        count = 0
+        answer = {"settings": SETTINGS, "requests": [{"rid": "<script>alert(1)</script>\ud800"}]}
+
+        async def __call__(self):
+            self.count += 1
+            if isinstance(self.answer, Exception):
+                raise self.answer
+            return self.answer
+
+    scheduler = Asked()
+    server = RunningServer(load_geometry("qwen3-1.7b"), 5000, 1, "bfloat16", "auto")
+    monkeypatch.setattr(http, "_snapshots", Snapshots(scheduler, min_interval_s=0))
+    monkeypatch.setattr(http, "_server", server)
+    monkeypatch.setattr(http, "_files", load_files())
+    return scheduler
+
+
+@pytest.fixture
+def client(asked):
+    app = FastAPI()
+    app.include_router(http.router)
+    with TestClient(app) as running:
+        yield running
+
+
+def test_every_answer_is_guarded(client):
+    for path in ("", "/static/console.js", "/stats", "/plan?budget=96", "/plan", "/static/x"):
+        headers = client.get(f"/longflow{path}").headers
+        assert headers["X-Content-Type-Options"] == "nosniff", path
+        assert "script-src 'self'" in headers["Content-Security-Policy"], path
+        assert "unsafe" not in headers["Content-Security-Policy"], path
+    assert client.get("/longflow").headers["Content-Type"] == "text/html; charset=utf-8"
+    assert client.get("/longflow/stats").headers["Content-Type"] == "application/json"
+    assert client.get("/longflow/stats").headers["Cache-Control"] == "no-store"
+
+
+def test_stats_are_shared(client, asked):
+    for _ in range(20):
+        assert client.get("/longflow/stats").status_code == 200
+    assert asked.count == 1
+    client.get("/longflow/stats?max_age_s=0")
+    assert asked.count == 2
+
+
+def test_a_request_id_stays_text(client):
+    answer = client.get("/longflow/stats")
+    assert answer.json()["requests"][0]["rid"] == "<script>alert(1)</script>\ud800"
+    assert answer.content.isascii()
+
+
+def test_a_plan(client):
+    plan = client.get("/longflow/plan?budget=100&prompt_tokens=50&output_tokens=800").json()
+    assert (plan["pool_tokens"], plan["rows_budget"]) == (5000, 50)
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("stats?max_age_s=-1", ["max_age_s='-1'", "greater than or equal to 0"]),
+        ("stats?max_age_s=61", ["max_age_s='61'", "less than or equal to 60"]),
+        ("stats?max_age_s=nan", ["max_age_s='nan'", "finite"]),
+        ("stats?max_age_s=soon", ["max_age_s='soon'", "number"]),
+        ("plan", ["budget: is required"]),
+        ("plan?budget=33", ["budget='33'", "34"]),
+        ("plan?budget=5001", ["budget=5001", "from 34 to 5000"]),
+        ("plan?budget=many", ["budget='many'", "integer"]),
+        ("plan?budget=9999999999999999999999", ["budget='9999", "10000000"]),
+        ("plan?budget=96&output_tokens=0", ["output_tokens='0'", "1"]),
+        ("plan?budget=96&output_tokens=10000001", ["output_tokens", "10000000"]),
+        ("plan?budget=96&prompt_tokens=5001", ["prompt_tokens=5001", "5000"]),
+        ("plan?budget=96&users=0", ["users='0'", "1"]),
+    ],
+)
+def test_wrong_values_are_400_with_field_value_and_limit(client, query, words):
+    answer = client.get(f"/longflow/{query}")
+    assert answer.status_code == 400
+    message = answer.json()["message"]
+    assert all(word in message for word in words) and "\n" not in message, message
+
+
+def test_a_silent_scheduler_is_a_503(client, asked):
+    asked.answer = SchedulerSilent("the scheduler has not answered")
+    for path in ("stats", "plan?budget=96"):
+        answer = client.get(f"/longflow/{path}")
+        assert answer.status_code == 503 and "has not answered" in answer.json()["message"]
+
+
+def test_only_the_consoles_files_are_served(client):
+    for name in ("page.py", "..%2Fpage.py", "%2e%2e/page.py", "nothing.js"):
+        assert client.get(f"/longflow/static/{name}").status_code == 404
+    assert client.post("/longflow/stats").status_code == 405

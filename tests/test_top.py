@@ -1,0 +1,218 @@
+"""``longflow top`` on recorded stats from a small HTTP server."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pty
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from sglang_longflow import cli, top, top_view
+
+STATS = {
+    "server": {"model": "tiny", "longflow": "0.1.0", "schedulers": 1},
+    "settings": {"kv_budget": 96},
+    "pool": {
+        "total_tokens": 3000,
+        "available_tokens": 2200,
+        "evictable_tokens": 100,
+        "budgeted_tokens": 192,
+    },
+    "tree_held_tokens": 30,
+    "sums": {
+        "running_requests": 3,
+        "at_budget_requests": 2,
+        "full_kv_requests": 1,
+        "saved_tokens": 708,
+    },
+    "requests": [
+        dict(rid="first", seq_len=500, kv_len=96, kv_budget=96, kv_policy="longflow",
+             own_tokens=96, tree_tokens=0),
+        dict(rid="e\x1b[2Jvil[bold]", seq_len=400, kv_len=96, kv_budget=96, kv_policy="tova",
+             own_tokens=96, tree_tokens=0),
+        dict(rid="whole", seq_len=410, kv_len=410, kv_budget=0, kv_policy="longflow",
+             own_tokens=380, tree_tokens=30),
+    ],
+    "prefilling": [dict(rid="new", prompt_tokens=64, own_tokens=64)],
+    "counters": {"decoded_tokens": 1000, "overwritten_tokens": 708, "cut_tokens": 0},
+    "queued_requests": 4,
+    "queue": [],
+    "uptime_s": 100.0,
+}  # fmt: skip
+
+
+class Recorded(ThreadingHTTPServer):
+    """Gives STATS; every look is two seconds and 50 decoded tokens later."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        self.looks = 0
+        self.key = ""
+        self.answer: tuple[int, str] | None = None
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        stats = copy.deepcopy(STATS)
+        stats["uptime_s"] += 2 * self.server.looks
+        stats["counters"]["decoded_tokens"] += 50 * self.server.looks
+        self.server.looks += 1
+        status, body = 200, json.dumps(stats)
+        if self.server.key and self.headers.get("Authorization") != f"Bearer {self.server.key}":
+            status, body = 401, '{"error":"Unauthorized"}'
+        if self.server.answer:
+            status, body = self.server.answer
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    with Recorded() as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+def test_owners_sum_to_the_pool():
+    found = top_view.owners(STATS)
+    assert found == {
+        "budgeted": 192,
+        "full": 380,
+        "prefill": 64,
+        "held": 30,
+        "evictable": 100,
+        "free": 2200,
+        "other": 34,
+    }
+    assert sum(found.values()) == STATS["pool"]["total_tokens"]
+    bar = top_view.pool_bar(STATS).plain
+    assert len(bar) == top_view.BAR_CELLS and set(bar) == set("#Fpceo.")
+
+
+def test_once(server, capsys):
+    assert cli.main(["top", "--url", server.url + "/", "--once"]) == 0
+    text = capsys.readouterr().out
+    assert "pool 700 of 3,000 (23%)" in text and "queued 4" in text and "####" in text
+    rows = [line.split() for line in text.splitlines()]
+    assert [row for row in rows if row and row[0] in ("first", "whole")] == [
+        ["first", "500", "96", "96", "81%", "longflow"],
+        ["whole", "410", "410", "full", "KV", "-", "-"],
+    ]
+    assert "\x1b" not in text and "e?[2Jvil[bold]" in text
+    assert server.looks == 1
+
+
+def test_lines_where_there_is_no_terminal(server):
+    command = [sys.executable, "-m", "sglang_longflow.cli", "top", "--url", server.url]
+    with subprocess.Popen(
+        [*command, "--interval", "0.2"], stdout=subprocess.PIPE, text=True
+    ) as watching:
+        lines = [watching.stdout.readline() for _ in range(3)]
+        watching.send_signal(2)
+        assert watching.wait(10) == 0
+    assert "- tokens/s" in lines[0]
+    assert all("25 tokens/s, 0 overwritten/s" in line for line in lines[1:])
+
+
+def test_json(server, capsys):
+    assert cli.main(["top", "--url", server.url, "--once", "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line) == {**STATS, "rates": None}
+
+
+def read_until(screen: int, text: str) -> str:
+    """What a terminal was sent, up to `text`."""
+    seen, deadline = "", time.monotonic() + 20
+    while text not in seen:
+        assert time.monotonic() < deadline, seen
+        seen += os.read(screen, 65536).decode(errors="replace")
+    return seen
+
+
+def test_a_screen_that_outlives_the_server(server):
+    """On a terminal: the view, then what was last known, and since when there is no answer."""
+    screen, end = pty.openpty()
+    command = [sys.executable, "-m", "sglang_longflow.cli", "top", "--url", server.url]
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"}
+    with subprocess.Popen(
+        [*command, "--interval", "0.2"], stdin=end, stdout=end, stderr=end, env=environment
+    ) as watching:
+        os.close(end)
+        text = read_until(screen, "25 tokens/s")
+        assert "longflow top" in text and "whole" in text and "\x1b[2Jvil" not in text
+        server.answer = (503, '{"message": "the scheduler has not answered"}')
+        text = read_until(screen, "no answer since")
+        read_until(screen, "first")  # the last rows stay
+        server.answer = None
+        watching.send_signal(2)
+        assert watching.wait(10) == 0
+    os.close(screen)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ((404, "{}"), ["404", "--kv-budget"]),
+        ((503, '{"message": "the scheduler\\n has not answered"}'), ["503", "has not answered"]),
+        ((500, "<html>"), ["500"]),
+        ((302, ""), ["302"]),
+        ((200, "<html>"), ["no JSON"]),
+        ((200, "{}"), ["has no pool"]),
+    ],
+)
+def test_answers_that_are_no_stats(server, capsys, answer, words):
+    server.answer = answer
+    assert cli.main(["top", "--url", server.url, "--once"]) == 1
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert captured.out == "" and line.startswith("longflow top: error: url=")
+    assert all(word in line for word in words), line
+
+
+def test_keys(server, capsys):
+    server.key = "right"
+    assert cli.main(["top", "--url", server.url, "--once"]) == 1
+    assert "asks for a key; give --api-key (401)" in capsys.readouterr().err
+    assert cli.main(["top", "--url", server.url, "--once", "--api-key", "wrong"]) == 1
+    assert "refuses this --api-key (401)" in capsys.readouterr().err
+    assert cli.main(["top", "--url", server.url, "--once", "--api-key", "right"]) == 0
+
+
+def test_no_server(capsys):
+    assert cli.main(["top", "--url", "http://127.0.0.1:9"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "url=http://127.0.0.1:9: the server does not answer" in line and "refused" in line
+
+
+@pytest.mark.parametrize("value", ["0.1", "3601", "nan", "often", "-1"])
+def test_intervals(capsys, value):
+    assert cli.main(["top", f"--interval={value}"]) == 2
+    assert f"interval={value!r}: expected seconds from 0.2 to 3600" in capsys.readouterr().err
+
+
+def test_rates_need_time_and_survive_a_restart():
+    later = copy.deepcopy(STATS)
+    later["uptime_s"] += 4
+    later["counters"]["overwritten_tokens"] += 10
+    found = {"decoded_tokens_per_s": 0.0, "overwritten_tokens_per_s": 2.5}
+    assert top.rates(later, STATS) == found
+    assert top.rates(STATS, STATS) is None and top.rates(STATS, None) is None
+    assert top.rates(STATS, later) is None  # the server was started again
