@@ -29,6 +29,12 @@ class EvalError(LongFlowError, RuntimeError):
     exit_status = 1
 
 
+class BenchError(LongFlowError, RuntimeError):
+    """A server that is measured refused a request, shortened it, or went away."""
+
+    exit_status = 1
+
+
 class UnsupportedSetup(LongFlowError, ValueError):
     """A server feature does not work with KV budgets; the message names the flag to change."""
 
