@@ -15,17 +15,28 @@ from sglang_longflow.errors import BudgetError
 BUDGET_KEY = "kv_budget"
 POLICY_KEY = "kv_policy"
 _PREFIX = "kv_"
+#: What each means, for docs/configuration.md.
+REQUEST_KEYS = {
+    BUDGET_KEY: (
+        "an integer",
+        "Tokens kept resident per layer, within --kv-budget-min and --kv-budget-max; 0 is full KV, "
+        "where the server allows it. Default: --kv-budget.",
+    ),
+    POLICY_KEY: (
+        "a text",
+        "Eviction policy, one that this server's decode can rank by. Default: --kv-policy.",
+    ),
+}
 
 
 def asks_for_budget(custom_params: Mapping[str, Any] | None) -> bool:
     """Whether a request's ``custom_params`` has one of our keys."""
-    return any(key in (custom_params or {}) for key in (BUDGET_KEY, POLICY_KEY))
+    return any(key in (custom_params or {}) for key in REQUEST_KEYS)
 
 
 def unknown_key(params: Mapping[str, Any]) -> str | None:
     """A key that looks like one of ours and is none, or None: a typo must not cost the budget."""
-    ours = (BUDGET_KEY, POLICY_KEY)
-    return next((key for key in params if key.startswith(_PREFIX) and key not in ours), None)
+    return next((k for k in params if k.startswith(_PREFIX) and k not in REQUEST_KEYS), None)
 
 
 def resolve_budget(custom_params: Mapping[str, Any] | None, config: LongFlowConfig) -> KVBudget:
@@ -46,8 +57,8 @@ def resolve_budget(custom_params: Mapping[str, Any] | None, config: LongFlowConf
     """
     params = custom_params or {}
     if (key := unknown_key(params)) is not None:
-        close = difflib.get_close_matches(key, (BUDGET_KEY, POLICY_KEY), n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known: {BUDGET_KEY}, {POLICY_KEY}"
+        close = difflib.get_close_matches(key, REQUEST_KEYS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(REQUEST_KEYS)}"
         raise BudgetError(
             f"{key}={params[key]!r:.60}: unknown key of custom_params; {hint}", "unknown_key"
         )
