@@ -443,14 +443,33 @@ def test_generate_takes_custom_params_in_sampling_params_only(server):
     assert dropped["meta_info"]["kv_budget"] == DEFAULT
 
 
-def test_ollama_gets_the_servers_default(server, lost):
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [("/api/generate", {"prompt": "Once upon a time"}), ("/api/chat", {"messages": QUESTION})],
+)
+def test_ollama_gets_the_servers_default(server, lost, path, asked):
     options = {"temperature": 0, "num_predict": 130, "custom_params": {"kv_budget": 48}}
     body = {"model": "tiny", "stream": False, "options": options, "kv_budget": 48}
-    status, answer = server.request("/api/generate", {**body, "prompt": "Once upon a time"})
+    status, answer = server.request(path, {**body, **asked})
     assert status == 200, answer
-    assert answer["eval_count"] > 100 and answer["response"]
+    assert answer["eval_count"] > 100
     assert lost() == kept(answer["prompt_eval_count"], answer["eval_count"], DEFAULT) > 0
     assert not [key for key in answer if key.startswith("kv_")]
+
+
+def test_cloud_endpoints(server):
+    """SageMaker's is SGLang's chat handler, Vertex AI's its /generate."""
+    chat = {"model": "tiny", "messages": QUESTION, **GREEDY, **custom(kv_budget=64), **PLAIN}
+    status, answer = server.request("/invocations", chat)
+    assert status == 200 and answer["metadata"]["kv_resident_tokens"] == 64
+    body = {
+        "instances": [{"text": "One"}, {"text": "Two"}],
+        "parameters": {"sampling_params": harness.greedy(120, kv_budget=48)},
+    }
+    status, answer = server.request("/vertex_generate", body)
+    assert status == 200, answer
+    found = [item["meta_info"]["kv_resident_tokens"] for item in answer["predictions"]]
+    assert found == [48, 48]
 
 
 def test_anthropic_messages_get_the_servers_default(server, lost):
