@@ -9,10 +9,8 @@ import subprocess
 import sys
 
 import harness
-import longflow_oracle
 import pytest
 import text_model
-import torch
 
 pytestmark = pytest.mark.e2e
 DEFAULT, MOST = 96, 500
@@ -28,20 +26,12 @@ def model(smollm2, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def adapters(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("adapters")
-    return {name: text_model.build_adapter(folder / name, seed) for seed, name in enumerate("ab")}
-
-
-@pytest.fixture(scope="module")
-def server(model, adapters):
+def server(model):
     arguments = ["--model-path", str(model), "--dtype", "float32", "--served-model-name", "tiny"]
     arguments += ["--max-total-tokens", "4000", "--chunked-prefill-size", "512"]
     arguments += [f"--kv-budget={DEFAULT}", f"--kv-budget-max={MOST}", "--kv-budget-allow-full"]
     arguments += ["--reasoning-parser", "qwen3", "--enable-strict-thinking"]
-    arguments += ["--enable-lora", "--lora-backend", "torch_native", "--lora-paths"]
-    arguments += [f"{name}={folder}" for name, folder in adapters.items()]
-    arguments += ["--max-loras-per-batch", "3", "--enable-metrics", "--random-seed", "1"]
+    arguments += ["--enable-metrics", "--random-seed", "1"]
     with harness.Server(arguments) as running:
         yield running.wait_ready()
 
@@ -269,52 +259,6 @@ def test_reasoning_is_split_off_with_a_budget(client):
             streamed[part] += getattr(chunk.choices[0].delta, part, None) or ""
     assert streamed["content"].strip() == message.content.strip()
     assert streamed["reasoning_content"].strip() == message.reasoning_content.strip()
-
-
-# ------------------------------------------------------------------------------------------- LoRA
-
-
-def test_adapters_keep_budgets_of_their_own(server, model, adapters):
-    """Tokens are those of plain PyTorch on the merged weights, each request with its budget."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    ids, new_tokens = harness.prompt(30, 7), 90
-    wanted = [("a", 48), ("b", 48), (None, 48), ("a", 64), ("b", 0)]
-    answers = server.generate(
-        {
-            "input_ids": [ids] * len(wanted),
-            "lora_path": [name for name, _ in wanted],
-            "sampling_params": [harness.greedy(new_tokens, kv_budget=b) for _, b in wanted],
-        }
-    )
-    try:
-        from transformers import AutoModelForCausalLM
-
-        base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-        models = {name: text_model.merged(model, folder) for name, folder in adapters.items()}
-        for (name, budget), answer in zip(wanted, answers, strict=True):
-            meta = answer["meta_info"]
-            assert meta["kv_budget"] == budget
-            assert meta["kv_resident_tokens"] == (budget or len(ids) + new_tokens - 1)
-            oracle = longflow_oracle.generate(
-                models.get(name, base), ids, budget or None, new_tokens
-            )
-            assert answer["output_ids"] == oracle.output_ids, (name, budget)
-    finally:
-        torch.set_num_threads(threads)
-    texts = [tuple(answer["output_ids"]) for answer in answers]
-    assert len(set(texts)) == len(texts)
-
-
-def test_an_adapter_by_its_openai_name(client):
-    texts = set()
-    for name in ("tiny", "tiny:a", "tiny:b"):
-        answer = client.completions.create(
-            model=name, prompt="Once upon a time", **GREEDY, extra_body=custom(kv_budget=64)
-        )
-        assert answer.metadata["kv_resident_tokens"] == 64
-        texts.add(answer.choices[0].text)
-    assert len(texts) == 3
 
 
 # ------------------------------------------------------------------------------ frontend programs
