@@ -1,8 +1,8 @@
 """Structured output on the CPU platform.
 
 SGLang 0.5.17's xgrammar backend pins its masks and applies them in Triton, whatever the device is:
-without a GPU the first request with a JSON schema ends the scheduler. xgrammar itself has both for a
-CPU.
+without a GPU the first request with a JSON schema ends the scheduler. xgrammar itself can do both
+on a CPU.
 """
 
 from __future__ import annotations
