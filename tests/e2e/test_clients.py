@@ -31,6 +31,8 @@ def server(model):
     arguments += ["--max-total-tokens", "4000", "--chunked-prefill-size", "512"]
     arguments += [f"--kv-budget={DEFAULT}", f"--kv-budget-max={MOST}", "--kv-budget-allow-full"]
     arguments += ["--reasoning-parser", "qwen3", "--enable-strict-thinking"]
+    # A random model would write blanks for ever where JSON allows them.
+    arguments += ["--constrained-json-disable-any-whitespace"]
     arguments += ["--enable-metrics", "--random-seed", "1"]
     with harness.Server(arguments) as running:
         yield running.wait_ready()
