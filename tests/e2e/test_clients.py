@@ -67,9 +67,14 @@ def custom(**params) -> dict:
     return {"custom_params": params, "ignore_eos": True}
 
 
-def kept(prompt_tokens: int, output_tokens: int, budget: int) -> int:
+def gone(prompt_tokens: int, output_tokens: int, budget: int) -> int:
     """What a row of that length gives up with a budget."""
     return max(0, prompt_tokens + output_tokens - 1 - budget)
+
+
+def counts(found: int, expected: int, requests: int = 1) -> bool:
+    """Whether counters agree: they count the step that SGLang launches beyond a request's end."""
+    return 0 < expected <= found <= expected + requests
 
 
 # --------------------------------------------------------------------------------- openai package
@@ -81,8 +86,8 @@ def test_openai_chat_and_completions(client):
     )
     assert chat.usage.completion_tokens == 130
     assert chat.metadata["kv_budget"] == chat.metadata["kv_resident_tokens"] == 64
-    gone = chat.metadata["kv_overwritten_tokens"] + chat.metadata["kv_cut_tokens"]
-    assert gone == kept(chat.usage.prompt_tokens, 130, 64) > 0
+    given_up = chat.metadata["kv_overwritten_tokens"] + chat.metadata["kv_cut_tokens"]
+    assert given_up == gone(chat.usage.prompt_tokens, 130, 64) > 0
     full = client.completions.create(
         model="tiny", prompt="Once upon a time", **GREEDY, extra_body=custom(kv_budget=0)
     )
@@ -107,7 +112,7 @@ def test_openai_streams_keep_their_budget(client, lost):
     )
     usage = chunks[-1].usage
     assert usage.completion_tokens == 130 and len(chunks) > 20
-    assert lost() == kept(usage.prompt_tokens, 130, 64)
+    assert counts(lost(), gone(usage.prompt_tokens, 130, 64))
     assert not any((chunk.model_extra or {}).get("metadata") for chunk in chunks)
     whole = client.chat.completions.create(
         model="tiny", messages=QUESTION, **GREEDY, extra_body={**custom(kv_budget=64), **PLAIN}
@@ -358,7 +363,7 @@ def test_sglangs_own_bench_serving(server, model, lost, tmp_path):
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         result = json.loads(out.read_text().splitlines()[-1])
         assert result["completed"] == 6 and result["total_output_tokens"] == 360
-        assert lost() == 6 * kept(40, 60, budget), backend
+        assert counts(lost(), 6 * gone(40, 60, budget), 6), backend
 
 
 def test_longflow_bench_on_a_running_server(server, tmp_path, capsys):
@@ -399,7 +404,8 @@ def test_ollama_gets_the_servers_default(server, lost, path, asked):
     status, answer = server.request(path, {**body, **asked})
     assert status == 200, answer
     assert answer["eval_count"] > 100
-    assert lost() == kept(answer["prompt_eval_count"], answer["eval_count"], DEFAULT) > 0
+    used = gone(answer["prompt_eval_count"], answer["eval_count"], DEFAULT)
+    assert counts(lost(), used)
     assert not [key for key in answer if key.startswith("kv_")]
 
 
@@ -431,8 +437,8 @@ def test_anthropic_messages_get_the_servers_default(server, lost):
         )
         assert answer.usage.output_tokens > 100
         cached = answer.usage.cache_read_input_tokens or 0
-        used = kept(answer.usage.input_tokens + cached, answer.usage.output_tokens, DEFAULT)
-        assert lost() == used > 0
+        used = gone(answer.usage.input_tokens + cached, answer.usage.output_tokens, DEFAULT)
+        assert counts(lost(), used)
 
 
 def test_responses_get_the_servers_default(client, lost):
@@ -443,5 +449,5 @@ def test_responses_get_the_servers_default(client, lost):
         temperature=0,
         extra_body={"custom_params": {"kv_budget": 48}},
     )
-    used = kept(answer.usage.input_tokens, answer.usage.output_tokens, DEFAULT)
-    assert lost() == used > 0
+    used = gone(answer.usage.input_tokens, answer.usage.output_tokens, DEFAULT)
+    assert counts(lost(), used)
