@@ -24,13 +24,21 @@ import re
 import statistics
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import aiohttp
 import yaml
 from bench_geometries import GEOMETRIES, model_folder
 
+from sglang_longflow.benchmark.streams import (
+    Stream,
+    ask,
+    emptied,
+    latencies,
+    percentile,
+    session_for,
+    tokens_at,
+)
 from sglang_longflow.preflight import free_port
 from sglang_longflow.supervise import Server
 
@@ -83,16 +91,6 @@ def load_points(file: Path, only: list[str], systems: list[str]) -> list[Point]:
     return points
 
 
-@dataclass
-class Stream:
-    """One request as it comes in: (time, tokens so far) of every message."""
-
-    sent: float = 0.0
-    messages: list[tuple[float, int]] = field(default_factory=list)
-    finished: bool = False
-    problem: str = ""
-
-
 class Log:
     """The scheduler's lines in the server's output, with the time they arrived."""
 
@@ -129,23 +127,6 @@ class Log:
             self._file.flush()
 
 
-async def ask(session, url: str, body: dict, stream: Stream) -> None:
-    stream.sent = time.monotonic()
-    try:
-        async with session.post(f"{url}/generate", json=body) as response:
-            if response.status != 200:
-                stream.problem = f"{response.status}: {(await response.text())[:200]}"
-                return
-            async for line in response.content:
-                if not line.startswith(b"data: {"):
-                    continue
-                meta = json.loads(line[6:])["meta_info"]
-                stream.messages.append((time.monotonic(), meta["completion_tokens"]))
-                stream.finished = meta["finish_reason"] is not None
-    except aiohttp.ClientError as error:
-        stream.problem = f"{type(error).__name__}: {error}"
-
-
 def bodies(point: Point, vocab_size: int, seed: int) -> list[dict]:
     """The requests of a point, the staggered wave first."""
     generator = random.Random(seed)
@@ -164,11 +145,8 @@ def bodies(point: Point, vocab_size: int, seed: int) -> list[dict]:
 async def drive(url: str, point: Point, requests: list[dict]) -> tuple[list[Stream], float]:
     """Send all requests at once; returns the streams and when the first was sent."""
     streams = [Stream() for _ in requests]
-    limit = aiohttp.TCPConnector(limit=0)
     began = time.monotonic()
-    async with aiohttp.ClientSession(
-        connector=limit, timeout=aiohttp.ClientTimeout(total=None), read_bufsize=1 << 20
-    ) as session:
+    async with session_for() as session:
         tasks = [
             asyncio.create_task(ask(session, url, body, stream))
             for body, stream in zip(requests, streams, strict=True)
@@ -184,33 +162,6 @@ async def drive(url: str, point: Point, requests: list[dict]) -> tuple[list[Stre
     for stream in streams:
         stream.messages = [message for message in stream.messages if message[0] <= ended]
     return streams, began
-
-
-async def emptied(session, url: str, timeout_s: float = 60) -> None:
-    """Wait until nothing runs, and empty the radix cache."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        async with session.post(f"{url}/flush_cache") as response:
-            if response.status == 200:
-                return
-        if time.monotonic() > deadline:
-            raise TimeoutError("the server did not become idle")
-        await asyncio.sleep(0.3)
-
-
-def tokens_at(stream: Stream, moment: float) -> int:
-    """Tokens that had arrived by `moment`."""
-    return max((count for when, count in stream.messages if when <= moment), default=0)
-
-
-def latencies(streams: list[Stream], start: float, end: float) -> list[float]:
-    """Seconds a token of every message that arrived in the window."""
-    found = []
-    for stream in streams:
-        for (t0, n0), (t1, n1) in zip(stream.messages, stream.messages[1:]):
-            if start <= t1 <= end and n1 > n0:
-                found.append((t1 - t0) / (n1 - n0))
-    return sorted(found)
 
 
 def summarise(point: Point, streams: list[Stream], began: float, log: Log) -> dict:
@@ -241,9 +192,7 @@ def summarise(point: Point, streams: list[Stream], began: float, log: Log) -> di
         "cuda_graph_share": mean("cuda_graph"),
         "retracted_requests": sum(n for when, n in log.retracted if began <= when <= ended),
         "inter_token_ms_mean": round(1e3 * statistics.fmean(per_token), 3) if per_token else None,
-        "inter_token_ms_p99": round(1e3 * per_token[int(0.99 * len(per_token))], 3)
-        if per_token
-        else None,
+        "inter_token_ms_p99": round(1e3 * percentile(per_token, 0.99), 3) if per_token else None,
         "first_token_s_median": round(statistics.median(first), 3) if first else None,
         "first_token_s_last": round(first[-1], 3) if first else None,
         "problems": [s.problem for s in streams if s.problem][:3],

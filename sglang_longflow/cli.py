@@ -26,6 +26,7 @@ COMMANDS = {
     "demo": "show budgets at work: one real server, a small model, with and without a budget",
     "doctor": "check this installation, and server arguments given after --",
     "eval": "measure right answers, or KL divergence on texts, by policy and budget",
+    "bench": "measure throughput and latency against the budget, the same work on each server",
     "plan": "work out what a budget buys on a given GPU, without one",
     "top": "watch a running server: pool, requests, rates, queue",
     "console": "open a running server's console page from here, also with an API key",

@@ -32,6 +32,10 @@ class EvalError(LongFlowError, RuntimeError):
 class WatchError(LongFlowError, RuntimeError):
     """A server that is watched does not answer, or refuses to."""
 
+
+class BenchError(LongFlowError, RuntimeError):
+    """A server that is measured refused a request, shortened it, or went away."""
+
     exit_status = 1
 
 

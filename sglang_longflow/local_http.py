@@ -1,4 +1,4 @@
-"""Requests to a server that this process started."""
+"""Requests to a server that this process started, or was told to measure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ FIRST_PORT = 30000  # where a free one is looked for
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def open_json(url: str, body: dict[str, Any] | None, timeout_s: float = 600) -> Any:
+def open_json(
+    url: str, body: dict[str, Any] | None, timeout_s: float = 600, api_key: str | None = None
+) -> Any:
     """The open response to a POST of `body`, or to a GET where there is none.
 
     Raises
@@ -20,5 +22,8 @@ def open_json(url: str, body: dict[str, Any] | None, timeout_s: float = 600) -> 
         The server does not answer, or with an error (`urllib.error.HTTPError`).
     """
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json"}
+    if api_key:
+        headers["Authorization"] = f"Bearer {api_key}"
+    request = urllib.request.Request(url, data, headers)
     return _OPENER.open(request, timeout=timeout_s)

@@ -22,6 +22,17 @@ class Point:
     high: float
 
 
+def budget_axis(axes: Any, budgets: Iterable[int]) -> None:
+    """Budgets from left to right, on a logarithmic scale."""
+    marks = sorted(set(budgets))
+    if marks:
+        axes.set_xscale("log")
+        axes.set_xticks(marks, [f"{budget:,}" for budget in marks])
+        axes.minorticks_off()
+    axes.set_xlabel("KV budget (tokens a request)")
+    axes.grid(alpha=0.3)
+
+
 def draw(lines: list[Line], path: Path) -> None:
     """Write the accuracy as a PNG."""
     points = (
@@ -69,14 +80,9 @@ def draw_points(points: Iterable[Point], path: Path, label: str, **axis: Any) ->
         if point.variant == FULL:
             axes.axhline(point.value, color="black", linestyle="--", label="full KV")
             axes.axhspan(point.low, point.high, color="black", alpha=0.08)
-    budgets = sorted({point.budget for point in points if point.budget})
-    axes.set_xscale("log")
-    axes.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
-    axes.minorticks_off()
+    budget_axis(axes, {point.budget for point in points if point.budget})
     axes.set(**axis)
-    axes.set_xlabel("KV budget (tokens a request)")
     axes.set_ylabel(label)
-    axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

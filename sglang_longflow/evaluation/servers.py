@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,6 +34,28 @@ def server_arguments(
 
 
 @contextmanager
+def started(
+    arguments: Sequence[str],
+    what: str,
+    verbose: bool = False,
+    environment: Mapping[str, str] | None = None,
+    start_timeout_s: float = START_TIMEOUT_S,
+) -> Iterator[str]:
+    """The url of a server that is ready; it ends with the block.
+
+    `arguments` are for `longflow serve`, `what` is printed, `environment` is added to the
+    server's.
+    """
+    settings, _ = prepare(list(arguments))
+    echo = getattr(sys.stderr, "buffer", None) if verbose else None
+    variables = {**settings.environment, **(environment or {})}
+    with Server(settings.arguments, settings.url, echo, variables) as server:
+        print(f"starting a server for {what}")
+        print(f"ready in {server.wait_ready(start_timeout_s):.0f} s", flush=True)
+        yield settings.url
+
+
+@contextmanager
 def running_server(
     model: Path,
     key: tuple[str, int, int],
@@ -43,9 +65,6 @@ def running_server(
 ) -> Iterator[str]:
     """The url of a server that is ready; it ends with the block. `names` are printed."""
     port = free_port("127.0.0.1", FIRST_PORT)
-    settings, _ = prepare(server_arguments(model, key, port, more))
-    echo = getattr(sys.stderr, "buffer", None) if verbose else None
-    with Server(settings.arguments, settings.url, echo, settings.environment) as server:
-        print(f"starting a server for {', '.join(dict.fromkeys(names))}")
-        print(f"ready in {server.wait_ready(START_TIMEOUT_S):.0f} s", flush=True)
-        yield settings.url
+    what = ", ".join(dict.fromkeys(names))
+    with started(server_arguments(model, key, port, more), what, verbose) as url:
+        yield url

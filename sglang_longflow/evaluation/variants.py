@@ -46,8 +46,8 @@ class Variant:
         return "longflow" if shared else self.policy, self.sinks, self.recent
 
 
-def parse_variant(text: str) -> Variant:
-    """Read ``longflow``, or ``streaming:sinks=4,recent=8``.
+def parse_variant(text: str, setting: str = "policies") -> Variant:
+    """Read ``longflow``, or ``streaming:sinks=4,recent=8``; errors name the `setting`.
 
     Raises
     ------
@@ -56,12 +56,12 @@ def parse_variant(text: str) -> Variant:
     """
     policy, _, options = text.partition(":")
     if wrong := unknown_policy(policy):
-        raise ConfigError(f"policies={text!r}: {wrong}")
+        raise ConfigError(f"{setting}={text!r}: {wrong}")
     values = {}
     for option in filter(None, options.split(",")):
         name, _, value = option.partition("=")
         if name not in ("sinks", "recent") or not value.isdecimal():
-            raise ConfigError(f"policies={text!r}: expected sinks=N or recent=N, not {option!r}")
+            raise ConfigError(f"{setting}={text!r}: expected sinks=N or recent=N, not {option!r}")
         values[name] = int(value)
     return Variant(policy, **values)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,14 +10,33 @@ from sglang_longflow.config import LongFlowConfig, unknown_policy
 from sglang_longflow.contracts import KVBudget
 from sglang_longflow.errors import BudgetError
 
-#: The keys of ``custom_params`` that are ours; all others belong to someone else.
+#: The keys of ``custom_params`` that are ours; those that do not begin with ``kv_`` belong to
+#: someone else, such as a custom logit processor.
 BUDGET_KEY = "kv_budget"
 POLICY_KEY = "kv_policy"
+_PREFIX = "kv_"
+#: What each means, for docs/configuration.md.
+REQUEST_KEYS = {
+    BUDGET_KEY: (
+        "an integer",
+        "Tokens kept resident per layer, within --kv-budget-min and --kv-budget-max; 0 is full KV, "
+        "where the server allows it. Default: --kv-budget.",
+    ),
+    POLICY_KEY: (
+        "a text",
+        "Eviction policy, one that this server's decode can rank by. Default: --kv-policy.",
+    ),
+}
 
 
 def asks_for_budget(custom_params: Mapping[str, Any] | None) -> bool:
     """Whether a request's ``custom_params`` has one of our keys."""
-    return any(key in (custom_params or {}) for key in (BUDGET_KEY, POLICY_KEY))
+    return any(key in (custom_params or {}) for key in REQUEST_KEYS)
+
+
+def unknown_key(params: Mapping[str, Any]) -> str | None:
+    """A key that looks like one of ours and is none, or None: a typo must not cost the budget."""
+    return next((k for k in params if k.startswith(_PREFIX) and k not in REQUEST_KEYS), None)
 
 
 def resolve_budget(custom_params: Mapping[str, Any] | None, config: LongFlowConfig) -> KVBudget:
@@ -31,10 +51,17 @@ def resolve_budget(custom_params: Mapping[str, Any] | None, config: LongFlowConf
     Raises
     ------
     BudgetError
-        Not an integer, negative, out of the operator's bounds, below the policy's minimum, full KV
-        where it is not allowed, or an unknown policy.
+        A key beginning with ``kv_`` that is unknown; a budget that is not an integer, negative,
+        out of the operator's bounds, below the policy's minimum, full KV where it is not allowed;
+        or an unknown policy.
     """
     params = custom_params or {}
+    if (key := unknown_key(params)) is not None:
+        close = difflib.get_close_matches(key, REQUEST_KEYS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(REQUEST_KEYS)}"
+        raise BudgetError(
+            f"{key}={params[key]!r:.60}: unknown key of custom_params; {hint}", "unknown_key"
+        )
     name = params.get(POLICY_KEY, config.kv_policy)
     if wrong := unknown_policy(name):
         raise BudgetError(f"kv_policy={name!r}: {wrong}", "unknown_policy")

@@ -14,7 +14,8 @@ class LatestReport(list):
     """Stands in ``Req.customized_info`` for a list with one entry a token.
 
     SGLang slices that list by the tokens it is about to send and appends the slice to the
-    response; any slice of this one is the report of now, once.
+    response; with ``--incremental-streaming-output`` it then cuts what went out before, by tokens
+    again. So a slice of this one is as long as SGLang expects: the report of now, at its end.
     """
 
     def __init__(self, req):
@@ -24,7 +25,8 @@ class LatestReport(list):
     def __getitem__(self, index):
         req = self._req
         tokens = len(req.output_ids_through_stop)
-        return [asdict(report(req.longflow_row, len(req.origin_input_ids), tokens))]
+        latest = asdict(report(req.longflow_row, len(req.origin_input_ids), tokens))
+        return [None] * (index.stop - index.start - 1) + [latest]
 
 
 def _spread(meta_info: dict) -> None:

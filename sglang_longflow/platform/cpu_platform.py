@@ -14,6 +14,11 @@ class LongFlowCpuPlatform(CpuDeviceMixin, SRTPlatform):
     def is_pin_memory_available(self, device=None) -> bool:
         return False
 
+    def init_backend(self) -> None:
+        from sglang_longflow.platform.cpu_grammar import use_xgrammars_own_masks
+
+        use_xgrammars_own_masks()
+
     def get_default_attention_backend(self) -> str:
         return "torch_native"
 

@@ -167,6 +167,7 @@ def engine(
     probe: bool = False,
     interpret: bool = False,
     fresh: bool = False,
+    scheduler=None,
     env: dict[str, str] | None = None,
     **arguments,
 ):
@@ -174,6 +175,8 @@ def engine(
 
     With ``interpret`` its Triton kernels run on a CPU, in Triton's interpreter. With ``fresh`` its
     processes import SGLang by themselves, for the variables in `env` that are read on import.
+
+    `scheduler` replaces SGLang's entry point of a scheduler process, a function of a module.
 
     With ``probe`` the scheduler runs under `probe.run_scheduler_process`; the engine then has
     ``probe_report()``.
@@ -199,6 +202,9 @@ def engine(
         defaults["device"] = "cpu"
         env = {**CPU_THREADS, **(env or {})}
     cls = Engine
+    if scheduler is not None:
+        replaced = {"run_scheduler_process_func": staticmethod(scheduler)}
+        cls = type("OtherSchedulerEngine", (Engine,), replaced)
     if probe:
         import probe as probe_module
 

@@ -70,6 +70,20 @@ def test_refused_budget_names_field_value_and_limit(value, config, reason, limit
     assert re.search(rf"(?<!\d){re.escape(limit)}(?!\d)", str(error))
 
 
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("kv_bugdet", "did you mean kv_budget?"),
+        ("kv_polcy", "did you mean kv_policy?"),
+        ("kv_x", "known: kv_budget, kv_policy"),
+    ],
+)
+def test_a_misspelt_key_is_refused(key, hint):
+    error = refusal({key: 100, "mine": 1}, BOUNDED)
+    assert error.reason == "unknown_key" and len(refusal({key: "x" * 999}, BOUNDED).args[0]) < 200
+    assert str(error).startswith(f"{key}=100: ") and hint in str(error)
+
+
 @pytest.mark.parametrize("name", ["oracle", "", "LongFlow", "longflow ", None, 3, ["longflow"], {}])
 def test_unknown_policy_is_refused_with_the_known_ones(name):
     error = refusal({"kv_policy": name}, BOUNDED)

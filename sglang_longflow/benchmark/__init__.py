@@ -1,0 +1,1 @@
+"""`longflow bench`: throughput and latency against the budget."""

@@ -1,0 +1,124 @@
+"""Streamed requests as they come in, and what follows from their times."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+from sglang_longflow.errors import BenchError
+
+
+@dataclass
+class Stream:
+    """One request.
+
+    Attributes
+    ----------
+    sent : float
+        When, by ``time.monotonic()``; so are all times here.
+    messages : list of (float, int)
+        Time and tokens so far of every message.
+    meta : dict
+        ``meta_info`` of the last message.
+    finished : bool
+    problem : str
+        Why there is no answer; empty where there is one.
+    """
+
+    sent: float = 0.0
+    messages: list[tuple[float, int]] = field(default_factory=list)
+    meta: dict[str, Any] = field(default_factory=dict)
+    finished: bool = False
+    problem: str = ""
+
+
+def session_for(api_key: str | None = None) -> aiohttp.ClientSession:
+    """A session without limits of its own: the server queues, not the client."""
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    return aiohttp.ClientSession(
+        headers=headers,
+        connector=aiohttp.TCPConnector(limit=0),
+        timeout=aiohttp.ClientTimeout(total=None),
+        read_bufsize=1 << 20,
+    )
+
+
+async def ask(
+    session: aiohttp.ClientSession, url: str, body: dict[str, Any], stream: Stream
+) -> None:
+    """Send a request to ``/generate`` and note what comes; never raises for a refusal."""
+    stream.sent = time.monotonic()
+    try:
+        async with session.post(f"{url}/generate", json=body) as response:
+            if response.status != 200:
+                stream.problem = f"HTTP {response.status}: {(await response.text())[:300]}"
+                return
+            async for line in response.content:
+                if line.startswith(b"data: {"):
+                    _take(json.loads(line[6:]), stream)
+    except (aiohttp.ClientError, OSError, ValueError, KeyError) as error:
+        stream.problem = f"{type(error).__name__}: {error}"
+
+
+def _take(event: dict[str, Any], stream: Stream) -> None:
+    if "error" in event:  # SGLang had sent its headers when it refused
+        stream.problem = str(event["error"].get("message", event["error"]))
+        return
+    stream.meta = event["meta_info"]
+    stream.messages.append((time.monotonic(), stream.meta["completion_tokens"]))
+    stream.finished = stream.meta["finish_reason"] is not None
+
+
+async def emptied(session: aiohttp.ClientSession, url: str, timeout_s: float = 60) -> None:
+    """Wait until nothing runs, and empty the radix cache.
+
+    Raises
+    ------
+    BenchError
+        Requests still run after that time.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        async with session.post(f"{url}/flush_cache") as response:
+            if response.status == 200:
+                return
+            reason = f"HTTP {response.status}: {(await response.text())[:200]}"
+        if time.monotonic() > deadline:
+            raise BenchError(f"{url}/flush_cache: not empty after {timeout_s:.0f} s: {reason}")
+        await asyncio.sleep(0.3)
+
+
+def tokens_at(stream: Stream, moment: float) -> int:
+    """Tokens that had arrived by `moment`."""
+    return max((count for when, count in stream.messages if when <= moment), default=0)
+
+
+def gaps(
+    streams: Iterable[Stream], start: float = -math.inf, end: float = math.inf
+) -> Iterator[tuple[float, int]]:
+    """Seconds since the message before, and tokens, of every message in a window but the first."""
+    for stream in streams:
+        for (t0, n0), (t1, n1) in zip(stream.messages, stream.messages[1:]):
+            if start <= t1 <= end and n1 > n0:
+                yield t1 - t0, n1 - n0
+
+
+def latencies(
+    streams: Iterable[Stream], start: float = -math.inf, end: float = math.inf
+) -> list[float]:
+    """Seconds a token of every message that arrived in the window, ascending."""
+    return sorted(seconds / tokens for seconds, tokens in gaps(streams, start, end))
+
+
+def percentile(ascending: Sequence[float], share: float) -> float | None:
+    """The value that `share` of them are below; None where there is none."""
+    if not ascending:
+        return None
+    return ascending[min(len(ascending) - 1, int(share * len(ascending)))]
