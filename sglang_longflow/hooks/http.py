@@ -6,6 +6,7 @@ from fastapi import APIRouter, HTTPException
 
 from sglang_longflow.config import config_from
 from sglang_longflow.hooks import verify
+from sglang_longflow.hooks.drain import CountResponses
 
 router = APIRouter(prefix="/longflow", tags=["longflow"])
 
@@ -42,3 +43,4 @@ def setup_and_run_http_server(server_args, *args, **kwargs) -> None:
 
     verify.require_all()
     app.include_router(router)
+    app.add_middleware(CountResponses)

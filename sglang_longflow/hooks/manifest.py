@@ -298,7 +298,16 @@ MANIFEST: tuple[Hook, ...] = (
             "server_args tokenizer_manager template_manager port_args scheduler_infos "
             "subprocess_watchdog execute_warmup_func launch_callback"
         ),
-        "adds GET /longflow/stats to SGLang's own FastAPI app",
+        "adds GET /longflow/stats and the count of open responses to SGLang's own FastAPI app",
         "SGLang lets plugins add routes",
+    ),
+    Hook(
+        f"{_TOKENIZER}.sigterm_watchdog",
+        "around",
+        "drain:sigterm_watchdog",
+        _p("self"),
+        "after SIGTERM the server exits when the scheduler is done with every request, also where "
+        "a client has not read its response to the end",
+        "SGLang's drain waits for open responses",
     ),
 )
