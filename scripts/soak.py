@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--model", type=Path, required=True, help="folder whose tokenizer is used")
     parser.add_argument("--tools", type=Path, default=ROOT / ".tools")
-    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--clients", type=int, default=6)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="the report goes here, too")
     options = parser.parse_args()
@@ -38,6 +38,7 @@ def main() -> int:
             options.tools,
             minutes=options.minutes,
             clients=options.clients,
+            growth_mb_a_minute=1.0,
             seed=options.seed,
         )
         report = asyncio.run(soak.run())

@@ -298,7 +298,8 @@ MANIFEST: tuple[Hook, ...] = (
             "server_args tokenizer_manager template_manager port_args scheduler_infos "
             "subprocess_watchdog execute_warmup_func launch_callback"
         ),
-        "adds GET /longflow/stats and the count of open responses to SGLang's own FastAPI app",
+        "adds GET /longflow/stats, the count of open responses, and names of /metrics that every "
+        "Prometheus gets alike to SGLang's own FastAPI app",
         "SGLang lets plugins add routes",
     ),
     Hook(

@@ -66,13 +66,17 @@ class Report:
 
 @dataclass
 class Soak:
-    """One run; `minutes` of traffic, the kill when a third of it is over."""
+    """One run: traffic, the kill when a third of `minutes` is over, and traffic to the end.
+
+    The time to restart comes on top where it takes longer than a third.
+    """
 
     folder: Path
     model: Path
     tools: Path
     minutes: float
-    clients: int = 8
+    clients: int = 6
+    pause_s: float = 0.3
     growth_mb: float = 40.0
     growth_mb_a_minute: float = 0.0
     seed: int = 1
@@ -93,13 +97,16 @@ class Soak:
         try:
             with _strict():
                 await self._start()
-                traffic = Traffic(self.router.url, self.serving, self.clients, self.seed)
+                traffic = Traffic(
+                    self.router.url, self.serving, self.clients, self.seed, self.pause_s
+                )
                 watch = asyncio.create_task(self._watch_memory())
                 began = time.monotonic()
                 traffic.start()
-                await asyncio.sleep(self.minutes * 60 / 3)
+                third = self.minutes * 20
+                await asyncio.sleep(third)
                 killed = await self._kill_and_restart(self.workers[0])
-                await asyncio.sleep(max(0, self.minutes * 60 - (time.monotonic() - began)))
+                await asyncio.sleep(max(third, 3 * third - (time.monotonic() - began)))
                 await traffic.stop(200)
                 self.report.minutes = round((time.monotonic() - began) / 60, 2)
                 watch.cancel()

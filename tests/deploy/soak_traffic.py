@@ -37,7 +37,7 @@ class Note:
 
 @dataclass
 class Traffic:
-    """`clients` that each do one thing after the other, through the router.
+    """`clients` that each do one thing after the other, through the router; pauses up to `pause_s`.
 
     `workers` gives the addresses that serve now: aborts and half of the malformed requests go to
     them directly, because the router has no route for the former and a parser for the latter.
@@ -47,6 +47,7 @@ class Traffic:
     workers: Callable[[], list[str]]
     clients: int
     seed: int
+    pause_s: float = 0.0
     notes: list[Note] = field(default_factory=list)
     stopping: bool = False
     _tasks: list[asyncio.Task] = field(default_factory=list)
@@ -83,6 +84,7 @@ class Traffic:
                 (kind,) = generator.choices(list(KINDS), list(KINDS.values()))
                 act = getattr(self, "_" + kind.replace(" ", "_"))
                 await act(session, generator)
+                await asyncio.sleep(generator.random() * self.pause_s)
 
     async def _full(self, session, note: Note, request: requests.Request) -> str:
         """Send, read to the end, judge; returns the text of the answer."""
