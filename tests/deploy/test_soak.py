@@ -21,5 +21,5 @@ def test_mixed_traffic_and_a_killed_scheduler(tools, tmp_path):
     kinds = {outcome.split(": ")[0] for outcome in report.outcomes}
     assert kinds == {"generate", "completion", "conversation", "abort", "hang up", "malformed"}
     assert {"abort: aborted", "malformed: refused", "hang up: hung up"} <= set(report.outcomes)
-    assert report.outcomes["generate: ok"] > 20
+    assert report.outcomes["generate: ok"] >= 10
     assert report.overwritten_tokens > 100 and report.memory
