@@ -20,23 +20,22 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests" / "deploy")]
 
 
-def phases():
-    """Two bursts with quiet between them."""
+def phases(bursts: int):
+    """Bursts with quiet after each; every second one is larger."""
     from autoscale_proof import Phase
 
     both, one = (lambda c: len(c.ready) == 2), (lambda c: len(c.ready) == 1 and not c.draining)
     always = lambda c: True  # noqa: E731
-    return [
-        Phase("calm", 2, always, 20),
-        Phase("burst", 14, both),
-        Phase("burst on two", 14, always, 40),
-        Phase("quiet", 3, one, 20),
-        Phase("calm again", 4, always, 25),
-        Phase("second burst", 18, both),
-        Phase("second burst on two", 18, always, 40),
-        Phase("quiet again", 3, one, 20),
-        Phase("end", 3, always, 15),
-    ]
+    found = [Phase("calm", 2, always, 15)]
+    for number in range(1, bursts + 1):
+        clients = 18 if number % 2 == 0 else 14
+        found += [
+            Phase(f"burst {number}", clients, both),
+            Phase(f"burst {number} on two", clients, always, 30),
+            Phase(f"quiet {number}", 4, one, 20),
+            Phase(f"calm {number}", 4, always, 15),
+        ]
+    return found
 
 
 def plot(rows: list[dict[str, str]], rows_per_replica: int, threshold: float, file: Path) -> None:
@@ -105,6 +104,7 @@ def main() -> int:
     parser.add_argument("--model", type=Path, help="folder whose tokenizer is used")
     parser.add_argument("--tools", type=Path, default=ROOT / ".tools")
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
+    parser.add_argument("--bursts", type=int, default=2)
     parser.add_argument("--plot-only", action="store_true")
     options = parser.parse_args()
     from autoscale_manifest import scaled_object
@@ -122,7 +122,14 @@ def main() -> int:
             folder = Path(name)
             model = text_model(folder / "model", options.model)
             result = asyncio.run(
-                run(settings, scaled, phases(), folder=folder, model=model, tools=options.tools)
+                run(
+                    settings,
+                    scaled,
+                    phases(options.bursts),
+                    folder=folder,
+                    model=model,
+                    tools=options.tools,
+                )
             )
         print("\n".join(result.events))
         sent, lost = result.load.sent, result.load.lost

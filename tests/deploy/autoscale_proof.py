@@ -45,6 +45,7 @@ class Settings:
         return [
             *(f"--kv-budget={self.budget}", f"--max-total-tokens={pool}", "--device=cpu"),
             *(f"--max-running-requests={self.rows}", "--sleep-on-idle", "--random-seed=1"),
+            "--stream-interval=8",
         ]
 
     @property
@@ -67,7 +68,7 @@ class Phase:
     clients: int
     until: Callable[[Controller], bool]
     least_s: float = 0.0
-    most_s: float = 120.0
+    most_s: float = 300.0
 
 
 @dataclass
@@ -110,6 +111,7 @@ class Controller:
             await asyncio.sleep(0.3)
         self.prometheus.add(replica, {"namespace": NAMESPACE, "pod": name})
         await self.router.add(replica.url)
+        replica.give_way()
         self.starting.remove(replica)
         self.ready.append(replica)
         self.note(f"{name}: ready, behind the router")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import os
 import re
@@ -67,6 +68,11 @@ async def until(condition, timeout_s: float, what: str, poll_s: float = 0.2):
     return value
 
 
+def _end_with_parent() -> None:
+    """In the child: SIGKILL when the test ends, also where it was killed itself."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
 class Program:
     """A child process with its output in a file."""
 
@@ -83,6 +89,7 @@ class Program:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_end_with_parent,
                 env={**os.environ, **(env or {})},
             )
 
@@ -153,6 +160,13 @@ class Replica(Program):
                 elif line.startswith("sglang::scheduler"):
                     found["scheduler"] = child
         return found
+
+    def give_way(self) -> None:
+        """Lower its priority: beside busy servers, on two cores, another starts for minutes."""
+        family = psutil.Process(self.process.pid)
+        for process in (family, *family.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                process.nice(10)
 
     async def drain(self, timeout_s: float) -> int:
         """SIGTERM, as a kubelet sends it; returns the exit status."""

@@ -124,6 +124,7 @@ class Soak:
         await self.router.start()
         for worker in self.workers:
             await until(lambda w=worker: w.is_ready, 300, f"{worker.name} is ready", 0.5)
+            worker.give_way()
             await self.router.add(worker.url)
 
     async def _watch_memory(self) -> None:
@@ -147,6 +148,7 @@ class Soak:
         self.report.exit_status = worker.process.returncode
         worker.start()
         await until(lambda: worker.is_ready, 300, f"{worker.name} is ready again", 0.5)
+        worker.give_way()
         healthy = lambda: self.router.workers()[worker.url]["is_healthy"]  # noqa: E731
         await until(healthy, 60, f"the router takes {worker.name} again", 0.5)
         self._down.discard(worker.name)

@@ -28,7 +28,7 @@ def test_scales_out_and_in_without_losing_a_request(tools, tmp_path):
     phases = [
         Phase("calm", 2, lambda c: c.rows and c.rows[-1]["running"] == 2, 4),
         Phase("burst", 14, busy_on_both),
-        Phase("both", 14, lambda c: True, 10),
+        Phase("both", 14, lambda c: True, 15),
         Phase("calm again", 4, one_left),
         Phase("after", 4, lambda c: True, 4),
     ]
