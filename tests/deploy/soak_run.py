@@ -77,7 +77,7 @@ class Soak:
     minutes: float
     clients: int = 6
     pause_s: float = 0.3
-    growth_mb: float = 40.0
+    growth_mb: float = 80.0
     growth_mb_a_minute: float = 0.0
     seed: int = 1
     report: Report = field(default_factory=Report)
