@@ -15,8 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from sglang_longflow import local_http
-
 pytestmark = pytest.mark.e2e
 START_S = 300
 
@@ -118,7 +116,7 @@ class SlowReader(http.client.HTTPConnection):
         "stream": True,
         "return_logprob": True,
         "top_logprobs_num": 20,
-        "sampling_params": {"max_new_tokens": 200, "temperature": 0, "ignore_eos": True},
+        "sampling_params": {"max_new_tokens": 300, "temperature": 0, "ignore_eos": True},
     }
 
     def connect(self):
@@ -145,14 +143,7 @@ def test_sigterm_drains_what_a_client_has_not_read(tmp_path, model, port):
         while "SIGTERM received" not in (tmp_path / "err").read_text():
             assert time.monotonic() < end
             time.sleep(0.1)
-        with local_http.open_json(f"http://127.0.0.1:{port}/longflow/stats", None) as answer:
-            assert json.load(answer)["requests"], "the generation ended before the drain began"
-        while True:
-            with local_http.open_json(f"http://127.0.0.1:{port}/longflow/stats", None) as answer:
-                if not json.load(answer)["requests"]:
-                    break
-            time.sleep(0.5)
-        time.sleep(11)  # two polls of SGLang's own drain, which has nothing to wait for any more
+        time.sleep(12)  # longer than two polls of SGLang's own drain
         # Until the end requests are answered, and their clients sent elsewhere.
         other = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
         other.request("POST", "/generate", json.dumps({"text": "Hi"}), SlowReader.json_headers)
@@ -164,7 +155,7 @@ def test_sigterm_drains_what_a_client_has_not_read(tmp_path, model, port):
     assert response.getheader("connection") is None and first.startswith(b"data: ")
     *_, last, end_mark = [line for line in rest.split(b"\n") if line.startswith(b"data: ")]
     assert end_mark == b"data: [DONE]"
-    assert json.loads(last[6:])["meta_info"]["completion_tokens"] == 200
+    assert json.loads(last[6:])["meta_info"]["completion_tokens"] == 300
     assert f"http://127.0.0.1:{port}/longflow/stats" in (tmp_path / "out").read_text()
     assert gone(family), "processes were left behind"
 
