@@ -23,6 +23,7 @@ from sglang_longflow.console.snapshots import (
 )
 from sglang_longflow.geometry import PlanError, geometry_from
 from sglang_longflow.hooks import verify
+from sglang_longflow.hooks.drain import CountResponses
 from sglang_longflow.hooks.stats import OUR_QUESTION
 from sglang_longflow.planner import (
     DEFAULT_OUTPUT_TOKENS,
@@ -164,6 +165,26 @@ async def static(name: str) -> Response:
     return Response(content, 200, FILE_HEADERS, media_type)
 
 
+class PlainMetrics:
+    """ASGI middleware: ``/metrics`` in Prometheus' own text format, where names keep their colon.
+
+    Asked for OpenMetrics without ``escaping=allow-utf-8``, as Prometheus 2 asks, prometheus_client
+    (0.26) names the samples ``sglang_num_running_reqs``, and no query for ``sglang:...`` finds one.
+    """
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith("/metrics"):
+            accepted = b",".join(value for name, value in scope["headers"] if name == b"accept")
+            if b"escaping=allow-utf-8" not in accepted:
+                others = [pair for pair in scope["headers"] if pair[0] != b"accept"]
+                plain = (b"accept", b"text/plain;version=0.0.4")
+                scope = {**scope, "headers": [*others, plain]}
+        await self.app(scope, receive, send)
+
+
 def setup_and_run_http_server(server_args, *args, **kwargs) -> None:
     """Before ``_setup_and_run_http_server``, in the process that serves HTTP."""
     if config_from(server_args) is None:
@@ -173,3 +194,5 @@ def setup_and_run_http_server(server_args, *args, **kwargs) -> None:
     verify.require_all()
     _files.update(load_files())
     app.include_router(router)
+    app.add_middleware(CountResponses)
+    app.add_middleware(PlainMetrics)

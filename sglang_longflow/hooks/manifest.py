@@ -299,7 +299,17 @@ MANIFEST: tuple[Hook, ...] = (
             "server_args tokenizer_manager template_manager port_args scheduler_infos "
             "subprocess_watchdog execute_warmup_func launch_callback"
         ),
-        "adds the console and its data routes to SGLang's own FastAPI app",
+        "adds the console and its data routes, the count of open responses, and names of /metrics "
+        "that every Prometheus gets alike to SGLang's own FastAPI app",
         "SGLang lets plugins add routes",
+    ),
+    Hook(
+        f"{_TOKENIZER}.sigterm_watchdog",
+        "around",
+        "drain:sigterm_watchdog",
+        _p("self"),
+        "after SIGTERM the server exits when the scheduler is done with every request, also where "
+        "a client has not read its response to the end",
+        "SGLang's drain waits for open responses",
     ),
 )

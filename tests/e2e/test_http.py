@@ -159,6 +159,23 @@ def test_metrics(server):
     assert not re.search(r"^sglang_longflow:", text, re.M)
 
 
+@pytest.mark.parametrize(
+    "accept",
+    [
+        # Prometheus 2, Prometheus 3, and 3 with legacy names.
+        "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+        "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,*/*;q=0.1",
+        "application/openmetrics-text;version=1.0.0;escaping=underscores;q=0.6,*/*;q=0.1",
+    ],
+)
+def test_metrics_keep_their_names_for_every_scraper(server, accept):
+    request = urllib.request.Request(server.url + "/metrics", headers={"Accept": accept})
+    with urllib.request.urlopen(request) as response:
+        text = response.read().decode()
+    assert re.search(r"^sglang:num_running_reqs{", text, re.M)
+    assert not re.search(r"^sglang_num_running_reqs", text, re.M)
+
+
 BAD = [
     ({"kv_budget": "many"}, ("kv_budget='many'", "integer")),
     ({"kv_budget": 96.5}, ("kv_budget=96.5", "integer")),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
+import json
 import os
 import signal
 import socket
@@ -105,7 +107,28 @@ def test_scheduler_killed_during_start(tmp_path, model, port):
     assert gone(family), "processes were left behind"
 
 
-def test_serves_until_sigterm(tmp_path, model, port):
+class SlowReader(http.client.HTTPConnection):
+    """Asks for a stream of many megabytes, and leaves it to the sockets' buffers at first."""
+
+    json_headers = {"Content-Type": "application/json"}
+    body = {
+        "text": "Hello",
+        "stream": True,
+        "return_logprob": True,
+        "top_logprobs_num": 20,
+        "sampling_params": {"max_new_tokens": 300, "temperature": 0, "ignore_eos": True},
+    }
+
+    def connect(self):
+        super().connect()
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+
+    def ask(self) -> http.client.HTTPResponse:
+        self.request("POST", "/generate", json.dumps(self.body), self.json_headers)
+        return self.getresponse()
+
+
+def test_sigterm_drains_what_a_client_has_not_read(tmp_path, model, port):
     arguments = ("--kv-budget=96", "--max-total-tokens=1200", f"--port={port}")
     with serving(tmp_path, model, *arguments) as process:
         end = time.monotonic() + START_S
@@ -113,9 +136,26 @@ def test_serves_until_sigterm(tmp_path, model, port):
             assert process.poll() is None, (tmp_path / "err").read_text()[-2000:]
             time.sleep(0.5)
         family = descendants(process.pid)
+        slow = SlowReader("127.0.0.1", port, timeout=120)
+        response = slow.ask()
+        first = response.readline()
         process.terminate()
+        while "SIGTERM received" not in (tmp_path / "err").read_text():
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        time.sleep(12)  # longer than two polls of SGLang's own drain
+        # Until the end requests are answered, and their clients sent elsewhere.
+        other = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+        other.request("POST", "/generate", json.dumps({"text": "Hi"}), SlowReader.json_headers)
+        late = other.getresponse()
+        assert (late.status, late.getheader("connection")) == (200, "close")
+        rest = response.read()
         status = process.wait(120)
     assert status == 0
+    assert response.getheader("connection") is None and first.startswith(b"data: ")
+    *_, last, end_mark = [line for line in rest.split(b"\n") if line.startswith(b"data: ")]
+    assert end_mark == b"data: [DONE]"
+    assert json.loads(last[6:])["meta_info"]["completion_tokens"] == 300
     assert f"http://127.0.0.1:{port}/longflow/stats" in (tmp_path / "out").read_text()
     assert gone(family), "processes were left behind"
 

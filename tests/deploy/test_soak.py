@@ -1,0 +1,25 @@
+"""A short soak; `scripts/soak.py` is the long one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+from fleet import text_model
+from soak_run import Soak, as_text
+
+pytestmark = pytest.mark.deploy
+
+
+def test_mixed_traffic_and_a_killed_scheduler(tools, tmp_path):
+    model = text_model(tmp_path / "model", Path(os.environ["LONGFLOW_TEST_MODEL"]))
+    report = asyncio.run(Soak(tmp_path, model, tools, minutes=0.6, clients=4).run())
+    print(as_text(report))
+    assert report.problems == []
+    kinds = {outcome.split(": ")[0] for outcome in report.outcomes}
+    assert kinds == {"generate", "completion", "conversation", "abort", "hang up", "malformed"}
+    assert {"abort: aborted", "malformed: refused", "hang up: hung up"} <= set(report.outcomes)
+    assert report.outcomes["generate: ok"] >= 10
+    assert report.overwritten_tokens > 100 and report.memory
