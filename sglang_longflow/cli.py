@@ -27,6 +27,7 @@ COMMANDS = {
     "doctor": "check this installation, and server arguments given after --",
     "eval": "measure right answers, or KL divergence on texts, by policy and budget",
     "plan": "work out what a budget buys on a given GPU, without one",
+    "render": "write deployment files for compose, kustomize, Helm or KEDA, with a plan's numbers",
 }
 
 
