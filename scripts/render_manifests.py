@@ -38,11 +38,13 @@ COPIES = {
     CHART / "files/rules.yaml": ROOT / "deploy/monitoring/rules.yaml",
     KUSTOMIZE / "components/hpa/prometheus-adapter.yaml": CHART / "files/prometheus-adapter.yaml",
 }
-# What only makes sense under Helm: its labels, its annotations, and the hash of the configuration
-# (kustomize gives the ConfigMap a name with one).
+# What only makes sense under Helm: its labels, its annotations, the hash of the configuration
+# (kustomize gives the ConfigMap a name with one), and a subject's namespace, which kustomize writes
+# where there is none and otherwise leaves as it is.
 HELM_LINES = re.compile(
     r"^ +(app\.kubernetes\.io/managed-by|helm\.sh/chart|checksum/config): .*\n"
     r"|^ +annotations:\n( +#.*\n)* +helm\.sh/resource-policy: .*\n"
+    rf"|^    namespace: {NAMESPACE}\n"
     r"|^ *\n",
     re.MULTILINE,
 )

@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
         replicas_max=most,
         max_total_tokens=None if limit is None else integer("--max-total-tokens", limit),
     )
-    asked = f"--model {shlex.quote(args.model)} --budget {sizing.budget_tokens}"
+    asked = f"  --model {shlex.quote(args.model)} --budget {sizing.budget_tokens}"
     asked += f" --gpu {plan.gpu}" if plan.gpu else f" --memory-gb {args.memory_gb}"
     settings = Settings(
         out=shlex.quote(args.out),
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
         namespace=args.namespace,
         prometheus=args.prometheus,
         router=args.router,
-        note=f"Written by longflow render {__version__} --target {target} {asked} --tp {plan.tp}",
+        note=f"Written by longflow render {__version__} --target {target}\n{asked} --tp {plan.tp}",
     )
     output, commands = TARGETS[target](sizing, settings)
     written = output.write(Path(args.out), args.force)

@@ -58,8 +58,9 @@ _Dumper.add_representer(str, _text)
 
 def dump(content: Any, comment: str) -> str:
     """YAML text under a comment; keys keep their order."""
+    # A folded text is broken after the first word that passes the width.
     note = "".join(f"# {line}\n" for line in comment.splitlines())
-    return note + yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=100)
+    return note + yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=70)
 
 
 @dataclass

@@ -207,6 +207,8 @@ def test_kustomize_puts_another_namespace_into_the_queries(tmp_path):
             assert set(re.findall(r'namespace="(.*?)"', query)) == {"chat"}
         (monitor, *_) = of_kind(objects, "PodMonitor")
         assert monitor["metadata"]["namespace"] == "chat"
+        for binding in of_kind(objects, "RoleBinding"):
+            assert [subject["namespace"] for subject in binding["subjects"]] == ["chat"]
 
 
 @pytest.mark.parametrize(
