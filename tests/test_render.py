@@ -111,6 +111,8 @@ def test_the_chart_computes_the_same_thresholds():
     assert scaling["queuePercent"] == sizing.QUEUE_PERCENT
     helpers = (CHART / "templates/_helpers.tpl").read_text()
     assert f"longestGenerationSeconds {sizing.GRACE_MARGIN_S} -" in helpers
+    router = (CHART / "templates/router.yaml").read_text()
+    assert f"rowsPerReplica {100 // sizing.BALANCE_PERCENT}) }}" in router
 
 
 # --- files ------------------------------------------------------------------------------------
@@ -169,7 +171,8 @@ def test_a_fixed_number_of_servers_has_no_autoscaler(tmp_path):
     assert top["replicas"] == [{"name": "longflow", "count": 3}]
     assert render(tmp_path / "h", "helm", *fixed) == 0
     values = read(tmp_path / "h/values.yaml")
-    assert values["replicas"] == 3 and "autoscaling" not in values
+    assert values["replicas"] == 3
+    assert values["autoscaling"] == {"kind": "none", "rowsPerReplica": 187}
 
 
 def test_compose(tmp_path):

@@ -30,13 +30,13 @@ def values(sizing: Sizing, settings: Settings) -> dict[str, Any]:
         "modelCache": {"size": f"{sizing.cache_gib}Gi"},
         "shutdown": {"longestGenerationSeconds": sizing.longest_generation_s},
     }
+    found["autoscaling"] = {"kind": "none", "rowsPerReplica": sizing.rows}
     if sizing.autoscaled:
         found["monitoring"] = {"enabled": True}
-        found["autoscaling"] = {
+        found["autoscaling"] |= {
             "kind": "keda",
             "minReplicas": sizing.replicas_min,
             "maxReplicas": sizing.replicas_max,
-            "rowsPerReplica": sizing.rows,
             "keda": {"prometheusAddress": settings.prometheus},
         }
     if settings.router:

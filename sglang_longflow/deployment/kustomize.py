@@ -8,7 +8,7 @@ from sglang_longflow.deployment.files import Output, dump, load, load_all
 from sglang_longflow.deployment.helm import CHART
 from sglang_longflow.deployment.keda import scaled_object
 from sglang_longflow.deployment.settings import Settings
-from sglang_longflow.deployment.sizing import GRACE_MARGIN_S, Sizing
+from sglang_longflow.deployment.sizing import BALANCE_PERCENT, GRACE_MARGIN_S, Sizing, part_of
 from sglang_longflow.errors import ConfigError
 
 KUSTOMIZE = "kustomize"
@@ -53,13 +53,17 @@ def _server(sizing: Sizing) -> dict[str, Any]:
 
 
 def _router(sizing: Sizing) -> dict[str, Any]:
-    """The router waits as long as the servers take."""
+    """The router waits as long as the servers take, and spreads by their rows."""
     objects = load_all(f"{KUSTOMIZE}/components/router/objects.yaml")
     (shipped,) = [content for content in objects if content["kind"] == "Deployment"]
     args = list(shipped["spec"]["template"]["spec"]["containers"][0]["args"])
     seconds = sizing.longest_generation_s
-    limits = {"--request-timeout-secs": 2 * seconds, "--shutdown-grace-period-secs": seconds}
-    for flag, value in limits.items():
+    settings = {
+        "--balance-abs-threshold": part_of(sizing.rows, BALANCE_PERCENT),
+        "--request-timeout-secs": 2 * seconds,
+        "--shutdown-grace-period-secs": seconds,
+    }
+    for flag, value in settings.items():
         (place,) = [i for i, word in enumerate(args) if word.startswith(f"{flag}=")]
         args[place] = f"{flag}={value}"
     container = {"name": "router", "args": args}

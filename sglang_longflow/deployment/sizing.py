@@ -13,6 +13,7 @@ from sglang_longflow.step_time import GIB
 # Parts of a server's rows, in percent; the same as the chart's defaults, which a test compares.
 TARGET_PERCENT = 80
 QUEUE_PERCENT = 40
+BALANCE_PERCENT = 10  # servers' loads may differ so much before the router leaves a prefix
 GRACE_MARGIN_S = 30  # the chart adds it, and the preStop time, to the longest generation
 # Host memory: the HTTP process, and each GPU's scheduler with its CUDA context and libraries.
 HOST_GIB, GIB_PER_GPU = 8, 6

@@ -354,25 +354,27 @@ def test_the_default_configuration_is_the_shipped_one():
     assert values["autoscaling"]["rowsPerReplica"] == shipped["max-running-requests"]
 
 
-def test_sglang_router_takes_its_arguments(tools, charts):
+@pytest.mark.parametrize("package", ["sglang_router", "smg"])
+def test_the_router_takes_its_arguments(tools, charts, package):
     (router,) = (d for d in of_kind(charts["secured"], "Deployment") if "router" in name_of(d))
     (container,) = pod_of(router)["containers"]
     assert container["command"] == ["python3", "-m", "sglang_router.launch_router"]
-    code = """
+    code = f"""
 import argparse, json, sys
-from sglang_router.router_args import RouterArgs
-parser = argparse.ArgumentParser()
+from {package}.router_args import RouterArgs
+parser = argparse.ArgumentParser(allow_abbrev=False)
 RouterArgs.add_cli_args(parser)
 args = RouterArgs.from_cli_args(parser.parse_args(sys.argv[1:]))
-print(json.dumps([args.policy, args.service_discovery, args.service_discovery_port, args.selector]))
+names = ("policy", "service_discovery_port", "selector", "balance_abs_threshold")
+print(json.dumps([args.service_discovery, *(getattr(args, name) for name in names)]))
 """
     done = subprocess.run(
         [tools / "venv/bin/python", "-c", code, *container["args"]], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    policy, discovery, port, selector = json.loads(done.stdout.splitlines()[-1])
+    discovery, policy, port, selector, difference = json.loads(done.stdout.splitlines()[-1])
     server = server_of(charts["secured"])
-    assert (policy, discovery) == ("cache_aware", True)
+    assert (policy, discovery, difference) == ("cache_aware", True, 16)
     assert port == pod_of(server)["containers"][0]["ports"][0]["containerPort"]
     assert selector == server["spec"]["selector"]["matchLabels"]
     (role,) = of_kind(charts["secured"], "Role")
