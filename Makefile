@@ -46,6 +46,10 @@ test-deploy: env tools ## tests of what is in deploy/, with those tools
 	LONGFLOW_TEST_MODEL="$$model" TOOLS="$(TOOLS)" \
 	  exec "$(VENV)/bin/python" -m pytest -m deploy tests/deploy $(PYTEST_ARGS)
 
+.PHONY: manifests
+manifests: tools ## what deploy/kustomize takes over from the Helm chart
+	@"$(TOOLS)/venv/bin/python" scripts/render_manifests.py
+
 .PHONY: test-gpu
 test-gpu: $(if $(GPU_PYTHON),,env) ## tests that need an NVIDIA GPU
 	@LONGFLOW_TEST_DEVICE=cuda "$(or $(GPU_PYTHON),$(VENV)/bin/python)" -m pytest -s -m gpu $(PYTEST_ARGS)

@@ -30,6 +30,7 @@ COMMANDS = {
     "plan": "work out what a budget buys on a given GPU, without one",
     "top": "watch a running server: pool, requests, rates, queue",
     "console": "open a running server's console page from here, also with an API key",
+    "render": "write deployment files for compose, kustomize, Helm or KEDA, with a plan's numbers",
 }
 
 

@@ -63,8 +63,8 @@ def render(plan: Plan) -> str:
     return "\n".join(f"{label:<18}{text}" for label, text in rows)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of ``longflow plan``; `run` checks the numbers and names."""
+def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that `plan_from` reads, which checks the numbers and names."""
     add = parser.add_argument
     add("--model", required=True, help="model folder, config.json, or a built-in name")
     add("--gpu", help=f"one of {', '.join(GPUS)}")
@@ -79,10 +79,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--mem-fraction-static", default=DEFAULT_MEM_FRACTION, help="default %(default)s")
     add("--max-total-tokens", help="the most tokens that the KV pool may hold, as SGLang's flag")
     add("--weights-gb", help="weights on all GPUs together in GiB, instead of working them out")
-    add("--json", action="store_true", help="print the plan as JSON")
 
 
-def _integer(flag: str, value: object, minimum: int = 1) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``longflow plan``."""
+    add_plan_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+
+
+def integer(flag: str, value: object, minimum: int = 1) -> int:
+    """The number that was given for a flag, or a PlanError."""
     try:
         number = int(str(value))
     except ValueError:
@@ -103,41 +109,44 @@ def _number(flag: str, value: object, below: float = 1e9) -> float:
     return number
 
 
-def _one_of(flag: str, value: str, known: Iterable[str]) -> str:
+def one_of(flag: str, value: str, known: Iterable[str]) -> str:
+    """The known name that was given for a flag, in any case, or a PlanError."""
     names = {name.lower(): name for name in known}
     if value.lower() not in names:
         raise PlanError(f"{flag} {value} is not one of: {', '.join(names.values())}")
     return names[value.lower()]
 
 
-def _plan(args: argparse.Namespace) -> Plan:
+def plan_from(args: argparse.Namespace) -> Plan:
+    """The plan that the flags of `add_plan_arguments` ask for."""
+
     def given(flag: str, value: object) -> int | None:
         return None if value is None else int(_number(flag, value) * GIB)
 
     budget, users = args.budget, args.users
     return make_plan(
         load_geometry(args.model),
-        gpu=None if args.gpu is None else GPUS[_one_of("--gpu", args.gpu, GPUS)],
+        gpu=None if args.gpu is None else GPUS[one_of("--gpu", args.gpu, GPUS)],
         memory_bytes=given("--memory-gb", args.memory_gb),
-        budget_tokens=None if budget is None else _integer("--budget", budget, MIN_BUDGET_TOKENS),
-        users=None if users is None else _integer("--users", users),
-        prompt_tokens=_integer("--prompt-tokens", args.prompt_tokens),
-        output_tokens=_integer("--output-tokens", args.output_tokens),
-        tp=_integer("--tp", args.tp),
-        dtype=_one_of("--dtype", args.dtype, DTYPE_BYTES),
-        kv_cache_dtype=_one_of("--kv-cache-dtype", args.kv_cache_dtype, KV_DTYPES),
+        budget_tokens=None if budget is None else integer("--budget", budget, MIN_BUDGET_TOKENS),
+        users=None if users is None else integer("--users", users),
+        prompt_tokens=integer("--prompt-tokens", args.prompt_tokens),
+        output_tokens=integer("--output-tokens", args.output_tokens),
+        tp=integer("--tp", args.tp),
+        dtype=one_of("--dtype", args.dtype, DTYPE_BYTES),
+        kv_cache_dtype=one_of("--kv-cache-dtype", args.kv_cache_dtype, KV_DTYPES),
         mem_fraction_static=_number("--mem-fraction-static", args.mem_fraction_static, 1),
         model_bytes=given("--weights-gb", args.weights_gb),
         max_total_tokens=None
         if args.max_total_tokens is None
-        else _integer("--max-total-tokens", args.max_total_tokens),
+        else integer("--max-total-tokens", args.max_total_tokens),
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan that ``args`` asks for; 0, or 2 with a one-line error on stderr."""
     try:
-        plan = _plan(args)
+        plan = plan_from(args)
     except PlanError as err:
         print(f"longflow plan: error: {' '.join(str(err).split())}", file=sys.stderr)
         return 2

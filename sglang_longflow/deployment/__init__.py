@@ -1,0 +1,1 @@
+"""What `longflow render` writes, target by target."""

@@ -1,0 +1,116 @@
+"""The files of deploy/: where they are, and a folder that gets them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sglang_longflow.errors import ConfigError
+
+_LANDMARK = "helm/sglang-longflow/Chart.yaml"
+
+
+def deploy_folder() -> Path:
+    """deploy/ of the checkout, or what the wheel installed of it."""
+    checkout = Path(__file__).resolve().parents[2] / "deploy"
+    if (checkout / _LANDMARK).is_file():
+        return checkout
+    try:
+        installed = importlib.metadata.files("sglang-longflow") or []
+    except importlib.metadata.PackageNotFoundError:
+        installed = []
+    for file in installed:
+        if file.as_posix().endswith(f"share/sglang-longflow/deploy/{_LANDMARK}"):
+            return Path(str(file.locate())).resolve().parents[2]
+    raise ConfigError("the deployment files are not installed: pip install sglang-longflow again")
+
+
+def load(relative: str) -> Any:
+    """A YAML file of deploy/ with one document."""
+    return yaml.safe_load((deploy_folder() / relative).read_text(encoding="utf-8"))
+
+
+def load_all(relative: str) -> list[Any]:
+    """A YAML file of deploy/ with several documents."""
+    text = (deploy_folder() / relative).read_text(encoding="utf-8")
+    return [content for content in yaml.safe_load_all(text) if content is not None]
+
+
+class _Dumper(yaml.SafeDumper):
+    """Block style, lists indented, long texts folded."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, False)
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+    style = ">" if len(value) > 80 and " " in value else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def dump(content: Any, comment: str) -> str:
+    """YAML text under a comment; keys keep their order."""
+    # A folded text is broken after the first word that passes the width.
+    note = "".join(f"# {line}\n" for line in comment.splitlines())
+    return note + yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=70)
+
+
+@dataclass
+class Output:
+    """What goes into a folder, by path in it: texts, and files or folders of deploy/ to copy."""
+
+    texts: dict[str, str] = field(default_factory=dict)
+    copies: dict[str, str] = field(default_factory=dict)
+    #: Files and folders that are not copied, wherever they are.
+    without: tuple[str, ...] = ()
+
+    def write(self, folder: Path, force: bool) -> list[Path]:
+        """Write it all; returns the files, in order.
+
+        Raises
+        ------
+        ConfigError
+            The folder has files and `force` is not given, or cannot be written to.
+        """
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"--out {folder}: not a folder")
+        if folder.is_dir() and any(folder.iterdir()) and not force:
+            raise ConfigError(f"--out {folder}: not empty; --force writes into it all the same")
+        source = deploy_folder()
+        missing = [name for name in self.copies.values() if not (source / name).exists()]
+        if missing:
+            raise ConfigError(f"{source / missing[0]} is missing: the installation is incomplete")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for target, name in self.copies.items():
+                self._copy(source / name, folder / target)
+            for target, text in self.texts.items():
+                (folder / target).parent.mkdir(parents=True, exist_ok=True)
+                (folder / target).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--out {folder}: {error.strerror or error}") from error
+        return self._files(folder)
+
+    def _files(self, folder: Path) -> list[Path]:
+        """What was written, not what lay there before."""
+        copied: list[Path] = []
+        for target in self.copies:
+            path = folder / target
+            copied += [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+        return sorted({*copied, *(folder / target for target in self.texts)})
+
+    def _copy(self, source: Path, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            ignore = shutil.ignore_patterns(*self.without) if self.without else None
+            shutil.copytree(source, target, dirs_exist_ok=True, ignore=ignore)
+        else:
+            shutil.copyfile(source, target)

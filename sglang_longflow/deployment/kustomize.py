@@ -1,0 +1,136 @@
+"""`longflow render --target kustomize`: base, components, and one kustomization over them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang_longflow.deployment.files import Output, dump, load, load_all
+from sglang_longflow.deployment.helm import CHART
+from sglang_longflow.deployment.keda import scaled_object
+from sglang_longflow.deployment.settings import Settings
+from sglang_longflow.deployment.sizing import BALANCE_PERCENT, GRACE_MARGIN_S, Sizing, part_of
+from sglang_longflow.errors import ConfigError
+
+KUSTOMIZE = "kustomize"
+BASE_IMAGE = "sglang-longflow"
+#: Every object of base and components has this name, and their PromQL knows their pods by it.
+NAME = "longflow"
+
+
+def _components(sizing: Sizing, settings: Settings) -> list[str]:
+    wanted = {
+        "monitoring": sizing.autoscaled,
+        "shared-cache": sizing.replicas_max > 1,
+        "router": settings.router,
+        "router-monitoring": settings.router and sizing.autoscaled,
+        "keda": sizing.autoscaled,
+    }
+    return [name for name, is_wanted in wanted.items() if is_wanted]
+
+
+def _patch(kind: str, version: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:
+    return {"apiVersion": version, "kind": kind, "metadata": {"name": name}, "spec": spec}
+
+
+def _pod(sizing: Sizing, container: dict[str, Any], **more: Any) -> dict[str, Any]:
+    stop = load(f"{CHART}/values.yaml")["shutdown"]["preStopSeconds"]
+    grace = stop + sizing.longest_generation_s + GRACE_MARGIN_S
+    pod = {"terminationGracePeriodSeconds": grace, "containers": [container], **more}
+    return {"template": {"spec": pod}}
+
+
+def _server(sizing: Sizing) -> dict[str, Any]:
+    shipped = load(f"{KUSTOMIZE}/base/deployment.yaml")["spec"]["template"]["spec"]
+    (server,) = shipped["containers"]
+    gpus = {load(f"{CHART}/values.yaml")["gpuResource"]: sizing.gpus}
+    requests = {"cpu": str(sizing.cpus), "memory": f"{sizing.memory_request_gib}Gi", **gpus}
+    limits = {"memory": f"{sizing.memory_limit_gib}Gi", **gpus}
+    container = {"name": "server", "resources": {"requests": requests, "limits": limits}}
+    if sizing.gpus > 1:  # a patch replaces the whole list
+        container["args"] = [*server["args"], f"--tp-size={sizing.gpus}"]
+    shared = {"name": "shm", "emptyDir": {"sizeLimit": f"{sizing.shared_memory_gib}Gi"}}
+    return _patch("Deployment", "apps/v1", NAME, _pod(sizing, container, volumes=[shared]))
+
+
+def _router(sizing: Sizing) -> dict[str, Any]:
+    """The router waits as long as the servers take, and spreads by their rows."""
+    objects = load_all(f"{KUSTOMIZE}/components/router/objects.yaml")
+    (shipped,) = [content for content in objects if content["kind"] == "Deployment"]
+    args = list(shipped["spec"]["template"]["spec"]["containers"][0]["args"])
+    seconds = sizing.longest_generation_s
+    settings = {
+        "--balance-abs-threshold": part_of(sizing.rows, BALANCE_PERCENT),
+        "--request-timeout-secs": 2 * seconds,
+        "--shutdown-grace-period-secs": seconds,
+    }
+    for flag, value in settings.items():
+        (place,) = [i for i, word in enumerate(args) if word.startswith(f"{flag}=")]
+        args[place] = f"{flag}={value}"
+    container = {"name": "router", "args": args}
+    return _patch("Deployment", "apps/v1", f"{NAME}-router", _pod(sizing, container))
+
+
+def _patches(sizing: Sizing, settings: Settings) -> dict[str, Any]:
+    """Patches by file name."""
+    storage = {"resources": {"requests": {"storage": f"{sizing.cache_gib}Gi"}}}
+    found = {
+        "server": _server(sizing),
+        "models": _patch("PersistentVolumeClaim", "v1", f"{NAME}-models", storage),
+    }
+    if settings.router:
+        found["router"] = _router(sizing)
+    if sizing.autoscaled:
+        scaler = scaled_object(sizing, settings)
+        # Without a namespace: a patch finds its object before the namespace is set.
+        found["scaler"] = {**scaler, "metadata": {"name": NAME}}
+    return found
+
+
+def kustomization(sizing: Sizing, settings: Settings) -> dict[str, Any]:
+    """The file over base and components that fills the numbers in."""
+    digest = settings.image_tag.startswith("sha256:")
+    image = {"name": BASE_IMAGE, "newName": settings.image_name}
+    image["digest" if digest else "newTag"] = settings.image_tag
+    found: dict[str, Any] = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "namespace": settings.namespace,
+        "resources": ["base"],
+        "components": [f"components/{name}" for name in _components(sizing, settings)],
+        "images": [image],
+        "configMapGenerator": [
+            {"name": f"{NAME}-config", "behavior": "replace", "files": ["config.yaml"]}
+        ],
+        "patches": [{"path": f"patches/{name}.yaml"} for name in _patches(sizing, settings)],
+    }
+    if not sizing.autoscaled:
+        found["replicas"] = [{"name": NAME, "count": sizing.replicas_min}]
+    return {key: value for key, value in found.items() if value}
+
+
+def output(sizing: Sizing, settings: Settings) -> tuple[Output, list[str]]:
+    """Files, and the commands that use them.
+
+    Raises
+    ------
+    ConfigError
+        Another name is asked for.
+    """
+    if settings.name != NAME:
+        raise ConfigError(
+            f"--name {settings.name}: the objects of --target kustomize are named {NAME}; "
+            "use --namespace, or --target helm"
+        )
+    texts = {
+        "kustomization.yaml": dump(kustomization(sizing, settings), settings.note),
+        "config.yaml": dump(sizing.server_config(), settings.note),
+    }
+    for name, content in _patches(sizing, settings).items():
+        texts[f"patches/{name}.yaml"] = dump(content, settings.note)
+    copies = {"base": f"{KUSTOMIZE}/base"}
+    for name in _components(sizing, settings):
+        copies[f"components/{name}"] = f"{KUSTOMIZE}/components/{name}"
+    return Output(texts=texts, copies=copies), [
+        f"kubectl create namespace {settings.namespace}",
+        f"kubectl apply -k {settings.out}",
+    ]

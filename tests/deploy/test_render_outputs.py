@@ -1,0 +1,101 @@
+"""What `longflow render` writes is valid, and the same by kustomize and by Helm."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))
+from manifests import DEPLOY, helm, kustomize, name_of, normal, problems, queries, tool
+
+from sglang_longflow import cli
+from sglang_longflow.serve import read_settings
+
+pytestmark = pytest.mark.deploy
+LARGE = (
+    """--model llama-3.3-70b-instruct --gpu H200-141G --budget 2048 --tp 2 --router
+    --replicas-min 2 --replicas-max 6 --kv-cache-dtype fp8_e4m3 --prometheus http://prom:80
+    --image registry:5000/longflow@sha256:"""
+    + "a" * 64
+)
+FIXED = """--model qwen3-8b --gpu A100-40G --users 30 --replicas-max 1 --router
+    --max-total-tokens 90000"""
+RENDERED = {
+    "qwen3-1.7b": "--model qwen3-1.7b --gpu H100-80G --budget 3200".split(),
+    "llama-70b": LARGE.split(),
+    "fixed": FIXED.split(),
+}
+
+
+@pytest.fixture(scope="module", params=RENDERED)
+def rendered(request, tmp_path_factory, tools):
+    """Folder, and the objects by kustomize and by Helm, in another namespace than the default."""
+    folder = tmp_path_factory.mktemp("rendered")
+    for target in ("kustomize", "helm"):
+        size = ["--namespace", "chat", *RENDERED[request.param]]
+        assert cli.main(["render", "--target", target, "--out", f"{folder}/{target}", *size]) == 0
+    values = yaml.safe_load((folder / "helm/values.yaml").read_text())
+    chart = folder / "helm/sglang-longflow"
+    return folder, kustomize(folder / "kustomize"), helm(tools, values, chart, namespace="chat")
+
+
+def test_kustomize_and_helm_make_the_same_objects(rendered):
+    _, by_kustomize, by_helm = rendered
+    assert normal(by_kustomize, "chat") == normal(by_helm, "chat")
+
+
+def test_objects_are_valid(rendered, tools):
+    _, by_kustomize, _ = rendered
+    assert problems(tools, by_kustomize) == []
+    texts = queries(by_kustomize)
+    assert set(tool(tools, "promql", list(texts.values()))) <= {None}
+    assert all('namespace="chat"' in q for name, q in texts.items() if "ScaledObject" in name)
+
+
+def test_longflow_serve_takes_the_configuration(rendered, tmp_path):
+    folder, objects, _ = rendered
+    (server,) = (c for c in objects if name_of(c) == "Deployment/longflow")
+    arguments = server["spec"]["template"]["spec"]["containers"][0]["args"][1:]
+    config = str(folder / "kustomize/config.yaml")
+    settings = read_settings([config if "/etc/" in word else word for word in arguments])
+    assert settings.notes == []
+    assert settings.values["max_running_requests"] > 0
+
+
+@pytest.fixture(scope="module")
+def keda(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("keda")
+    argv = ["render", "--target", "keda", "--out", str(folder), "--name", "llm"]
+    assert cli.main([*argv, *RENDERED["qwen3-1.7b"]]) == 0
+    return folder
+
+
+def test_a_scaledobject_alone_is_valid(keda, tools):
+    objects = [yaml.safe_load((keda / "scaledobject.yaml").read_text())]
+    assert problems(tools, objects) == []
+    assert set(tool(tools, "promql", list(queries(objects).values()))) == {None}
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_compose_is_valid(tools, tmp_path, tp):
+    size = [*RENDERED["qwen3-1.7b"], "--tp", str(tp)]
+    assert cli.main(["render", "--target", "compose", "--out", str(tmp_path), *size]) == 0
+    files = sorted((tmp_path / "compose").glob("*.yaml"))
+    assert [file.name for file in files] == ["compose.yaml", "services.yaml"]
+    check = [tools / "venv/bin/check-jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run([*check, *files], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    settings = read_settings(["--config", str(tmp_path / "config.yaml")])
+    assert settings.notes == [] and settings.values.get("tp_size", 1) == tp
+
+
+def test_written_yaml_is_tidy(rendered, keda, tools):
+    folder, _, _ = rendered
+    command = [tools / "venv/bin/yamllint", "-s", "-c", DEPLOY / "yamllint.yaml"]
+    places = [folder / "kustomize", folder / "helm/values.yaml", keda]
+    done = subprocess.run([*command, *places], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

@@ -1,0 +1,326 @@
+"""`longflow render`: its numbers beside the planner's, what it refuses, and what it installs."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sglang_longflow import cli
+from sglang_longflow.deployment import files, sizing
+from sglang_longflow.deployment.settings import Settings
+from sglang_longflow.errors import ConfigError
+from sglang_longflow.geometry import load_geometry
+from sglang_longflow.planner import make_plan
+from sglang_longflow.render import DEFAULT_PROMETHEUS
+from sglang_longflow.step_time import GIB, GPUS
+
+ROOT = Path(__file__).parents[1]
+CHART = ROOT / "deploy/helm/sglang-longflow"
+SIZE = ("--model", "qwen3-1.7b", "--gpu", "H100-80G", "--budget", "3200")
+
+
+def plan_of(model="Qwen/Qwen3-1.7B", gpu="H100-80G", budget=3200, **more):
+    return make_plan(load_geometry(model), gpu=GPUS[gpu], budget_tokens=budget, **more)
+
+
+def sized(plan, least=1, most=4):
+    return sizing.make_sizing(
+        plan, model_path="a/b", replicas_min=least, replicas_max=most, max_total_tokens=None
+    )
+
+
+def render(out: Path, target: str, *flags: str, size: tuple[str, ...] = SIZE) -> int:
+    return cli.main(["render", "--target", target, "--out", str(out), *size, *map(str, flags)])
+
+
+def refusal(capsys, out: Path, target: str, *flags: str, size: tuple[str, ...] = SIZE) -> str:
+    assert render(out, target, *flags, size=size) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert captured.out == "" and line.startswith("longflow render: error: ")
+    assert not out.exists() or not list(out.glob("*.yaml"))
+    return line
+
+
+def read(path: Path):
+    return yaml.safe_load(path.read_text())
+
+
+# --- numbers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "gpu", "budget", "tp"),
+    [
+        ("Qwen/Qwen3-1.7B", "H100-80G", 3200, 1),
+        ("Qwen/Qwen3-8B", "L40S-48G", 1600, 1),
+        ("meta-llama/Llama-3.3-70B-Instruct", "H200-141G", 2048, 2),
+    ],
+)
+def test_numbers_follow_the_plan(model, gpu, budget, tp):
+    plan = plan_of(model, gpu, budget, tp=tp)
+    found = sized(plan)
+    assert plan.helps and found.rows == plan.max_running_requests == plan.rows_budget
+    assert found.load_threshold == found.rows * 80 // 100
+    assert found.queue_threshold == found.rows * 40 // 100
+    assert found.gpus == tp and found.cpus == 4 * tp and found.shared_memory_gib == 8 * tp
+    assert found.cache_gib > plan.weights_bytes / GIB * 1.5
+    assert found.memory_limit_gib >= (
+        found.memory_request_gib + plan.weights_bytes / GIB + found.shared_memory_gib
+    )
+    config = found.server_config()
+    assert config["max-running-requests"] == found.rows
+    assert config["kv-budget"] == config["kv-budget-max"] == budget
+    assert config["mem-fraction-static"] == plan.mem_fraction_static
+
+
+def test_qwen3_on_an_h100_by_hand():
+    found = sized(plan_of())
+    # The README's plan: a pool of 599,468 tokens, 187 rows, about 7,322 tokens/s.
+    assert (found.rows, found.load_threshold, found.queue_threshold) == (187, 149, 74)
+    seconds = 2 * 16_384 / (7_322 / 187)
+    assert found.longest_generation_s == math.ceil(seconds / 60) * 60 == 840
+    assert (found.memory_request_gib, found.memory_limit_gib, found.cache_gib) == (14, 26, 10)
+
+
+def test_the_longest_generation_follows_the_output():
+    short, long = plan_of(output_tokens=64), plan_of(output_tokens=65_536)
+    assert sized(short).longest_generation_s == 300
+    assert sized(long).longest_generation_s > 3000
+    unknown = make_plan(load_geometry("qwen3-8b"), memory_bytes=40 * GIB, budget_tokens=2000)
+    assert sized(unknown).longest_generation_s == 1800
+
+
+def test_one_row_has_thresholds_of_one():
+    plan = plan_of("Qwen/Qwen3-8B", "L4-24G", 14_000)
+    found = sized(plan)
+    assert found.rows == plan.pool_tokens // 14_000 == 1
+    assert (found.load_threshold, found.queue_threshold) == (1, 1)
+
+
+def test_the_chart_computes_the_same_thresholds():
+    scaling = read(CHART / "values.yaml")["autoscaling"]
+    assert scaling["targetPercent"] == sizing.TARGET_PERCENT
+    assert scaling["queuePercent"] == sizing.QUEUE_PERCENT
+    helpers = (CHART / "templates/_helpers.tpl").read_text()
+    assert f"longestGenerationSeconds {sizing.GRACE_MARGIN_S} -" in helpers
+    router = (CHART / "templates/router.yaml").read_text()
+    assert f"rowsPerReplica {100 // sizing.BALANCE_PERCENT}) }}" in router
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+def test_keda(tmp_path):
+    assert render(tmp_path, "keda", "--namespace", "chat", "--name", "llm") == 0
+    (file,) = tmp_path.iterdir()
+    content = read(file)
+    assert content["metadata"] == {"name": "llm", "namespace": "chat"}
+    assert content["spec"]["scaleTargetRef"]["name"] == "llm"
+    assert (content["spec"]["minReplicaCount"], content["spec"]["maxReplicaCount"]) == (1, 4)
+    load, queue = content["spec"]["triggers"]
+    assert (load["metadata"]["threshold"], queue["metadata"]["threshold"]) == ("149", "74")
+    for trigger in (load, queue):
+        assert trigger["metadata"]["serverAddress"] == DEFAULT_PROMETHEUS
+        query = trigger["metadata"]["query"]
+        assert query.count('namespace="chat"') == query.count('pod=~"llm-[') == query.count("{")
+        assert '"longflow' not in query
+
+
+def test_helm(tmp_path):
+    assert render(tmp_path, "helm", "--image", "registry:5000/a/b:1", "--replicas-max", 2) == 0
+    values = read(tmp_path / "values.yaml")
+    assert values["image"] == {"repository": "registry:5000/a/b", "tag": "1"}
+    assert values["autoscaling"]["rowsPerReplica"] == 187
+    assert values["autoscaling"]["maxReplicas"] == 2
+    shipped = read(CHART / "values.yaml")
+    assert values.keys() <= shipped.keys()
+    config = {key: value for key, value in values["config"].items() if value is not None}
+    assert config == sized(plan_of()).server_config() | {"model-path": "Qwen/Qwen3-1.7B"}
+    assert values["config"].keys() >= shipped["config"].keys()  # the chart's others are removed
+    assert (tmp_path / "sglang-longflow/templates/_helpers.tpl").is_file()
+    assert (tmp_path / "sglang-longflow/.helmignore").is_file()
+
+
+def test_kustomize(tmp_path):
+    assert render(tmp_path, "kustomize", "--tp", 2, "--router") == 0
+    top = read(tmp_path / "kustomization.yaml")
+    assert [Path(name).name for name in top["components"]] == [
+        *("monitoring", "shared-cache", "router", "router-monitoring", "keda")
+    ]
+    for name in (*top["resources"], *top["components"]):
+        assert (tmp_path / name / "kustomization.yaml").is_file()
+    server = read(tmp_path / "patches/server.yaml")["spec"]["template"]["spec"]["containers"][0]
+    assert server["args"][-1] == "--tp-size=2" and server["args"][0] == "serve"
+    assert server["resources"]["limits"]["nvidia.com/gpu"] == 2
+    assert read(tmp_path / "config.yaml")["max-running-requests"] == 384
+
+
+def test_a_fixed_number_of_servers_has_no_autoscaler(tmp_path):
+    fixed = ("--replicas-min", "3", "--replicas-max", "3")
+    assert render(tmp_path / "k", "kustomize", *fixed) == 0
+    top = read(tmp_path / "k/kustomization.yaml")
+    assert top["components"] == ["components/shared-cache"]
+    assert top["replicas"] == [{"name": "longflow", "count": 3}]
+    assert render(tmp_path / "h", "helm", *fixed) == 0
+    values = read(tmp_path / "h/values.yaml")
+    assert values["replicas"] == 3
+    assert values["autoscaling"] == {"kind": "none", "rowsPerReplica": 187}
+
+
+def test_compose(tmp_path):
+    assert render(tmp_path, "compose", "--tp", 2, "--image", "x@sha256:" + "a" * 64) == 0
+    lines = (tmp_path / "compose/.env").read_text().splitlines()
+    settings = dict(line.split("=", 1) for line in lines if line and line[0] != "#")
+    assert settings == {
+        "MODEL": "Qwen/Qwen3-1.7B", "CONFIG": "../config.yaml", "SHM_SIZE": "16gb",
+    }  # fmt: skip
+    assert read(tmp_path / "config.yaml")["tp-size"] == 2
+    compose = read(tmp_path / "compose/compose.yaml")
+    endpoint = compose["services"]["endpoint"]
+    assert endpoint["image"] == "x@sha256:" + "a" * 64 and "build" not in endpoint
+    (device,) = endpoint["deploy"]["resources"]["reservations"]["devices"]
+    assert device["count"] == 2
+    # Every file that the services name is there, at the path they name it by.
+    for service in compose["services"].values():
+        assert (tmp_path / "compose" / service["extends"]["file"]).is_file()
+        for volume in service["volumes"]:
+            source = volume.split(":")[0].replace("${CONFIG", settings["CONFIG"])
+            if source.startswith("."):
+                assert (tmp_path / "compose" / source).exists(), volume
+
+
+def test_max_total_tokens_limits_plan_and_server(tmp_path):
+    assert render(tmp_path, "kustomize", "--max-total-tokens", 290_000) == 0
+    config = read(tmp_path / "config.yaml")
+    assert config["max-total-tokens"] == 290_000 and config["max-running-requests"] == 90
+
+
+def test_it_says_what_it_did(tmp_path, capsys):
+    assert render(tmp_path / "o", "kustomize") == 0
+    text = capsys.readouterr().out
+    assert "187 at the budget of 3,200" in text
+    assert "149 running and queued, or 74 queued requests each" in text
+    assert f"kubectl apply -k {tmp_path}/o" in text and "note" not in text
+    assert render(tmp_path / "p", "keda", "--output-tokens", 100) == 0
+    assert "note          this budget does NOT help" in capsys.readouterr().out
+
+
+# --- refusals ---------------------------------------------------------------------------------
+
+
+def test_a_folder_with_files_is_kept(tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("mine")
+    line = refusal(capsys, tmp_path, "keda")
+    assert f"--out {tmp_path}: not empty; --force" in line
+    assert render(tmp_path, "keda", "--force") == 0
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert capsys.readouterr().out.count("1 file in") == 1
+    assert "not a folder" in refusal(capsys, tmp_path / "mine.txt", "keda", "--force")
+
+
+@pytest.mark.parametrize(
+    ("target", "flags", "text"),
+    [
+        ("swarm", (), "--target swarm is not one of: compose, kustomize, helm, keda"),
+        ("helm", ("--budget", "33"), "--budget 33 must be an integer >= 34"),
+        ("helm", ("--budget", "600000"), "--budget 600000 exceeds the pool of 599468 tokens"),
+        ("helm", ("--replicas-min", "0"), "--replicas-min 0 must be an integer >= 1"),
+        (
+            "helm",
+            ("--replicas-min", "3", "--replicas-max", "2"),
+            "--replicas-max 2 must be at least --replicas-min 3",
+        ),
+        ("keda", ("--replicas-max", "1"), "--replicas-max 1 must be above --replicas-min 1"),
+        ("keda", ("--router",), "--router: --target keda"),
+        ("compose", ("--replicas-max", "2"), "--replicas-max 2: --target compose runs 1 server"),
+        ("compose", ("--router",), "--router: --target compose has none"),
+        ("kustomize", ("--name", "chat"), "--name chat: the objects of --target kustomize"),
+        ("helm", ("--name", "Chat"), "--name 'Chat': expected 1 to 40"),
+        ("keda", ("--namespace", "a" * 41), "expected 1 to 40"),
+        ("keda", ("--namespace", 'a"'), "--namespace 'a\"'"),
+        ("helm", ("--image", "a/b"), "--image 'a/b': expected NAME:TAG"),
+        ("helm", ("--image", "registry:5000/b"), "expected NAME:TAG"),
+        ("helm", ("--image", "a@sha256:12"), "a digest is sha256: and 64 hex digits"),
+        ("keda", ("--prometheus", "prometheus:9090"), "--prometheus 'prometheus:9090'"),
+        ("helm", ("--model-path", "a b"), "--model-path 'a b'"),
+        ("helm", ("--tp", "3"), "--tp 3 must divide"),
+    ],
+)
+def test_refusals(tmp_path, capsys, target, flags, text):
+    assert text in refusal(capsys, tmp_path / "out", target, *flags)
+
+
+def test_a_folder_needs_the_path_in_the_container(tmp_path, capsys):
+    config = {
+        "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100,
+    }  # fmt: skip
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(config))
+    size = ("--model", str(model), "--memory-gb", "1", "--budget", "100")
+    line = refusal(capsys, tmp_path / "out", "helm", size=size)
+    assert "--model-path: not set" in line
+    assert render(tmp_path / "out", "helm", "--model-path", "/models/m", size=size) == 0
+    assert read(tmp_path / "out/values.yaml")["config"]["model-path"] == "/models/m"
+
+
+def test_users_who_all_fit_leave_no_budget(tmp_path, capsys):
+    size = (*SIZE[:4], "--users", "2")
+    assert "give --budget" in refusal(capsys, tmp_path / "out", "helm", size=size)
+
+
+def test_an_incomplete_installation_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "deploy_folder", lambda: tmp_path / "deploy")
+    with pytest.raises(ConfigError, match=r"helm.* is missing: the installation is incomplete"):
+        files.Output(copies={"a": "helm"}).write(tmp_path / "out", force=False)
+
+
+@pytest.mark.parametrize(
+    ("image", "name", "tag"),
+    [
+        ("a:1", "a", "1"),
+        ("r:5000/a/b:1.2-cpu", "r:5000/a/b", "1.2-cpu"),
+        ("a@sha256:" + "0" * 64, "a", "sha256:" + "0" * 64),
+    ],
+)
+def test_image_names(image, name, tag):
+    found = Settings("o", image, "n", "n", "http://p", False, "")
+    assert (found.image_name, found.image_tag) == (name, tag)
+
+
+# --- installation -----------------------------------------------------------------------------
+
+
+def test_every_deployment_file_is_installed_where_render_looks():
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    installed = {}
+    for folder, globs in patterns["data-files"].items():
+        for pattern in globs:
+            matches = [path for path in ROOT.glob(pattern) if path.is_file()]
+            assert matches, f"{pattern} matches nothing"
+            installed |= dict.fromkeys(matches, folder)
+    for part in ("compose", "helm", "kustomize", "monitoring"):
+        for path in (ROOT / "deploy" / part).rglob("*"):
+            if path.is_file():
+                target = f"share/sglang-longflow/{path.parent.relative_to(ROOT).as_posix()}"
+                assert installed.get(path) == target, f"{path} is not in data-files"
+
+
+def test_it_runs_without_torch_and_sglang(tmp_path):
+    code = (
+        "import sys\nfrom sglang_longflow import cli\n"
+        "assert cli.main(sys.argv[1:]) == 0\n"
+        "assert not {'torch', 'sglang', 'transformers'} & set(sys.modules)"
+    )
+    argv = ["render", "--target", "keda", "--out", str(tmp_path / "out"), *SIZE]
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
