@@ -19,6 +19,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     pip install --no-cache-dir -c requirements/constraints.txt setuptools
 COPY pyproject.toml README.md LICENSE ./
 COPY configs configs
+COPY deploy deploy
 COPY kernels kernels
 COPY sglang_longflow sglang_longflow
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --no-index --wheel-dir /wheel .
