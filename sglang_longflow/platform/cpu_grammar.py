@@ -24,4 +24,6 @@ def use_xgrammars_own_masks() -> None:
     backend._allocate_token_bitmask = allocate
     backend.XGrammarGrammarBackend.apply_vocab_mask = staticmethod(apply)
     # There a grammar's own method gets the grammar first.
-    backend.XGrammarGrammar.apply_vocab_mask = lambda self, logits, mask: apply(logits, mask)
+    backend.XGrammarGrammar.apply_vocab_mask = lambda self, logits, vocab_mask: apply(
+        logits, vocab_mask
+    )
