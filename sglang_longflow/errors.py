@@ -32,6 +32,8 @@ class EvalError(LongFlowError, RuntimeError):
 class WatchError(LongFlowError, RuntimeError):
     """A server that is watched does not answer, or refuses to."""
 
+    exit_status = 1
+
 
 class BenchError(LongFlowError, RuntimeError):
     """A server that is measured refused a request, shortened it, or went away."""

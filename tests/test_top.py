@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 import threading
@@ -120,14 +122,27 @@ def test_once(server, capsys):
     assert server.looks == 1
 
 
+@contextlib.contextmanager
+def watching(command: list[str], **how):
+    """`longflow top` that Ctrl+C ends, also in a run in the background, where it is ignored."""
+    process = subprocess.Popen(
+        [*command, "--interval", "0.2"],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **how,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_lines_where_there_is_no_terminal(server):
     command = [sys.executable, "-m", "sglang_longflow.cli", "top", "--url", server.url]
-    with subprocess.Popen(
-        [*command, "--interval", "0.2"], stdout=subprocess.PIPE, text=True
-    ) as watching:
-        lines = [watching.stdout.readline() for _ in range(3)]
-        watching.send_signal(2)
-        assert watching.wait(10) == 0
+    with watching(command, stdout=subprocess.PIPE, text=True) as running:
+        lines = [running.stdout.readline() for _ in range(3)]
+        running.send_signal(signal.SIGINT)
+        assert running.wait(10) == 0
     assert "- tokens/s" in lines[0]
     assert all("25 tokens/s, 0 overwritten/s" in line for line in lines[1:])
 
@@ -152,9 +167,7 @@ def test_a_screen_that_outlives_the_server(server):
     screen, end = pty.openpty()
     command = [sys.executable, "-m", "sglang_longflow.cli", "top", "--url", server.url]
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"}
-    with subprocess.Popen(
-        [*command, "--interval", "0.2"], stdin=end, stdout=end, stderr=end, env=environment
-    ) as watching:
+    with watching(command, stdin=end, stdout=end, stderr=end, env=environment) as running:
         os.close(end)
         text = read_until(screen, "25 tokens/s")
         assert "longflow top" in text and "whole" in text and "\x1b[2Jvil" not in text
@@ -162,8 +175,8 @@ def test_a_screen_that_outlives_the_server(server):
         text = read_until(screen, "no answer since")
         read_until(screen, "first")  # the last rows stay
         server.answer = None
-        watching.send_signal(2)
-        assert watching.wait(10) == 0
+        running.send_signal(signal.SIGINT)
+        assert running.wait(10) == 0
     os.close(screen)
 
 
