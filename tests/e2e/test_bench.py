@@ -23,7 +23,7 @@ def test_budgets_and_both_baselines(tiny_models, tmp_path):
     command += ["--requests=8", "--input-tokens=40", "--output-tokens=100", "--stream-interval=4"]
     # The pool is given to every server; the attention backend and the page size are not.
     command += ["--", f"--max-total-tokens={POOL}", "--dtype=float32", "--kv-victims", "layer"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "COLUMNS": "200"}
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, timeout=420, env=env, check=False
     )

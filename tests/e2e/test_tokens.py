@@ -221,7 +221,7 @@ def test_the_fused_kernels_in_a_server(tmp_path):
         chosen = dict(policy=policy)
         if policy == "longflow-peak":
             chosen = dict(ranking=lambda: ReferenceRow(policy, budget, sinks=2, recent=5))
-        return expected(model, ids, budget or 999, 50, **protect, **chosen)
+        return expected(model, ids, budget or 999, 30, **protect, **chosen)
 
     wanted = [wanted_tokens(*case) for case in cases]
     with harness.engine(
@@ -238,7 +238,7 @@ def test_the_fused_kernels_in_a_server(tmp_path):
         engine.generate(input_ids=shared, sampling_params=greedy(1))
         got = engine.generate(
             input_ids=[ids for ids, _, _ in cases],
-            sampling_params=[greedy(50, kv_budget=b, kv_policy=p) for _, b, p in cases],
+            sampling_params=[greedy(30, kv_budget=b, kv_policy=p) for _, b, p in cases],
         )
         assert harness.outputs(got) == wanted
         assert got[0]["meta_info"]["cached_tokens"] > 0
