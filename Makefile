@@ -44,7 +44,8 @@ tools: env ## tools of the deployment tests: validators, Prometheus, a browser, 
 test-deploy: env tools ## tests of what is in deploy/, with those tools
 	@model="$${LONGFLOW_TEST_MODEL:-$$("$(VENV)/bin/python" -m sglang_longflow.demo_model --path)}"; \
 	LONGFLOW_TEST_MODEL="$$model" TOOLS="$(TOOLS)" \
-	  exec "$(VENV)/bin/python" -m pytest -m deploy tests/deploy $(PYTEST_ARGS)
+	  exec "$(VENV)/bin/python" -m pytest -m deploy tests/deploy \
+	  $(or $(strip $(PYTEST_ARGS)),-n $(PYTEST_WORKERS) --dist loadgroup --no-loadscope-reorder)
 
 .PHONY: manifests
 manifests: tools ## what deploy/kustomize takes over from the Helm chart

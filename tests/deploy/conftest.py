@@ -12,6 +12,18 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(Path(__file__).parent))
 
 
+#: One after the other, by one worker: both load the machine with two servers and a router.
+HEAVY = ("test_autoscale", "test_soak")
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """A worker takes a whole file, for its server; `--dist loadgroup` reads the marks."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            name = item.path.stem
+            item.add_marker(pytest.mark.xdist_group("heavy" if name in HEAVY else name))
+
+
 @pytest.fixture(scope="session")
 def tools() -> Path:
     """Folder of the tools: ``venv/bin`` and ``node/node_modules``."""
