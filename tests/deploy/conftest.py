@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(Path(__file__).parent))
 
 
-#: One after the other, by one worker: both load the machine with two servers and a router.
-HEAVY = ("test_autoscale", "test_soak")
+#: By one worker, beside the clean root's: the others take seconds.
+SERVERS = ("test_autoscale", "test_console")
 
 
 def pytest_collection_modifyitems(items) -> None:
@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items) -> None:
     for item in items:
         if item.path.parent == Path(__file__).parent:
             name = item.path.stem
-            item.add_marker(pytest.mark.xdist_group("heavy" if name in HEAVY else name))
+            item.add_marker(pytest.mark.xdist_group("servers" if name in SERVERS else name))
 
 
 @pytest.fixture(scope="session")
