@@ -31,7 +31,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SUITE = "bookworm"
-MIRROR = "http://deb.debian.org/debian"
 # What CPython's modules are linked with, and what the image has beside them.
 LIBRARIES = (
     "ca-certificates,libbz2-1.0,libffi8,liblzma5,libncursesw6,libreadline8,libsqlite3-0,libssl3,"
@@ -50,7 +49,7 @@ def make_base(base: Path, prefix: Path) -> None:
     """Debian's packages, then the interpreter at the place where the image has it."""
     # Unpacking waits for no disk: the root is thrown away after the test.
     options = ["--quiet", "--variant=apt", f"--include={LIBRARIES}", "--dpkgopt=force-unsafe-io"]
-    sh("mmdebstrap", *options, SUITE, base, MIRROR, stdout=sys.stderr)
+    sh("mmdebstrap", *options, SUITE, base, stdout=sys.stderr)
     python = sorted(prefix.glob("bin/python3.*[0-9]"))[0].name
     local = base / "usr/local"
     skip = shutil.ignore_patterns("site-packages", "test", "__pycache__", "config-3*", "idlelib")
