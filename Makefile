@@ -44,18 +44,18 @@ tools: env ## tools of the deployment tests: validators, Prometheus, a browser, 
 test-deploy: env tools ## tests of what is in deploy/, with those tools
 	@model="$${LONGFLOW_TEST_MODEL:-$$("$(VENV)/bin/python" -m sglang_longflow.demo_model --path)}"; \
 	LONGFLOW_TEST_MODEL="$$model" TOOLS="$(TOOLS)" \
-	  exec "$(VENV)/bin/python" -m pytest -m "deploy and not soak" tests/deploy \
+	  exec "$(VENV)/bin/python" -m pytest -m "deploy and not long" tests/deploy \
 	  $(or $(strip $(PYTEST_ARGS)),-n $(PYTEST_WORKERS) --dist loadgroup --no-loadscope-reorder)
 
 .PHONY: manifests
 manifests: tools ## what deploy/kustomize takes over from the Helm chart
 	@"$(TOOLS)/venv/bin/python" scripts/render_manifests.py
 
-.PHONY: soak
-soak: env tools ## minutes of mixed traffic, aborts and a killed scheduler behind a router
+.PHONY: test-deploy-long
+test-deploy-long: env tools ## those of minutes: autoscaling, the Dockerfile's steps in a clean root, a short soak
 	@model="$${LONGFLOW_TEST_MODEL:-$$("$(VENV)/bin/python" -m sglang_longflow.demo_model --path)}"; \
 	LONGFLOW_TEST_MODEL="$$model" TOOLS="$(TOOLS)" \
-	  exec "$(VENV)/bin/python" -m pytest -s -m soak tests/deploy $(PYTEST_ARGS)
+	  exec "$(VENV)/bin/python" -m pytest -m long tests/deploy $(PYTEST_ARGS)
 
 .PHONY: test-gpu
 test-gpu: $(if $(GPU_PYTHON),,env) ## tests that need an NVIDIA GPU

@@ -12,16 +12,11 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(Path(__file__).parent))
 
 
-#: By one worker, beside the clean root's: the others take seconds.
-SERVERS = ("test_autoscale", "test_console")
-
-
 def pytest_collection_modifyitems(items) -> None:
     """A worker takes a whole file, for its server; `--dist loadgroup` reads the marks."""
     for item in items:
         if item.path.parent == Path(__file__).parent:
-            name = item.path.stem
-            item.add_marker(pytest.mark.xdist_group("servers" if name in SERVERS else name))
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from autoscale_manifest import scaled_object
 from autoscale_proof import Phase, Settings, run
 from fleet import text_model
 
-pytestmark = pytest.mark.deploy
+pytestmark = [pytest.mark.deploy, pytest.mark.long]
 
 
 def busy_on_both(controller) -> bool:

@@ -30,7 +30,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from metric_names import MONITORING, dashboard_queries, names_in, rule_queries, rules
 
-pytestmark = pytest.mark.deploy
+pytestmark = [pytest.mark.deploy, pytest.mark.long]
 HERE = Path(__file__).parent
 START_S = 240
 CONFIG = """\

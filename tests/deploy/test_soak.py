@@ -10,7 +10,7 @@ import pytest
 from fleet import text_model
 from soak_run import Soak, as_text
 
-pytestmark = [pytest.mark.deploy, pytest.mark.soak]
+pytestmark = [pytest.mark.deploy, pytest.mark.long]
 
 
 def test_mixed_traffic_and_a_killed_scheduler(tools, tmp_path):
