@@ -67,6 +67,23 @@ def test_victims_per_layer_or_head_with_protected_tokens(victim_heads, protect):
     assert_step(case, **TOLERANCE[torch.bfloat16])
 
 
+@pytest.mark.parametrize("victim_heads", [1, 8])
+@pytest.mark.parametrize("fp8", [False, True], ids=["same", "fp8"])
+def test_rows_that_remember_beside_others(victim_heads, fp8):
+    """A slot's highest score, decayed, is read, raised and written as scores are combined."""
+    memory = dict(overwrites=True, scored=True, remembers=True)
+    rows = [
+        *(StepRow(n, **memory, written=n // 2) for n in (64, 777, 3200)),
+        StepRow(500, **memory, written=1),
+        StepRow(640, scored=True, remembers=True),
+        StepRow(700, **memory, written=50, by_attention=True),
+        *MIXED,
+    ]
+    scales = dict(cache_dtype=torch.float8_e4m3fn, k_scale=0.5, v_scale=2.0) if fp8 else {}
+    case = on_gpu(rows, victim_heads=victim_heads, protect_sink_tokens=4, **scales)
+    assert_step(case, **TOLERANCE[torch.bfloat16])
+
+
 @pytest.mark.parametrize("batch", [1, 2, 37, 128, 512])
 def test_batches(batch):
     rows = [
