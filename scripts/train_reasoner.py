@@ -7,12 +7,14 @@ saved are a running mean of the last steps'.
 What is printed for unseen problems is the share whose every token is right under teacher forcing:
 those are the ones that greedy decoding with full KV solves.
 
-    python scripts/train_reasoner.py --out reasoner [--steps 4500 | --minutes 6]
+    python scripts/train_reasoner.py --out reasoner --compile
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 import json
 import random
 import sys
@@ -28,6 +30,7 @@ from sglang_longflow.reasoner.vocabulary import END, PAD, TOKEN_IDS, TOKENS, enc
 
 CONTEXT_TOKENS = 8192
 IGNORED = -100
+WEIGHTS = {"yes": 5.0}  # once in a search chain
 
 
 def config(hidden: int, layers: int):
@@ -90,71 +93,71 @@ class Batches(Dataset):
 
 
 @torch.no_grad()
-def solved(model, problems, device: str, batch_tokens: int) -> dict[str, float]:
-    """Share of the problems of each kind whose every token is the model's first choice."""
+def solved(model, problems, device: str, batch_tokens: int) -> dict[str, dict[str, float]]:
+    """Of each kind, the share of problems whose every token is the model's first choice, and the
+    tokens that are not in a million."""
     right: dict[str, list[bool]] = {kind: [] for kind in KINDS}
+    wrong = dict.fromkeys(KINDS, 0)
     ordered = sorted(problems, key=lambda problem: problem.chain_tokens)
     while ordered:
         count = max(1, batch_tokens // (ordered[-1].chain_tokens + 120))
         part, ordered = ordered[-count:], ordered[:-count]
         ids, labels = (t.to(device) for t in pad_batch(part))
         with torch.autocast(device, torch.bfloat16):
-            choice = model(input_ids=ids[:, :-1]).logits.argmax(dim=-1)
+            choice = model(input_ids=ids[:, :-1], use_cache=False).logits.argmax(dim=-1)
         wanted = labels[:, 1:]
-        whole = ((choice == wanted) | (wanted == IGNORED)).all(dim=1).tolist()
-        for problem, ok in zip(part, whole, strict=True):
-            right[problem.kind].append(ok)
-    return {kind: sum(found) / max(1, len(found)) for kind, found in right.items()}
+        missed = ((choice != wanted) & (wanted != IGNORED)).sum(dim=1).tolist()
+        for problem, count in zip(part, missed, strict=True):
+            right[problem.kind].append(count == 0)
+            wrong[problem.kind] += count
+    tokens = {kind: sum(p.chain_tokens for p in problems if p.kind == kind) for kind in KINDS}
+    return {
+        kind: {
+            "solved": sum(found) / max(1, len(found)),
+            "wrong": round(1e6 * wrong[kind] / max(1, tokens[kind]), 1),
+        }
+        for kind, found in right.items()
+    }
 
 
 def new_model(args: argparse.Namespace):
     from transformers import Qwen3ForCausalLM
 
     torch.manual_seed(args.seed)
-    return Qwen3ForCausalLM(config(args.hidden, args.layers)).to(args.device)
+    model = Qwen3ForCausalLM(config(args.hidden, args.layers)).to(args.device)
+    if args.compile:
+        for layer in model.model.layers:  # alike: the first one's code serves all
+            layer.compile(dynamic=True)
+    return model
+
+
+@functools.cache
+def loss_weights(device: torch.device) -> torch.Tensor:
+    return torch.tensor([WEIGHTS.get(token, 1.0) for token in TOKENS], device=device)
 
 
 def loss_of(model, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross entropy of the tokens that are learned."""
+    """Mean cross entropy of the tokens that are learned, some of which count more."""
     with torch.autocast(ids.device.type, torch.bfloat16):
-        logits = model(input_ids=ids[:, :-1]).logits
+        logits = model(input_ids=ids[:, :-1], use_cache=False).logits
     return torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED
+        logits.flatten(0, 1).float(),
+        labels[:, 1:].flatten(),
+        weight=loss_weights(ids.device),
+        ignore_index=IGNORED,
     )
 
 
-def steps_within(args: argparse.Namespace, looked_at: int = 12) -> int:
-    """How many steps take `args.minutes`, from the time of a few on a model that is thrown away."""
-    model = new_model(args)
-    batches = Batches(args.seed, 1, args.batch_tokens, args.longest)
-    ids, labels = (t.to(args.device) for t in batches[1])
-    for step in range(looked_at):
-        if step == looked_at // 2:
-            began = _now(args.device)
-        loss_of(model, ids, labels).backward()
-    seconds = (_now(args.device) - began) / (looked_at - looked_at // 2)
-    # A step of the optimizer, and looks at unseen problems, are not in it.
-    return max(1, int(0.85 * 60 * args.minutes / seconds))
-
-
-def _now(device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.monotonic()
-
-
-def train(args: argparse.Namespace):
+def train(args: argparse.Namespace) -> None:
+    """Train, and save at every look, so that a run that is stopped leaves a model."""
     device = args.device
-    if args.minutes:
-        args.steps = steps_within(args)
-        print(f"--steps {args.steps} take about {args.minutes:g} minutes", flush=True)
     model = new_model(args)
-    mean = torch.optim.swa_utils.AveragedModel(
-        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(args.mean_decay)
-    )
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
+    mean = copy.deepcopy(model).requires_grad_(False)
+    averaged, parameters = list(mean.parameters()), list(model.parameters())
+    approach = torch.optim.swa_utils.get_ema_multi_avg_fn(args.mean_decay)
+    print(f"{sum(p.numel() for p in parameters) / 1e6:.2f} M parameters", flush=True)
+    matrices = [p for p in parameters if p.dim() > 1]
+    others = [p for p in parameters if p.dim() <= 1]
     groups = [dict(params=matrices, weight_decay=0.05), dict(params=others, weight_decay=0.0)]
     optimizer = torch.optim.AdamW(
         groups, lr=args.lr, betas=(0.9, 0.98), fused=device == "cuda", eps=1e-9
@@ -165,7 +168,13 @@ def train(args: argparse.Namespace):
         lambda k: min((k + 1) / warm, 1.0) * max(0.02, 1 - max(0.0, k / args.steps - 0.3) / 0.7),
     )
     data = Batches(args.seed, args.steps, args.batch_tokens, args.longest)
-    loader = DataLoader(data, batch_size=None, num_workers=args.workers, prefetch_factor=4)
+    loader = DataLoader(
+        data,
+        batch_size=None,
+        num_workers=args.workers,
+        prefetch_factor=4,
+        pin_memory=device == "cuda",
+    )
     unseen = list(make_problems(10**6 + args.seed, args.check, args.longest))
     began, tokens, log = time.monotonic(), 0, []
     for step, (ids, labels) in enumerate(loader):
@@ -173,22 +182,35 @@ def train(args: argparse.Namespace):
         loss = loss_of(model, ids, labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        mean.update_parameters(model)
+        with torch.no_grad():
+            approach(averaged, parameters, None)
         tokens += ids.numel()
         if (step + 1) % args.every == 0 or step + 1 == args.steps:
             seconds = time.monotonic() - began
-            shares = solved(mean, unseen, device, args.batch_tokens)
-            log.append(dict(step=step + 1, loss=round(loss.item(), 6), s=round(seconds), **shares))
+            found = solved(mean, unseen, device, args.batch_tokens)
+            log.append(dict(step=step + 1, loss=round(loss.item(), 6), s=round(seconds), **found))
             print(
                 f"step {step + 1}/{args.steps} loss {loss.item():.5f} "
-                f"{tokens / seconds / 1e3:.0f}k tokens/s {seconds:.0f} s solved "
-                + " ".join(f"{kind} {share:.1%}" for kind, share in shares.items()),
+                f"{tokens / seconds / 1e3:.0f}k tokens/s {seconds:.0f} s: "
+                + ", ".join(
+                    f"{kind} solved {kinds['solved']:.1%}, {kinds['wrong']:g} wrong in a million"
+                    for kind, kinds in found.items()
+                ),
                 flush=True,
             )
-    return mean.module, log
+            save(mean, log, args)
+
+
+def save(model, log: list[dict], args: argparse.Namespace) -> None:
+    args.out.mkdir(parents=True, exist_ok=True)
+    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(args.out)
+    save_tokenizer(args.out, CONTEXT_TOKENS)
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    report = {"settings": settings, "log": log}
+    (args.out / "training.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
 def main() -> int:
@@ -196,8 +218,8 @@ def main() -> int:
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder for the model")
     add("--seed", type=int, default=1)
-    add("--steps", type=int, default=4500)
-    add("--batch-tokens", type=int, default=65_536)
+    add("--steps", type=int, default=5500)
+    add("--batch-tokens", type=int, default=32_768)
     add("--longest", type=int, default=MAX_CHAIN_TOKENS, help="tokens of the longest chains")
     add("--hidden", type=int, default=256)
     add("--layers", type=int, default=8)
@@ -206,17 +228,10 @@ def main() -> int:
     add("--every", type=int, default=250, help="steps between two looks at unseen problems")
     add("--check", type=int, default=300, help="unseen problems")
     add("--workers", type=int, default=8)
-    add("--minutes", type=float, default=0, help="choose --steps to take about so long")
+    add("--compile", action="store_true", help="compile a layer by torch.compile first")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    model, log = train(args)
-    args.out.mkdir(parents=True, exist_ok=True)
-    model.to(torch.bfloat16).save_pretrained(args.out)
-    save_tokenizer(args.out, CONTEXT_TOKENS)
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    (args.out / "training.json").write_text(
-        json.dumps({"settings": settings, "log": log}, indent=1)
-    )
+    train(args)
     return 0
 
 

@@ -3,8 +3,9 @@
 Every step reads facts of the prompt, or results far behind, and most of what it writes is of no
 use later: what a KV cache should keep is little, and only use shows which. Three kinds:
 
-- ``machine``: a program of up to 12 instructions jumps about and adds into 6 cells. A step needs
-  its instruction (in the prompt) and the last value of two cells (anywhere before).
+- ``machine``: a program of up to 12 instructions jumps about and feeds a shift register. Each
+  instruction's constant is worked out first; a step needs the constant (an early result) and the
+  two targets (in the prompt) of the instruction that it has come to.
 - ``affine``: ``x, y <- (a x + b + y) mod 100, x`` in written arithmetic, where ``a`` and ``b`` are
   looked up in the prompt by the last digit of ``y``.
 - ``search``: choose one of three numbers in each of five groups so that they add up to a target,
@@ -24,12 +25,12 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from sglang_longflow.reasoner.vocabulary import CELLS, GROUPS, NODES
+from sglang_longflow.reasoner.vocabulary import GROUPS, NODES
 
 #: Lengths of chains are spread evenly in their logarithm between these.
 MIN_CHAIN_TOKENS, MAX_CHAIN_TOKENS = 350, 4600
 MAX_SEARCH_TOKENS = 3600  # all 243 leaves of five groups take more
-MACHINE_STEP_TOKENS, AFFINE_STEP_TOKENS = 19, 37
+MACHINE_NODE_TOKENS, MACHINE_STEP_TOKENS, AFFINE_STEP_TOKENS = 7, 18, 37
 
 
 @dataclass(frozen=True)
@@ -68,53 +69,46 @@ def _countdown(steps: int) -> Iterator[str]:
     return (_digits(left, 3) for left in range(steps, 0, -1))
 
 
-@dataclass
-class _MachineState:
-    program: dict[str, tuple[str, str, int, str, str]]
-    values: dict[str, int]
-    node: str
-
-    def step(self) -> str:
-        """Carry out an instruction; returns what is written of it."""
-        node, (cell, source, constant, even, odd) = self.node, self.program[self.node]
-        before = self.values[cell]
-        total = (before + self.values[source]) % 10
-        line = (
-            f"{node} {cell} {before} {source} {self.values[source]} = {total} + {constant} = "
-            f"{cell} {(total + constant) % 10} > {even} {odd}"
-        )
-        self.values[cell] = (total + constant) % 10
-        self.node = odd if self.values[cell] % 2 else even
-        return f"{line} {self.node}"
+def _cycle(rng: random.Random, nodes: Sequence[str]) -> dict[str, str]:
+    """Each node's next in a ring through all of them, so that none is out of reach."""
+    ring = rng.sample(nodes, len(nodes))
+    return dict(zip(ring, [*ring[1:], ring[0]], strict=True))
 
 
 def _machine(rng: random.Random, target_tokens: int) -> Problem:
-    """19 tokens a step: what is left, node, two cells and values, two sums, three nodes."""
-    steps = max(2, min(999, target_tokens // MACHINE_STEP_TOKENS))
+    """First 7 tokens a node, its constant worked out; then 18 a step: what is left, the node and
+    its constant, four registers, two sums, where the parity leads."""
+    nodes = NODES[: rng.randint(8, len(NODES))]
+    tokens = target_tokens - MACHINE_NODE_TOKENS * len(nodes)
+    steps = max(2, min(999, tokens // MACHINE_STEP_TOKENS))
     while True:
-        nodes = NODES[: rng.randint(8, len(NODES))]
-        cells = CELLS[: rng.randint(4, len(CELLS))]
-        program = {
-            node: (*rng.sample(cells, 2), rng.randrange(10), *rng.sample(nodes, 2))
-            for node in nodes
-        }
-        values = {cell: rng.randrange(10) for cell in cells}
-        start = " ".join(f"{cell} {value} ;" for cell, value in values.items())
-        state = _MachineState(program, values, nodes[0])
-        seen, lines = set(), []
+        given = {node: (rng.randrange(10), rng.randrange(10)) for node in nodes}
+        constants = {node: sum(given[node]) % 10 for node in nodes}
+        even = _cycle(rng, nodes)
+        odd = {node: rng.choice([n for n in nodes if n != even[node]]) for node in nodes}
+        first = registers = tuple(rng.randrange(10) for _ in range(4))
+        node, seen, lines = nodes[0], set(), []
         for left in _countdown(steps):
-            now = (state.node, *values.values())
-            if now in seen:
+            if (node, registers) in seen:
                 break
-            seen.add(now)
-            lines.append(f"{left} {state.step()}")
+            seen.add((node, registers))
+            total = (registers[0] + registers[3]) % 10
+            result = (total + constants[node]) % 10
+            then = (even, odd)[result % 2][node]
+            lines.append(
+                f"{left} {node} a {constants[node]} x {' '.join(map(str, registers))} = "
+                f"{total} {result} > {even[node]} {odd[node]} {then}"
+            )
+            registers, node = (*registers[1:], result), then
         else:
             break
-    facts = [f"{n} : {c} {s} {k} {e} {o} ;" for n, (c, s, k, e, o) in program.items()]
+    facts = [f"{n} : {p} {q} {even[n]} {odd[n]} ;" for n, (p, q) in given.items()]
     rng.shuffle(facts)
-    prompt = f"machine steps {_digits(steps, 3)} ; {' '.join(facts)} {start} > {nodes[0]} go"
-    answer = " ".join(f"{cell} {value}" for cell, value in values.items())
-    return Problem("machine", prompt, f"{' '.join(lines)} ans {answer}", answer)
+    start = " ".join(map(str, first))
+    prompt = f"machine steps {_digits(steps, 3)} ; {' '.join(facts)} x {start} > {nodes[0]} go"
+    worked_out = " ".join(f"{n} {p} {q} {n} a {constants[n]} ;" for n, (p, q) in given.items())
+    answer = " ".join(map(str, registers))
+    return Problem("machine", prompt, f"{worked_out} {' '.join(lines)} ans {answer}", answer)
 
 
 def _affine(rng: random.Random, target_tokens: int) -> Problem:
@@ -155,7 +149,8 @@ def _affine(rng: random.Random, target_tokens: int) -> Problem:
 def _search(rng: random.Random, target_tokens: int) -> Problem:
     """Depth first over three choices in each group, the sums of the path to a group kept.
 
-    11 tokens a choice, and 3 where a leaf is compared with the target.
+    11 tokens a choice, and 6 where a leaf is compared with the target: the target, how far its two
+    digits are from the sum's, the verdict.
     """
     target_tokens = min(target_tokens, MAX_SEARCH_TOKENS)
     groups = GROUPS[: 4 if target_tokens < 800 else 5]
@@ -163,7 +158,7 @@ def _search(rng: random.Random, target_tokens: int) -> Problem:
         numbers = [[rng.randrange(100) for _ in range(3)] for _ in groups]
         leaves = list(_leaves(groups, numbers))
         totals = [total for _, total, _ in leaves]
-        ends = list(itertools.accumulate(11 * line.count(";") + 3 for line, _, _ in leaves))
+        ends = list(itertools.accumulate(11 * line.count(";") + 6 for line, _, _ in leaves))
         # The first leaf that makes the chain long enough and whose sum did not come up before.
         last = next(
             (
@@ -177,8 +172,8 @@ def _search(rng: random.Random, target_tokens: int) -> Problem:
             break
     target = _digits(totals[last], 2)
     chain = " ".join(
-        f"{line} {target} {'yes' if n == last else 'no'}"
-        for n, (line, _, _) in enumerate(leaves[: last + 1])
+        f"{line} {target} | {_digits(_apart(totals[last], total), 2)} {'yes' if n == last else 'no'}"
+        for n, (line, total, _) in enumerate(leaves[: last + 1])
     )
     answer = " ".join(f"{g} {c + 1}" for g, c in zip(groups, leaves[last][2], strict=True))
     facts = [
@@ -187,6 +182,11 @@ def _search(rng: random.Random, target_tokens: int) -> Problem:
     ]
     prompt = f"search {' '.join(facts)} = {target} go"
     return Problem("search", prompt, f"{chain} ans {answer}", answer)
+
+
+def _apart(target: int, total: int) -> int:
+    """Both digits' differences, modulo 10 each, as a number of two digits."""
+    return (target // 10 - total // 10) % 10 * 10 + (target - total) % 10
 
 
 def _leaves(

@@ -7,12 +7,11 @@ from pathlib import Path
 
 PAD, BEGIN, END = "<pad>", "<bos>", "<eos>"
 NODES = tuple("ABCDEFGHIJKL")
-CELLS = tuple(f"c{i}" for i in range(6))
 GROUPS = tuple(f"g{i}" for i in range(1, 6))
 DIGITS = tuple("0123456789")
 MARKS = tuple(": ; = > + * | x y a b d".split())
 WORDS = ("machine", "affine", "search", "steps", "go", "yes", "no", "ans")
-TOKENS = (PAD, BEGIN, END, *DIGITS, *NODES, *CELLS, *GROUPS, *MARKS, *WORDS)
+TOKENS = (PAD, BEGIN, END, *DIGITS, *NODES, *GROUPS, *MARKS, *WORDS)
 TOKEN_IDS = {token: i for i, token in enumerate(TOKENS)}
 
 

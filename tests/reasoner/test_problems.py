@@ -18,16 +18,16 @@ def number(words):
 def solve_machine(prompt):
     stop = number(re.search(r"steps ((\d ){3})", prompt).group(1))
     program = {
-        m[1]: m.groups()[1:]
-        for m in re.finditer(r"([A-L]) : (c\d) (c\d) (\d) ([A-L]) ([A-L]) ;", prompt)
+        m[1]: (int(m[2]) + int(m[3]), m[4], m[5])
+        for m in re.finditer(r"([A-L]) : (\d) (\d) ([A-L]) ([A-L]) ;", prompt)
     }
-    cells = {m[1]: int(m[2]) for m in re.finditer(r"(?<=; )(c\d) (\d) ;", prompt)}
-    at = re.search(r"> ([A-L]) go$", prompt).group(1)
+    start, at = re.search(r"x (\d \d \d \d) > ([A-L]) go$", prompt).groups()
+    queue = [int(digit) for digit in start.split()]
     for _ in range(stop):
-        into, source, constant, even, odd = program[at]
-        cells[into] = (cells[into] + cells[source] + int(constant)) % 10
-        at = (even, odd)[cells[into] & 1]
-    return stop, " ".join(f"{cell} {value}" for cell, value in cells.items())
+        constant, even, odd = program[at]
+        queue.append((queue.pop(0) + queue[-1] + constant) % 10)
+        at = (even, odd)[queue[-1] & 1]
+    return stop, " ".join(map(str, queue))
 
 
 def solve_affine(prompt):
@@ -75,13 +75,16 @@ def test_every_line_of_a_chain_is_true(kind):
         if kind == "search":
             target = re.search(r"= (\d \d) go$", problem.prompt).group(1)
             lines = re.findall(r"(g\d) \d (\d \d) \+ (\d \d) = (\d \d) ;", chain)
-            leaves = re.findall(r"= (\d \d) ; (\d \d) (yes|no)", chain)
-            assert len(lines) * 11 + len(leaves) * 3 == len(chain.split())
+            leaves = re.findall(r"= (\d) (\d) ; (\d) (\d) \| (\d) (\d) (yes|no)", chain)
+            assert len(lines) * 11 + len(leaves) * 6 == len(chain.split())
             for _, before, more, total in lines:
                 assert (number(before) + number(more)) % 100 == number(total)
-            assert [verdict for _, _, verdict in leaves] == ["no"] * (len(leaves) - 1) + ["yes"]
-            for total, wanted, verdict in leaves:
-                assert wanted == target and (total == target) == (verdict == "yes")
+            assert [leaf[-1] for leaf in leaves] == ["no"] * (len(leaves) - 1) + ["yes"]
+            for *digits, verdict in leaves:
+                total, wanted, apart = (tuple(map(int, digits[i : i + 2])) for i in (0, 2, 4))
+                assert wanted == tuple(map(int, target.split()))
+                assert apart == tuple((w - t) % 10 for w, t in zip(wanted, total, strict=True))
+                assert (total == wanted) == (verdict == "yes")
         elif kind == "affine":
             pattern = r"(\d) \* (\d) = (\d \d) ; (\d) \* (\d) = (\d \d) ;"
             lines = re.findall(pattern, chain)
@@ -90,34 +93,38 @@ def test_every_line_of_a_chain_is_true(kind):
                 assert a == again
                 assert int(a) * int(low) == number(one) and int(a) * int(high) == number(other)
         else:
-            node, cell, digit = r"([A-L])", r"(c\d)", r"(\d)"
-            values = f"{cell} {digit} {cell} {digit} = {digit} \\+ {digit} = {cell} {digit}"
+            early = re.findall(r"([A-L]) (\d) (\d) ([A-L]) a (\d) ;", chain)
+            constants = {node: constant for _, _, _, node, constant in early}
+            for again, one, other, node, constant in early:
+                assert again == node and (int(one) + int(other)) % 10 == int(constant)
+            node, digit = r"([A-L])", r"(\d)"
+            values = f"a {digit} x {' '.join([digit] * 4)} = {digit} {digit}"
             lines = re.findall(f"{node} {values} > {node} {node} {node}", chain)
-            assert len(lines) * 19 == len(chain.split())
-            for _, into, before, _, more, total, constant, result, after, even, odd, then in lines:
-                assert into == result
-                assert (int(before) + int(more)) % 10 == int(total)
-                assert (int(total) + int(constant)) % 10 == int(after)
-                assert then == (even, odd)[int(after) % 2]
-            assert [line[0] for line in lines[1:]] == [line[-1] for line in lines[:-1]]
+            assert len(lines) * 18 + len(early) * 7 == len(chain.split())
+            for at, constant, *registers, total, result, even, odd, then in lines:
+                assert constant == constants[at]
+                assert (int(registers[0]) + int(registers[3])) % 10 == int(total)
+                assert (int(total) + int(constant)) % 10 == int(result)
+                assert then == (even, odd)[int(result) % 2]
+            for line, after in itertools.pairwise(lines):
+                assert after[0] == line[-1] and after[2:6] == (*line[3:6], line[7])
 
 
-@pytest.mark.parametrize(("kind", "tokens"), [("machine", 19), ("affine", 37)])
+@pytest.mark.parametrize(("kind", "tokens"), [("machine", 18), ("affine", 37)])
 def test_steps_are_counted_down_and_no_state_comes_twice(kind, tokens):
     """A chain that ran into a loop could be copied from the round before."""
     for problem in problems(kind, 20):
-        words = problem.chain.partition(" ans ")[0].split()
+        words = problem.chain.partition(" ans ")[0].rpartition(";" if kind == "machine" else "go")[
+            2
+        ]
+        words = words.split()
         lines = [words[i : i + tokens] for i in range(0, len(words), tokens)]
         left = [number(" ".join(line[:3])) for line in lines]
         assert left == list(range(len(lines), 0, -1))
-        if kind == "affine":
-            states = [tuple(line[-5:]) for line in lines]
-        else:
-            cells, states = {}, []
-            for line in lines:
-                cells[line[4]], cells[line[6]] = line[5], line[7]
-                cells[line[13]] = line[14]
-                states.append((line[-1], tuple(sorted(cells.items()))))
+        # x and y after the step; node and registers before it.
+        states = [
+            tuple(line[-5:] if kind == "affine" else (line[3], *line[7:11])) for line in lines
+        ]
         assert len(set(states)) == len(states)
 
 
