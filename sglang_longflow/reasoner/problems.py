@@ -172,8 +172,8 @@ def _search(rng: random.Random, target_tokens: int) -> Problem:
             break
     target = _digits(totals[last], 2)
     chain = " ".join(
-        f"{line} {target} | {_digits(_apart(totals[last], total), 2)} {'yes' if n == last else 'no'}"
-        for n, (line, total, _) in enumerate(leaves[: last + 1])
+        f"{line} {target} | {_digits(_apart(totals[last], total), 2)} {verdict}"
+        for (line, total, _), verdict in zip(leaves, ["no"] * last + ["yes"])
     )
     answer = " ".join(f"{g} {c + 1}" for g, c in zip(groups, leaves[last][2], strict=True))
     facts = [
