@@ -1,12 +1,16 @@
-"""What a rule of eviction costs in KL on real text, in seconds: to try scores, not to report them.
+"""What a rule of eviction costs, in seconds: to try scores, not to report them.
 
-A text is fed to a Llama-like Hugging Face model layer by layer: within a layer every query is
-known before eviction begins, so only attention is walked token by token. Everything after the
-first `--budget` tokens attends to that many slots. No server, no prompt cut, float32; what
+Tokens are fed to a Llama-like or Qwen3 model layer by layer: within a layer every query is known
+before eviction begins, so only attention is walked token by token. Everything after the first
+`--budget` tokens attends to that many slots. No server, no prompt cut, float32; what
 `longflow eval` measures through a server is what counts (docs/accuracy.md).
+
+Of real text the KL divergence from full KV is printed; of the reasoner's problems the share whose
+every token is the model's first choice, which greedy decoding would solve.
 
     python scripts/explore_scores.py --model FOLDER --texts math.jsonl --budget 160 \
       --rules 'removal;removal,decay=0.9,memory=peak;attention;stream,sinks=4' --out tried.csv
+    python scripts/explore_scores.py --model REASONER --problems 90 --budget 340 --rules removal
 """
 
 from __future__ import annotations
@@ -26,6 +30,10 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from sglang_longflow.evaluation.forced import kl_of
 from sglang_longflow.evaluation.texts import TextTask, load_texts
+from sglang_longflow.reasoner import make_problems
+
+sys.path.insert(0, str(Path(__file__).parent))
+from train_reasoner import IGNORED, pad_batch
 
 
 @dataclass(frozen=True)
@@ -160,9 +168,12 @@ def logits_of(model, ids: torch.Tensor, budget: int = 0, rule: Rule | None = Non
         attention, normed = layer.self_attn, layer.input_layernorm(hidden)
         shape = (*ids.shape, -1, attention.head_dim)
         q, k, v = (
-            project(normed).view(shape).transpose(1, 2)
+            project(normed).view(shape)
             for project in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
+        if hasattr(attention, "q_norm"):
+            q, k = attention.q_norm(q), attention.k_norm(k)
+        q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
         q, k = apply_rotary_pos_emb(q, k, cos, sin)
         found = (
             evicting_attention(q, k, v, budget, rule, number) if rule else full_attention(q, k, v)
@@ -172,33 +183,73 @@ def logits_of(model, ids: torch.Tensor, budget: int = 0, rule: Rule | None = Non
     return model.lm_head(model.model.norm(hidden))
 
 
+class Texts:
+    """Real text: how far the next token's distribution is from full KV's."""
+
+    def __init__(self, model, args: argparse.Namespace):
+        self.model, self.budget = model, args.budget
+        task = TextTask(args.texts, args.tokens, args.budget, args.count, args.seed)
+        self.ids = torch.tensor(load_texts(task, args.model))
+        self.full = torch.log_softmax(logits_of(model, self.ids)[:, self.budget :], dim=-1)
+
+    def measure(self, rule: Rule) -> dict[str, float]:
+        logits = logits_of(self.model, self.ids, self.budget, rule)[:, self.budget :]
+        same = (self.full.argmax(dim=-1) == logits.argmax(dim=-1)).float().mean().item()
+        return dict(kl=round(kl_of(self.full, logits).mean().item(), 4), top1=round(same, 4))
+
+
+class Problems:
+    """The reasoner's problems, of similar length side by side."""
+
+    def __init__(self, model, args: argparse.Namespace, batch: int = 48):
+        self.model, self.budget = model, args.budget
+        drawn = list(make_problems(args.seed, args.problems))
+        drawn.sort(key=lambda problem: problem.chain_tokens)
+        self.parts = [drawn[i : i + batch] for i in range(0, len(drawn), batch)]
+
+    def measure(self, rule: Rule | None) -> dict[str, float]:
+        right: dict[str, list[bool]] = {}
+        for part in self.parts:
+            ids, labels = pad_batch(part)
+            choice = logits_of(self.model, ids, self.budget, rule).argmax(dim=-1)[:, :-1]
+            wanted = labels[:, 1:]
+            whole = ((choice == wanted) | (wanted == IGNORED)).all(dim=1).tolist()
+            for problem, ok in zip(part, whole, strict=True):
+                right.setdefault(problem.kind, []).append(ok)
+        every = [ok for found in right.values() for ok in found]
+        return {
+            kind: round(sum(found) / len(found), 4)
+            for kind, found in {"solved": every, **right}.items()
+        }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--model", type=Path, required=True, help="folder of a Llama-like model")
-    add("--texts", type=Path, required=True, help="JSON lines, as for longflow eval --task text:")
+    add("--texts", type=Path, help="JSON lines, as for longflow eval --task text:")
+    add("--problems", type=int, help="so many of the reasoner's problems, in place of texts")
     add("--count", type=int, default=3)
     add("--tokens", type=int, default=900)
     add("--budget", type=int, default=160)
-    add("--seed", type=int, default=1, help="of the order of the texts' problems")
+    add("--seed", type=int, default=1, help="of the problems, or of the order of the texts'")
     add("--rules", type=lambda text: text.split(";"), required=True, help="with semicolons")
     add("--out", type=Path, help="CSV file")
     args = parser.parse_args()
+    if bool(args.texts) == bool(args.problems):
+        parser.error("--texts or --problems: one of them")
     torch.set_grad_enabled(False)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
-    task = TextTask(args.texts, args.tokens, args.budget, args.count, args.seed)
-    ids = torch.tensor(load_texts(task, args.model))
-    full = torch.log_softmax(logits_of(model, ids)[:, args.budget :], dim=-1)
     lines = []
+    if args.problems:
+        data = Problems(model, args)
+        print("full KV", data.measure(None), flush=True)
+    else:
+        data = Texts(model, args)
     for text in args.rules:
         began = time.monotonic()
-        logits = logits_of(model, ids, args.budget, parse_rule(text))[:, args.budget :]
-        kl = kl_of(full, logits).mean().item()
-        same = (full.argmax(dim=-1) == logits.argmax(dim=-1)).float().mean().item()
-        lines.append(dict(rule=text, budget=args.budget, kl=round(kl, 4), top1=round(same, 4)))
-        print(
-            f"{text:44} KL {kl:.4f} top-1 {same:.2%} {time.monotonic() - began:.0f} s", flush=True
-        )
+        lines.append(dict(rule=text, budget=args.budget, **data.measure(parse_rule(text))))
+        print(lines[-1], f"{time.monotonic() - began:.0f} s", flush=True)
     if args.out:
         with args.out.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(lines[0]))
