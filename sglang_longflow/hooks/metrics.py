@@ -17,14 +17,18 @@ class Exporter:
     """Prometheus metrics of the scheduler, on SGLang's /metrics.
 
     ``sglang_longflow_`` and not ``sglang_longflow:``: promtool rejects colons in metric names.
+    The schedulers of a data-parallel server have the label ``dp_rank``, as in SGLang's metrics:
+    they share one folder, where the last to write a series would stand for all.
     """
 
-    def __init__(self, model_name: str, row_capacity: int | None):
+    def __init__(self, model_name: str, row_capacity: int | None, dp_rank: int | None = None):
         # Imported late: SGLang sets the multiprocess folder first.
         from prometheus_client import Counter, Gauge
 
-        names = ["model_name"]
         self._labels = {"model_name": model_name}
+        if dp_rank is not None:
+            self._labels["dp_rank"] = str(dp_rank)
+        names = list(self._labels)
         self._gauges = {
             name: Gauge(f"sglang_longflow_{name}", text, names, multiprocess_mode="mostrecent")
             for name, text in (

@@ -25,7 +25,7 @@ def init(original, self, server_args, *args, **kwargs) -> None:
         capacity = row_capacity(
             self.max_total_num_tokens, state.config.kv_budget, self.max_running_requests
         )
-        state.exporter = metrics.Exporter(server_args.served_model_name, capacity)
+        state.exporter = metrics.Exporter(server_args.served_model_name, capacity, self.ps.dp_rank)
     if self.ps.tp_rank == 0:
         logger.info(
             "longflow: kv_budget=%d policy=%s pool=%d tokens, rows that fit at the budget=%s, "

@@ -1,0 +1,51 @@
+"""Prometheus series of several schedulers that share SGLang's multiprocess folder."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from prometheus_client import CollectorRegistry, multiprocess
+
+SCHEDULER = """
+import sys
+from types import SimpleNamespace
+from sglang_longflow.flow.metrics import Counters, RowStats
+from sglang_longflow.hooks.metrics import Exporter
+
+rank, held, overwritten = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+exporter = Exporter("m", row_capacity=held, dp_rank=None if rank == "none" else int(rank))
+rows = [RowStats("r", 2 * held, held, held, "longflow", held, 0)]
+exporter.update(SimpleNamespace(counters=Counters(overwritten_tokens=overwritten)), rows)
+"""
+
+
+def scrape(folder, *schedulers):
+    """{(series, dp_rank or None): value} after these have run, one after the other."""
+    env = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(folder)}
+    for arguments in schedulers:
+        command = [sys.executable, "-c", SCHEDULER, *map(str, arguments)]
+        subprocess.run(command, env=env, check=True)
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry, path=str(folder))
+    return {
+        (sample.name, sample.labels.get("dp_rank")): sample.value
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.labels["model_name"] == "m"
+    }
+
+
+@pytest.mark.parametrize("series", ["budgeted_tokens", "row_capacity"])
+def test_schedulers_of_a_data_parallel_server_do_not_overwrite_each_other(tmp_path, series):
+    found = scrape(tmp_path, (0, 64, 5), (1, 96, 7))
+    name = f"sglang_longflow_{series}"
+    assert (found[name, "0"], found[name, "1"]) == (64, 96)
+    total = "sglang_longflow_overwritten_tokens_total"
+    assert (found[total, "0"], found[total, "1"]) == (5, 7)
+
+
+def test_one_scheduler_has_no_rank(tmp_path):
+    found = scrape(tmp_path, ("none", 64, 5))
+    assert found["sglang_longflow_budgeted_tokens", None] == 64
+    assert {rank for _, rank in found} == {None}
