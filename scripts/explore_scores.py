@@ -10,7 +10,8 @@ every token is the model's first choice, which greedy decoding would solve.
 
     python scripts/explore_scores.py --model FOLDER --texts math.jsonl --budget 160 \
       --rules 'removal;removal,decay=0.9,memory=peak;attention;stream,sinks=4' --out tried.csv
-    python scripts/explore_scores.py --model REASONER --problems 90 --budget 340 --rules removal
+    python scripts/explore_scores.py --model REASONER --problems 60 --tokens 1700 --budget 340 \
+      --rules removal
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import csv
 import math
+import random
 import sys
 import time
 from dataclasses import dataclass, fields
@@ -30,7 +32,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from sglang_longflow.evaluation.forced import kl_of
 from sglang_longflow.evaluation.texts import TextTask, load_texts
-from sglang_longflow.reasoner import make_problems
+from sglang_longflow.reasoner import KINDS, make_problem
 
 sys.path.insert(0, str(Path(__file__).parent))
 from train_reasoner import IGNORED, pad_batch
@@ -80,6 +82,7 @@ class Rows:
         self.victim_heads = kv_heads if rule.heads else 1
         self.born = torch.arange(budget).expand(batch, self.victim_heads, -1).clone()
         self.memory = torch.zeros(batch, self.victim_heads, budget)
+        self.norms = self.v.abs().mean(dim=-1)
         self.generator = torch.Generator().manual_seed(layer)
 
     def write(self, place: torch.Tensor, k: torch.Tensor, v: torch.Tensor, step: int) -> None:
@@ -87,6 +90,9 @@ class Rows:
         index = place.expand(-1, self.kv_heads)[:, :, None, None]
         self.k.scatter_(2, index.expand(-1, -1, 1, k.shape[2]), k[:, :, None])
         self.v.scatter_(2, index.expand(-1, -1, 1, v.shape[2]), v[:, :, None])
+        self.norms.scatter_(
+            2, place.expand(-1, self.kv_heads)[:, :, None], v.abs().mean(-1)[..., None]
+        )
         self.born.scatter_(2, place[:, :, None], step)
         self.memory.scatter_(2, place[:, :, None], 0.0)
 
@@ -113,7 +119,7 @@ class Rows:
             return self.born.float()
         if score == "random":
             return torch.rand(self.born.shape, generator=self.generator)
-        norms = self.v.abs().mean(dim=-1)
+        norms = self.norms
         if score == "attention":
             found = weights.sum(dim=2)
         elif score == "removal":
@@ -201,25 +207,33 @@ class Texts:
 class Problems:
     """The reasoner's problems, of similar length side by side."""
 
-    def __init__(self, model, args: argparse.Namespace, batch: int = 48):
+    def __init__(self, model, args: argparse.Namespace, batch: int = 30):
         self.model, self.budget = model, args.budget
-        drawn = list(make_problems(args.seed, args.problems))
+        rng = random.Random(f"explore/{args.seed}")
+        kinds = [KINDS[i % len(KINDS)] for i in range(args.problems)]
+        drawn = [make_problem(kind, rng, args.tokens) for kind in kinds]
         drawn.sort(key=lambda problem: problem.chain_tokens)
         self.parts = [drawn[i : i + batch] for i in range(0, len(drawn), batch)]
 
     def measure(self, rule: Rule | None) -> dict[str, float]:
-        right: dict[str, list[bool]] = {}
+        """Share solved, of all and of each kind, and tokens in a million that are not first."""
+        wrong: dict[str, list[int]] = {}
+        tokens = 0
         for part in self.parts:
             ids, labels = pad_batch(part)
             choice = logits_of(self.model, ids, self.budget, rule).argmax(dim=-1)[:, :-1]
             wanted = labels[:, 1:]
-            whole = ((choice == wanted) | (wanted == IGNORED)).all(dim=1).tolist()
-            for problem, ok in zip(part, whole, strict=True):
-                right.setdefault(problem.kind, []).append(ok)
-        every = [ok for found in right.values() for ok in found]
+            tokens += int((wanted != IGNORED).sum())
+            counts = ((choice != wanted) & (wanted != IGNORED)).sum(dim=1).tolist()
+            for problem, count in zip(part, counts, strict=True):
+                wrong.setdefault(problem.kind, []).append(count)
+        every = [count for found in wrong.values() for count in found]
         return {
-            kind: round(sum(found) / len(found), 4)
-            for kind, found in {"solved": every, **right}.items()
+            **{
+                kind: round(sum(count == 0 for count in found) / len(found), 4)
+                for kind, found in {"solved": every, **wrong}.items()
+            },
+            "wrong": round(1e6 * sum(every) / tokens, 1),
         }
 
 
@@ -230,7 +244,7 @@ def main() -> int:
     add("--texts", type=Path, help="JSON lines, as for longflow eval --task text:")
     add("--problems", type=int, help="so many of the reasoner's problems, in place of texts")
     add("--count", type=int, default=3)
-    add("--tokens", type=int, default=900)
+    add("--tokens", type=int, default=900, help="of a text, or of a problem's chain, about")
     add("--budget", type=int, default=160)
     add("--seed", type=int, default=1, help="of the problems, or of the order of the texts'")
     add("--rules", type=lambda text: text.split(";"), required=True, help="with semicolons")
