@@ -28,6 +28,8 @@ ARGUMENTS = [
 ]
 #: The part of a run that is not looked at for memory: caches fill.
 WARM_UP = 1 / 3
+#: The rate of growth is judged over no less: a shorter while does not tell a cache from a leak.
+RATE_MINUTES = 12.0
 
 
 @dataclass
@@ -217,7 +219,8 @@ class Soak:
             self.report.memory[f"{name} {pid}"] = numbers
             if growth > self.growth_mb:
                 self.report.problems.append(f"{name}: grew by {growth:.0f} MB: {numbers}")
-            if self.growth_mb_a_minute and rate > self.growth_mb_a_minute:
+            judged = self.growth_mb_a_minute and minutes >= RATE_MINUTES
+            if judged and rate > self.growth_mb_a_minute:
                 self.report.problems.append(f"{name}: grows {rate:.2f} MB a minute: {numbers}")
 
 
