@@ -218,7 +218,7 @@ def main() -> int:
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder for the model")
     add("--seed", type=int, default=1)
-    add("--steps", type=int, default=5500)
+    add("--steps", type=int, default=7500)
     add("--batch-tokens", type=int, default=32_768)
     add("--longest", type=int, default=MAX_CHAIN_TOKENS, help="tokens of the longest chains")
     add("--hidden", type=int, default=256)
