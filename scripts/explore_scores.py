@@ -55,6 +55,11 @@ class Rule:
         Protected tokens.
     heads : int
         1: every KV head has its own victim.
+    twin : str
+        Scores are multiplied by ``(1 - s) ** power``, s the highest cosine similarity of a token to
+        one that was written after it: of values ("v"), of keys ("k"), of the quarter of the keys'
+        channels that RoPE turns least ("l"); of several, the lowest ("lv").
+    power : float
     """
 
     score: str
@@ -63,6 +68,8 @@ class Rule:
     sinks: int = 0
     recent: int = 0
     heads: int = 0
+    twin: str = ""
+    power: float = 1.0
 
 
 def parse_rule(text: str) -> Rule:
@@ -70,6 +77,22 @@ def parse_rule(text: str) -> Rule:
     types = {field.name: type(field.default) for field in fields(Rule) if field.name != "score"}
     pairs = (option.split("=") for option in options)
     return Rule(score, **{name: types[name](value) for name, value in pairs})
+
+
+def _direction(name: str, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Unit vectors of k and v [..., size] that `Rule.twin` compares; k is rotated in halves."""
+    if name == "v":
+        return F.normalize(v, dim=-1)
+    if name == "l":
+        half = k.shape[-1] // 2
+        slow = half * 3 // 4
+        k = torch.cat([k[..., slow:half], k[..., half + slow :]], dim=-1)
+    return F.normalize(k, dim=-1)
+
+
+def _lowest(similarities) -> torch.Tensor:
+    """Of several kinds, each [batch, kv_heads, ...]: the heads' mean, the lowest of them."""
+    return torch.stack([found.mean(dim=1) for found in similarities]).amin(dim=0)
 
 
 class Rows:
@@ -83,6 +106,11 @@ class Rows:
         self.born = torch.arange(budget).expand(batch, self.victim_heads, -1).clone()
         self.memory = torch.zeros(batch, self.victim_heads, budget)
         self.norms = self.v.abs().mean(dim=-1)
+        self.parts = {name: _direction(name, self.k, self.v) for name in rule.twin}
+        if rule.twin:
+            alike = _lowest(part @ part.transpose(2, 3) for part in self.parts.values())
+            older = torch.ones(budget, budget).triu(1).bool()  # [token, one written after it]
+            self.twin = alike.masked_fill(~older, -1.0).amax(dim=-1)
         self.generator = torch.Generator().manual_seed(layer)
 
     def write(self, place: torch.Tensor, k: torch.Tensor, v: torch.Tensor, step: int) -> None:
@@ -95,6 +123,19 @@ class Rows:
         )
         self.born.scatter_(2, place[:, :, None], step)
         self.memory.scatter_(2, place[:, :, None], 0.0)
+        if self.rule.twin:
+            self._compare(place[:, 0], k, v)
+
+    def _compare(self, place: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Note how alike all tokens are to the one that is written to `place` [batch]."""
+        found = []
+        for name, part in self.parts.items():
+            new = _direction(name, k, v)
+            found.append((part @ new[..., None])[..., 0])
+            index = place[:, None, None, None].expand(-1, new.shape[1], 1, new.shape[2])
+            part.scatter_(2, index, new[:, :, None])
+        self.twin = torch.maximum(self.twin, _lowest(found))
+        self.twin.scatter_(1, place[:, None], -1.0)
 
     def attend(self, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights [batch, kv_heads, group, budget] and outputs of q [batch, heads, size]."""
@@ -109,6 +150,8 @@ class Rows:
         scores = self._scores(weights, out)
         if rule.decay:
             scores = self._remember(scores, step)
+        if rule.twin:
+            scores = scores * (1 - self.twin[:, None]).clamp_min(1e-6) ** rule.power
         scores = scores.masked_fill(self.born < rule.sinks, torch.inf)
         scores = scores.masked_fill(self.born > step - rule.recent, torch.inf)
         return scores.argmin(dim=-1)
@@ -119,6 +162,12 @@ class Rows:
             return self.born.float()
         if score == "random":
             return torch.rand(self.born.shape, generator=self.generator)
+        if score == "even":
+            return torch.ones(self.born.shape)
+        if score == "keydiff":
+            unit = F.normalize(self.k, dim=-1)
+            alike = (unit * F.normalize(unit.mean(dim=2, keepdim=True), dim=-1)).sum(dim=-1)
+            return (1 - alike).mean(dim=1, keepdim=True)
         norms = self.norms
         if score == "attention":
             found = weights.sum(dim=2)
@@ -210,7 +259,7 @@ class Problems:
     def __init__(self, model, args: argparse.Namespace, batch: int = 30):
         self.model, self.budget = model, args.budget
         rng = random.Random(f"explore/{args.seed}")
-        kinds = [KINDS[i % len(KINDS)] for i in range(args.problems)]
+        kinds = [args.kinds[i % len(args.kinds)] for i in range(args.problems)]
         drawn = [make_problem(kind, rng, args.tokens) for kind in kinds]
         drawn.sort(key=lambda problem: problem.chain_tokens)
         self.parts = [drawn[i : i + batch] for i in range(0, len(drawn), batch)]
@@ -243,6 +292,7 @@ def main() -> int:
     add("--model", type=Path, required=True, help="folder of a Llama-like model")
     add("--texts", type=Path, help="JSON lines, as for longflow eval --task text:")
     add("--problems", type=int, help="so many of the reasoner's problems, in place of texts")
+    add("--kinds", type=lambda text: text.split(","), default=list(KINDS), help="of problems")
     add("--count", type=int, default=3)
     add("--tokens", type=int, default=900, help="of a text, or of a problem's chain, about")
     add("--budget", type=int, default=160)
