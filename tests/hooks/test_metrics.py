@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 
-import pytest
 from prometheus_client import CollectorRegistry, multiprocess
 
 SCHEDULER = """
@@ -36,11 +35,10 @@ def scrape(folder, *schedulers):
     }
 
 
-@pytest.mark.parametrize("series", ["budgeted_tokens", "row_capacity"])
-def test_schedulers_of_a_data_parallel_server_do_not_overwrite_each_other(tmp_path, series):
+def test_schedulers_of_a_data_parallel_server_do_not_overwrite_each_other(tmp_path):
     found = scrape(tmp_path, (0, 64, 5), (1, 96, 7))
-    name = f"sglang_longflow_{series}"
-    assert (found[name, "0"], found[name, "1"]) == (64, 96)
+    for name in ("sglang_longflow_budgeted_tokens", "sglang_longflow_row_capacity"):
+        assert (found[name, "0"], found[name, "1"]) == (64, 96)
     total = "sglang_longflow_overwritten_tokens_total"
     assert (found[total, "0"], found[total, "1"]) == (5, 7)
 
