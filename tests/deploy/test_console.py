@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import harness
 
 pytestmark = [pytest.mark.deploy, pytest.mark.e2e]
 KEY = "right-key"
-POOL, BUDGET = 3000, 96
+POOL, BUDGET, ROWS = 3000, 96, 12
 EVIL = "<script>alert(1)</script>"
 
 
@@ -26,7 +27,7 @@ def server(tmp_path_factory):
     model = harness.build_tiny_model("llama", tmp_path_factory.mktemp("console"))
     arguments = ["--model-path", str(model), "--skip-tokenizer-init", "--dtype", "float32"]
     arguments += ["--max-total-tokens", str(POOL), "--kv-budget", str(BUDGET)]
-    arguments += ["--kv-budget-allow-full", "--max-running-requests", "12"]
+    arguments += ["--kv-budget-allow-full", "--max-running-requests", str(ROWS)]
     arguments += ["--api-key", KEY, "--served-model-name", "tiny-llama"]
     with harness.Server(arguments) as running:
         yield running.wait_ready()
@@ -55,7 +56,21 @@ def start_load(server) -> None:
             "rid": EVIL if number == 0 else f"chat-{1000 + number * 37}",
             "sampling_params": params,
         }
+        if number == ROWS:  # the others wait, whatever order a busy machine starts threads in
+            until_running(server, ROWS)
         threading.Thread(target=send, args=(server, "/generate", body), daemon=True).start()
+
+
+def until_running(server, rows: int, timeout_s: float = 60) -> None:
+    headers = {"Authorization": f"Bearer {KEY}"}
+    request = urllib.request.Request(server.url + "/longflow/stats", headers=headers)
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        with urllib.request.urlopen(request, timeout=timeout_s) as response:
+            if len(json.load(response)["requests"]) >= rows:
+                return
+        time.sleep(0.1)
+    raise AssertionError(f"fewer than {rows} requests run after {timeout_s:g} s")
 
 
 @contextlib.contextmanager
