@@ -27,15 +27,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from train_reasoner import IGNORED, pad_batch
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from sglang_longflow.evaluation.forced import kl_of
 from sglang_longflow.evaluation.texts import TextTask, load_texts
 from sglang_longflow.reasoner import KINDS, make_problem
-
-sys.path.insert(0, str(Path(__file__).parent))
-from train_reasoner import IGNORED, pad_batch
 
 
 @dataclass(frozen=True)
@@ -168,18 +166,17 @@ class Rows:
             unit = F.normalize(self.k, dim=-1)
             alike = (unit * F.normalize(unit.mean(dim=2, keepdim=True), dim=-1)).sum(dim=-1)
             return (1 - alike).mean(dim=1, keepdim=True)
-        norms = self.norms
         if score == "attention":
             found = weights.sum(dim=2)
         elif score == "removal":
-            found = weights.sum(dim=2) * norms
+            found = weights.sum(dim=2) * self.norms
         elif score == "exact":
             away = (self.v[:, :, None] - out[:, :, :, None]).abs().mean(dim=-1)
             found = (weights / (1 - weights).clamp_min(1e-4) * away).sum(dim=2)
         elif score == "squared":
-            found = weights.square().sum(dim=2) * norms.square()
+            found = weights.square().sum(dim=2) * self.norms.square()
         elif score == "loudest":
-            found = weights.amax(dim=2) * norms
+            found = weights.amax(dim=2) * self.norms
         else:
             raise SystemExit(f"--rules: unknown score {score!r}")
         if self.rule.heads:

@@ -114,10 +114,8 @@ def test_every_line_of_a_chain_is_true(kind):
 def test_steps_are_counted_down_and_no_state_comes_twice(kind, tokens):
     """A chain that ran into a loop could be copied from the round before."""
     for problem in problems(kind, 20):
-        words = problem.chain.partition(" ans ")[0].rpartition(";" if kind == "machine" else "go")[
-            2
-        ]
-        words = words.split()
+        steps = problem.chain.partition(" ans ")[0].rpartition(" ;" if kind == "machine" else "go")
+        words = steps[2].split()
         lines = [words[i : i + tokens] for i in range(0, len(words), tokens)]
         left = [number(" ".join(line[:3])) for line in lines]
         assert left == list(range(len(lines), 0, -1))
