@@ -27,7 +27,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from train_reasoner import IGNORED, pad_batch
+from train_reasoner import IGNORED, pad_batch, wrong_tokens
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -268,10 +268,8 @@ class Problems:
         for part in self.parts:
             ids, labels = pad_batch(part)
             choice = logits_of(self.model, ids, self.budget, rule).argmax(dim=-1)[:, :-1]
-            wanted = labels[:, 1:]
-            tokens += int((wanted != IGNORED).sum())
-            counts = ((choice != wanted) & (wanted != IGNORED)).sum(dim=1).tolist()
-            for problem, count in zip(part, counts, strict=True):
+            tokens += int((labels[:, 1:] != IGNORED).sum())
+            for problem, count in zip(part, wrong_tokens(choice, labels), strict=True):
                 wrong.setdefault(problem.kind, []).append(count)
         every = [count for found in wrong.values() for count in found]
         return {

@@ -92,6 +92,12 @@ class Batches(Dataset):
         return pad_batch([make_problem(KINDS[i % len(KINDS)], rng, length) for i in range(count)])
 
 
+def wrong_tokens(choice: torch.Tensor, labels: torch.Tensor) -> list[int]:
+    """Of each row, how many learned tokens `choice` [n, tokens - 1] has not got right."""
+    wanted = labels[:, 1:]
+    return ((choice != wanted) & (wanted != IGNORED)).sum(dim=1).tolist()
+
+
 @torch.no_grad()
 def solved(model, problems, device: str, batch_tokens: int) -> dict[str, dict[str, float]]:
     """Of each kind, the share of problems whose every token is the model's first choice, and the
@@ -105,11 +111,9 @@ def solved(model, problems, device: str, batch_tokens: int) -> dict[str, dict[st
         ids, labels = (t.to(device) for t in pad_batch(part))
         with torch.autocast(device, torch.bfloat16):
             choice = model(input_ids=ids[:, :-1], use_cache=False).logits.argmax(dim=-1)
-        wanted = labels[:, 1:]
-        missed = ((choice != wanted) & (wanted != IGNORED)).sum(dim=1).tolist()
-        for problem, count in zip(part, missed, strict=True):
-            right[problem.kind].append(count == 0)
-            wrong[problem.kind] += count
+        for problem, missed in zip(part, wrong_tokens(choice, labels), strict=True):
+            right[problem.kind].append(missed == 0)
+            wrong[problem.kind] += missed
     tokens = {kind: sum(p.chain_tokens for p in problems if p.kind == kind) for kind in KINDS}
     return {
         kind: {
