@@ -40,11 +40,15 @@ test: env ## all tests that need no GPU, the end-to-end ones included
 tools: env ## tools of the deployment tests: validators, Prometheus, a browser, the router
 	@TOOLS="$(TOOLS)" PYTHON="$(VENV)/bin/python" bash scripts/tools.sh
 
+define deploy_pytest
+model="$${LONGFLOW_TEST_MODEL:-$$("$(VENV)/bin/python" -m sglang_longflow.demo_model --path)}"; \
+	LONGFLOW_TEST_MODEL="$$model" TOOLS="$(TOOLS)" \
+	  exec "$(VENV)/bin/python" -m pytest
+endef
+
 .PHONY: test-deploy
 test-deploy: env tools ## tests of what is in deploy/, with those tools
-	@model="$${LONGFLOW_TEST_MODEL:-$$("$(VENV)/bin/python" -m sglang_longflow.demo_model --path)}"; \
-	LONGFLOW_TEST_MODEL="$$model" TOOLS="$(TOOLS)" \
-	  exec "$(VENV)/bin/python" -m pytest -m "deploy and not long" tests/deploy \
+	@$(deploy_pytest) -m "deploy and not long" tests/deploy \
 	  $(or $(strip $(PYTEST_ARGS)),-n $(PYTEST_WORKERS) --dist loadgroup --no-loadscope-reorder)
 
 .PHONY: manifests
@@ -53,9 +57,7 @@ manifests: tools ## what deploy/kustomize takes over from the Helm chart
 
 .PHONY: test-deploy-long
 test-deploy-long: env tools ## those of minutes: autoscaling, the Dockerfile's steps in a clean root, a short soak
-	@model="$${LONGFLOW_TEST_MODEL:-$$("$(VENV)/bin/python" -m sglang_longflow.demo_model --path)}"; \
-	LONGFLOW_TEST_MODEL="$$model" TOOLS="$(TOOLS)" \
-	  exec "$(VENV)/bin/python" -m pytest -m long tests/deploy $(PYTEST_ARGS)
+	@$(deploy_pytest) -m long tests/deploy $(PYTEST_ARGS)
 
 .PHONY: test-gpu
 test-gpu: $(if $(GPU_PYTHON),,env) ## tests that need an NVIDIA GPU
