@@ -1,4 +1,6 @@
-"""Problems whose answers need long chains, with a reference solution each, and their vocabulary."""
+"""Problems whose answers need long chains, with a reference solution each, and a model for them."""
+
+from pathlib import Path
 
 from sglang_longflow.reasoner.problems import (
     KINDS,
@@ -9,4 +11,15 @@ from sglang_longflow.reasoner.problems import (
     make_problems,
 )
 
-__all__ = ["KINDS", "Problem", "answer_of", "draw_length", "make_problem", "make_problems"]
+#: Folder of the model that solves them; scripts/train_reasoner.py makes it.
+MODEL_DIR = Path(__file__).parent / "model"
+
+__all__ = [
+    "KINDS",
+    "MODEL_DIR",
+    "Problem",
+    "answer_of",
+    "draw_length",
+    "make_problem",
+    "make_problems",
+]
