@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from itertools import groupby
 from pathlib import Path
 
 from sglang_longflow.errors import ConfigError
-from sglang_longflow.evaluation.ask import ask_all, flush_cache
+from sglang_longflow.evaluation.ask import ask_all
 from sglang_longflow.evaluation.extra import require
 from sglang_longflow.evaluation.hub import DATA_SETS, digest, download
 from sglang_longflow.evaluation.plot import draw
@@ -30,12 +31,14 @@ from sglang_longflow.evaluation.text_summary import (
 from sglang_longflow.evaluation.texts import PREFIX, TextTask, load_texts
 from sglang_longflow.evaluation.variants import (
     FULL,
+    Part,
     Variant,
     budget_text,
     parse_budget,
     parse_variant,
     plan,
 )
+from sglang_longflow.reasoner import MODEL_DIR
 
 
 def names(text: str) -> list[str]:
@@ -46,9 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--model",
-        type=Path,
+        type=shipped_or,
         required=True,
-        help="model folder, or its name on the Hugging Face hub",
+        help="model folder, its name on the Hugging Face hub, or reasoner: the small one that "
+        "comes with this package",
     )
     add(
         "--out",
@@ -97,34 +101,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class _Progress(AbstractContextManager["_Progress"]):
-    """A bar on a terminal, a line for every tenth otherwise."""
+    """A bar for each point on a terminal, a line for every tenth of one otherwise."""
 
-    def __init__(self, title: str, total: int):
-        self.title, self.total, self.done, self.right = title, total, 0, 0
-        self._bar = None
+    def __init__(self, parts: Sequence[Part]):
+        self.totals = {(variant.name, budget): len(left) for variant, budget, left in parts}
+        self.done: Counter[tuple[str, int]] = Counter()
+        self.right: Counter[tuple[str, int]] = Counter()
+        self._bars = None
         if sys.stdout.isatty():
             from rich.progress import Progress
 
-            self._bar = Progress()
-            self._task = self._bar.add_task(title, total=total)
+            self._bars = Progress()
+            self._tasks = {
+                point: self._bars.add_task(self._title(point), total=total)
+                for point, total in self.totals.items()
+            }
+
+    @staticmethod
+    def _title(point: tuple[str, int]) -> str:
+        name, budget = point
+        return f"{name}, {budget:,}" if budget else name
 
     def __call__(self, record: Record) -> None:
-        self.done += 1
-        self.right += record.right
-        text = f"{self.title}: {self.right / self.done:.1%} right"
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, description=text)
-        elif self.done == self.total or self.done % max(1, self.total // 10) == 0:
-            print(f"  {text}, {self.done} of {self.total}", flush=True)
+        point = record.variant, record.budget
+        self.done[point] += 1
+        self.right[point] += record.right
+        done, total = self.done[point], self.totals[point]
+        text = f"{self._title(point)}: {self.right[point] / done:.1%} right"
+        if self._bars is not None:
+            self._bars.update(self._tasks[point], completed=done, description=text)
+        elif done == total or done % max(1, total // 10) == 0:
+            print(f"  {text}, {done} of {total}", flush=True)
 
     def __enter__(self) -> _Progress:
-        if self._bar is not None:
-            self._bar.start()
+        if self._bars is not None:
+            self._bars.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self._bars is not None:
+            self._bars.stop()
+
+
+def shipped_or(text: str) -> Path:
+    """The model that comes with the package for "reasoner", where no folder of that name is."""
+    return MODEL_DIR if text == Reasoner.name and not Path(text).exists() else Path(text)
 
 
 def model_of(args: argparse.Namespace) -> str:
@@ -222,20 +243,19 @@ def run(args: argparse.Namespace) -> int:
 def _with_server(
     args: argparse.Namespace,
     key: tuple[str, int, int],
-    parts: list[tuple[Variant, int, list[tuple[int, ...]]]],
+    parts: list[Part],
     task: Task,
     sampling: Sampling,
     keep: Callable[[Record], None],
 ) -> None:
     served = [part[0].name for part in parts]
-    with running_server(args.model, key, args.server, served, args.verbose) as url:
-        for variant, budget, left in parts:
-            flush_cache(url)
-            title = f"{variant.name}, {budget:,}" if budget else variant.name
-            with _Progress(title, len(left)) as progress:
+    with (
+        running_server(args.model, key, args.server, served, args.verbose) as url,
+        _Progress(parts) as progress,
+    ):
 
-                def take(record: Record, progress: _Progress = progress) -> None:
-                    keep(record)
-                    progress(record)
+        def take(record: Record) -> None:
+            keep(record)
+            progress(record)
 
-                ask_all(url, task, variant, budget, left, sampling, args.concurrency, take)
+        ask_all(url, task, parts, sampling, args.concurrency, take)

@@ -12,7 +12,7 @@ from sglang_longflow.errors import EvalError
 from sglang_longflow.evaluation.records import Record
 from sglang_longflow.evaluation.sampling import Sampling
 from sglang_longflow.evaluation.tasks import Question, Task, is_finished
-from sglang_longflow.evaluation.variants import FULL, Variant
+from sglang_longflow.evaluation.variants import FULL, Part, Variant
 from sglang_longflow.local_http import open_json
 
 TIMEOUT_S = 3600.0
@@ -37,11 +37,6 @@ def post(url: str, body: dict[str, Any]) -> Any:
     return json.loads(text) if text.startswith("{") else text
 
 
-def flush_cache(url: str) -> None:
-    """Empty the radix cache; waits, since the last rows may not be free yet."""
-    post(f"{url}/flush_cache?timeout=60", {})
-
-
 def ask_one(
     url: str, variant: Variant, budget: int, question: Question, drawn: dict[str, Any]
 ) -> dict[str, Any]:
@@ -60,29 +55,33 @@ def ask_one(
 def ask_all(
     url: str,
     task: Task,
-    variant: Variant,
-    budget: int,
-    wanted: Sequence[tuple[int, ...]],
+    parts: Sequence[Part],
     sampling: Sampling,
     concurrency: int,
     take: Callable[[Record], None],
 ) -> None:
-    """Ask some of a task's questions, `wanted` by number and sample.
+    """Ask what is wanted at each point, `concurrency` requests at once, one point after the other.
 
+    The next one begins while the last chains of one are still running: the server is kept busy.
     `take` gets each record as it comes, in this thread.
     """
+    jobs = [
+        (variant, budget, number, sample)
+        for variant, budget, wanted in parts
+        for number, sample in wanted
+    ]
     with ThreadPoolExecutor(concurrency) as pool:
         futures = {
             pool.submit(
                 ask_one,
                 *(url, variant, budget, task.questions[number]),
                 sampling.parameters(number, sample),
-            ): (number, sample)
-            for number, sample in wanted
+            ): (variant, budget, number, sample)
+            for variant, budget, number, sample in jobs
         }
         try:
             for future in as_completed(futures):
-                take(record_of(task, variant, budget, *futures[future], future.result()))
+                take(record_of(task, *futures[future], future.result()))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 
 from sglang_longflow.errors import ConfigError, EvalError
-from sglang_longflow.evaluation.ask import flush_cache, post
+from sglang_longflow.evaluation.ask import post
 from sglang_longflow.evaluation.forced import KEY, Board, processor_text
 from sglang_longflow.evaluation.servers import running_server
 from sglang_longflow.evaluation.text_summary import TextRecord
 from sglang_longflow.evaluation.texts import TextTask
-from sglang_longflow.evaluation.variants import FULL, Variant
+from sglang_longflow.evaluation.variants import FULL, Part, Variant
 
-Part = tuple[Variant, int, list[tuple[int, ...]]]
 FULL_KV = Variant(FULL), 0
 
 
@@ -153,7 +152,8 @@ class _Passes:
         self, variant: Variant, budget: int, places: dict[int, int], keep: bool
     ) -> dict[int, dict[str, Any]]:
         """All texts at once, {place: number}; returns each place's `meta_info`."""
-        flush_cache(self.url)
+        # Waits, since the last rows may not be free yet.
+        post(f"{self.url}/flush_cache?timeout=60", {})
         pool = ThreadPoolExecutor(len(places))
         try:
             metas = pool.map(

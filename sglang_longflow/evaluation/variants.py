@@ -71,6 +71,10 @@ def budget_text(budget: int) -> str:
     return f"{budget:,}" if budget else FULL
 
 
+#: A variant, a budget, and which questions are to be asked there.
+Part = tuple[Variant, int, list[tuple[int, ...]]]
+
+
 def parse_budget(text: str, mean_chain_tokens: float | None) -> int:
     """Tokens of ``300``, ``20%`` (of the mean reference chain), or ``full`` (0).
 
@@ -99,7 +103,7 @@ def plan(
     budgets: list[int],
     wanted: Sequence[tuple[int, ...]],
     done: Set[tuple[Any, ...]],
-) -> list[tuple[Variant, int, list[tuple[int, ...]]]]:
+) -> list[Part]:
     """What is left of `wanted` for each (variant, budget), those that share a server together.
 
     `wanted` are the last parts of a record's key, after variant and budget.

@@ -73,7 +73,8 @@ def test_what_is_sent_and_which_sample_a_record_is_of(monkeypatch):
     monkeypatch.setattr("sglang_longflow.evaluation.ask.post", post)
     got = []
     wanted = [(0, 0), (1, 1), (0, 1)]
-    ask_all("url", Task(), Variant("tova"), 64, wanted, Sampling(0.7, 1.0, 2), 4, got.append)
+    parts = [(Variant("tova"), 64, wanted)]
+    ask_all("url", Task(), parts, Sampling(0.7, 1.0, 2), 4, got.append)
     assert {record.key: record.right for record in got} == {
         ("tova", 64, 0, 0): False,
         ("tova", 64, 0, 1): True,
