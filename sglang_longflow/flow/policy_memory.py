@@ -21,6 +21,8 @@ class PolicyMemory:
     ----------
     slot_score : torch.Tensor or None
         [num_layers, num_slots * victim_heads] float32, those of a slot side by side.
+    slot_likeness : torch.Tensor or None
+        [num_layers, num_slots] float32.
     slot_order : torch.Tensor or None
         [num_layers, num_slots] int32, when the slot's token was written: its place in the row as
         it filled, then counting on.
@@ -50,13 +52,17 @@ class PolicyMemory:
 
         window, queue = needs.query_window, needs.queue_tokens
         self.slot_score = new(needs.slot_score, num_slots * victim_heads, dtype=torch.float32)
+        self.slot_likeness = new(needs.slot_likeness, num_slots, dtype=torch.float32)
         self.slot_order = new(needs.slot_order, num_slots, dtype=torch.int32)
         self.queries = new(window, num_rows, window, num_q_heads, head_dim, dtype=dtype)
         self.queue = new(queue, num_rows, queue, dtype=torch.int32)
 
     @property
     def nbytes(self) -> int:
-        tensors = (self.slot_score, self.slot_order, self.queries, self.queue)
+        tensors = (
+            *(self.slot_score, self.slot_likeness, self.slot_order),
+            *(self.queries, self.queue),
+        )
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
     def note_queries(
@@ -165,12 +171,24 @@ class LayerRows:
         """What the slots have, counted `decay` times, plus `scores` [n, budget] (or the larger)."""
         assert self.memory.slot_score is not None, "the policy does not need slot_score"
         stored = self.memory.slot_score[self.layer_id]
-        slots, done, own = self.step.slots, self.step.overwrites, self.step.own
+        before = self._before(stored) * decay
+        return self._store(stored, torch.maximum(before, scores) if peak else before + scores)
+
+    def likest(self, likeness: torch.Tensor) -> torch.Tensor:
+        """The larger of what the slots have and `likeness` [n, budget]."""
+        assert self.memory.slot_likeness is not None, "the policy does not need slot_likeness"
+        stored = self.memory.slot_likeness[self.layer_id]
+        return self._store(stored, torch.maximum(self._before(stored), likeness))
+
+    def _before(self, stored: torch.Tensor) -> torch.Tensor:
+        """[n, budget]: what was stored for the slots' tokens; 0 for those without a history."""
+        slots, done = self.step.slots, self.step.overwrites
         before = torch.where(done <= 1, 0.0, stored[slots])
-        before = torch.where(done == 0, before, before.scatter(1, self.written[:, None], 0.0))
-        before = before * decay
-        total = torch.maximum(before, scores) if peak else before + scores
-        stored[slots[own]] = total[own]
+        return torch.where(done == 0, before, before.scatter(1, self.written[:, None], 0.0))
+
+    def _store(self, stored: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+        own = self.step.own
+        stored[self.step.slots[own]] = total[own]
         return total
 
     def queries(self) -> tuple[torch.Tensor, torch.Tensor]:

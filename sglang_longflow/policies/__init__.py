@@ -6,6 +6,7 @@ from sglang_longflow.policies.base import Policy, PromptEnd
 from sglang_longflow.policies.h2o import H2O, H2OLast
 from sglang_longflow.policies.keydiff import KeyDiff
 from sglang_longflow.policies.longflow import LongFlow
+from sglang_longflow.policies.longflow_novel import LongFlowNovel
 from sglang_longflow.policies.longflow_peak import LongFlowPeak
 from sglang_longflow.policies.random import Random
 from sglang_longflow.policies.rkv import RKV
@@ -20,7 +21,7 @@ _POLICIES: dict[str, type[Policy]] = {
     cls.name: cls
     for cls in (
         *(LongFlow, Streaming, Tova, Random, LongFlowPeak),  # fused
-        *(H2O, H2OLast, VATP, SnapKVDecode, RKV, RPC, KeyDiff),  # reference decode
+        *(LongFlowNovel, H2O, H2OLast, VATP, SnapKVDecode, RKV, RPC, KeyDiff),  # reference decode
     )
 }
 

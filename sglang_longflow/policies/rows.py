@@ -18,6 +18,8 @@ class Needs:
     ----------
     slot_score : bool
         One float32 for each slot, `FullRows.accumulate`.
+    slot_likeness : bool
+        One more float32 for each slot, `FullRows.likest`.
     slot_order : bool
         When each slot was written, `FullRows.order`.
     query_window : int
@@ -27,6 +29,7 @@ class Needs:
     """
 
     slot_score: bool = False
+    slot_likeness: bool = False
     slot_order: bool = False
     query_window: int = 0
     queue_tokens: int = 0
@@ -39,6 +42,7 @@ class Needs:
         """Whether memory for `other` serves this too."""
         return (
             self.slot_score <= other.slot_score
+            and self.slot_likeness <= other.slot_likeness
             and self.slot_order <= other.slot_order
             and self.query_window in (0, other.query_window)
             and self.queue_tokens <= other.queue_tokens
@@ -50,6 +54,7 @@ class RowMemory(Protocol):
 
     def order(self) -> torch.Tensor: ...
     def accumulate(self, scores: torch.Tensor, decay: float, peak: bool) -> torch.Tensor: ...
+    def likest(self, likeness: torch.Tensor) -> torch.Tensor: ...
     def queries(self) -> tuple[torch.Tensor, torch.Tensor]: ...
     def store_queue(self, queue: torch.Tensor) -> None: ...
     def queued(self, interval: int) -> torch.Tensor: ...
@@ -142,6 +147,14 @@ class FullRows:
         """
         assert self._memory is not None
         return self._memory.accumulate(scores, decay, peak)
+
+    def likest(self, likeness: torch.Tensor) -> torch.Tensor:
+        """Each slot's largest likeness [n, budget_tokens] >= 0 so far, this step's included.
+
+        As `accumulate` with `peak` and no decay, in a memory of its own.
+        """
+        assert self._memory is not None
+        return self._memory.likest(likeness)
 
     def queries(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The last queries [n, window, num_q_heads, head_dim] float32, and [n, window] bool which

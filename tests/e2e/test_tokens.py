@@ -161,6 +161,7 @@ def test_protected_tokens_and_policies_without_memory(tiny_models):
     "names",
     [
         ("vatp", "h2o", "h2o-last", "keydiff", "longflow-peak"),
+        ("longflow-novel",),
         ("snapkv-decode",),
         ("rkv",),
         ("rpc",),
@@ -178,7 +179,7 @@ def test_policies_that_remember(tiny_models, names):
             ids,
             budget,
             100,
-            protect_sink_tokens=20 if name == "vatp" else 0,
+            protect_sink_tokens={"vatp": 20, "longflow-novel": 4}.get(name, 0),
             ranking=lambda name=name, budget=budget: ReferenceRow(name, budget),
         )
         for ids, budget, name in cases
@@ -194,7 +195,7 @@ def test_policies_that_remember(tiny_models, names):
 
 
 def test_every_policy_is_tested_here():
-    remembering = {"longflow-peak", "vatp", "h2o", "h2o-last", "keydiff"}
+    remembering = {"longflow-peak", "longflow-novel", "vatp", "h2o", "h2o-last", "keydiff"}
     remembering |= {"snapkv-decode", "rkv", "rpc"}
     assert set(policy_names()) == remembering | set(longflow_oracle.POLICIES)
 

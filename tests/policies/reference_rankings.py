@@ -18,6 +18,7 @@ class Token:
     k: torch.Tensor  # [kv heads, head_dim] float64
     v: torch.Tensor
     mass: float = 0.0
+    likeness: float = 0.0
 
 
 @dataclass
@@ -95,6 +96,28 @@ class ReferenceRow:
             if token.place >= self.sinks
         ]
         return min(free)[1]
+
+    def longflow_novel(self) -> int:
+        def likeness(a, b):
+            size = a.k.shape[1]
+            slow = [i for i in range(size) if i % (size // 2) >= size * 3 // 8]
+            x, y = a.k[:, slow], b.k[:, slow]
+            return sum(float(p @ q / (p.norm() * q.norm())) for p, q in zip(x, y)) / len(x)
+
+        fresh = self.overwrites <= 1  # history begins with the first overwrite
+        scores = []
+        for i, (token, now) in enumerate(zip(self.tokens, self.removal(), strict=True)):
+            newer = (
+                self.tokens[i + 1 :] if fresh else self.tokens[-1:] if i + 1 < self.budget else []
+            )
+            peak = max(0.0 if fresh else 0.99 * token.mass, now)
+            like = max([0.0 if fresh else token.likeness, *(likeness(token, n) for n in newer)])
+            token.mass, token.likeness = peak, like
+            scores.append(peak * (1 - like) ** 2)
+        among = [
+            i for i in range(self.budget - min(64, self.budget // 4)) if self.tokens[i].place > 3
+        ]
+        return self.lowest(scores, among)
 
     def accumulated(self) -> list[float]:
         for token, now in zip(self.tokens, self.mass(), strict=True):

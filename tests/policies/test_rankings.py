@@ -11,7 +11,10 @@ from sglang_longflow.policies import FullRows, make_policy
 
 HEADS, KV_HEADS, DIM, BUDGET, ROWS = 4, 2, 16, 72, 5
 SCALE = DIM**-0.5
-NAMES = ("longflow-peak", "h2o", "h2o-last", "vatp", "snapkv-decode", "rkv", "rpc", "keydiff")
+NAMES = (
+    *("longflow-peak", "longflow-novel", "h2o", "h2o-last", "vatp", "snapkv-decode"),
+    *("rkv", "rpc", "keydiff"),
+)
 
 
 class Row:
@@ -67,7 +70,7 @@ def memory_for(policy, rows=ROWS + 1):
 
 
 def poison(memory):
-    for tensor in (memory.slot_score, memory.queries):
+    for tensor in (memory.slot_score, memory.slot_likeness, memory.queries):
         if tensor is not None:
             tensor.fill_(torch.nan)
     for tensor in (memory.slot_order, memory.queue):
@@ -155,7 +158,7 @@ def test_memory_is_what_the_policy_needs_and_is_counted(name):
     policy = make_policy(name)
     needs, memory = policy.needs, memory_for(policy)
     slots, window, queue = (ROWS + 1) * BUDGET + 1, needs.query_window, needs.queue_tokens
-    words = slots * (needs.slot_score + needs.slot_order)
+    words = slots * (needs.slot_score + needs.slot_likeness + needs.slot_order)
     words += (ROWS + 1) * (window * HEADS * DIM + queue)
     assert memory.nbytes == 2 * 4 * words
     assert needs.any == (name != "keydiff")
