@@ -30,6 +30,10 @@ env: ## create the environment and fetch the demo model (once: about 5 minutes, 
 demo: env ## one-command demo on the CPU
 	@"$(VENV)/bin/longflow" demo
 
+.PHONY: demo-reasoner
+demo-reasoner: env ## the demo with chains of 2,000 tokens, and whether their answers are right
+	@"$(VENV)/bin/longflow" demo --reasoner
+
 .PHONY: test
 test: env ## all tests that need no GPU, the end-to-end ones included
 	@model="$${LONGFLOW_TEST_MODEL:-$$("$(VENV)/bin/python" -m sglang_longflow.demo_model --path)}"; \

@@ -58,6 +58,8 @@ class Rule:
         one that was written after it: of values ("v"), of keys ("k"), of the quarter of the keys'
         channels that RoPE turns least ("l"); of several, the lowest ("lv").
     power : float
+    above : float
+        Cosine similarities count from here on: this is 0, 1 stays 1.
     """
 
     score: str
@@ -68,6 +70,7 @@ class Rule:
     heads: int = 0
     twin: str = ""
     power: float = 1.0
+    above: float = 0.0
 
 
 def parse_rule(text: str) -> Rule:
@@ -149,7 +152,8 @@ class Rows:
         if rule.decay:
             scores = self._remember(scores, step)
         if rule.twin:
-            scores = scores * (1 - self.twin[:, None]).clamp_min(1e-6) ** rule.power
+            like = (self.twin[:, None] - rule.above).clamp_min(0.0) / (1 - rule.above)
+            scores = scores * (1 - like).clamp_min(1e-6) ** rule.power
         scores = scores.masked_fill(self.born < rule.sinks, torch.inf)
         scores = scores.masked_fill(self.born > step - rule.recent, torch.inf)
         return scores.argmin(dim=-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import signal
 import sys
 import threading
@@ -20,6 +21,8 @@ from sglang_longflow import demo_report
 from sglang_longflow.errors import ConfigError, LongFlowError
 from sglang_longflow.local_http import FIRST_PORT, open_json
 from sglang_longflow.preflight import free_port
+from sglang_longflow.reasoner import KINDS, MODEL_DIR, answer_of, make_problem
+from sglang_longflow.reasoner.vocabulary import encode
 from sglang_longflow.serve import prepare
 from sglang_longflow.supervise import Server
 
@@ -34,11 +37,23 @@ class DemoError(LongFlowError):
     exit_status = 1
 
 
+@dataclass(frozen=True)
+class Question:
+    """What is sent, as /generate takes it: ``{"text": ...}`` or ``{"input_ids": ...}``.
+
+    `right` is the right answer, where one is known; `kind` says what sort of question it is.
+    """
+
+    prompt: dict[str, Any]
+    kind: str = ""
+    right: str | None = None
+
+
 @dataclass
 class Answer:
     """One request as it comes in; `meta` is the server's ``meta_info``, the last one received."""
 
-    prompt: str
+    question: Question
     text: str = ""
     meta: dict[str, Any] = field(default_factory=dict)
     problem: str = ""
@@ -46,6 +61,12 @@ class Answer:
     @property
     def generated_tokens(self) -> int:
         return self.meta.get("completion_tokens", 0)
+
+    @property
+    def is_right(self) -> bool:
+        """Of a problem of the reasoner: its answer is the right one, and it stopped by itself."""
+        stopped = self.meta["finish_reason"]["type"] == "stop"
+        return stopped and answer_of(self.text) == self.question.right
 
 
 @dataclass
@@ -78,12 +99,71 @@ class Phase:
         return len(rows)
 
 
+@dataclass(frozen=True)
+class Scene:
+    """What a demo asks for where the command line says nothing, and how.
+
+    Attributes
+    ----------
+    budget, max_new_tokens, requests, pool : int
+    policy : str
+    parameters : dict
+        More sampling parameters.
+    closing : str
+        Printed at the end.
+    """
+
+    budget: int
+    max_new_tokens: int
+    requests: int
+    pool: int
+    policy: str
+    parameters: dict[str, Any]
+    closing: str
+
+
+QUESTIONS = Scene(
+    budget=64,
+    max_new_tokens=80,
+    requests=8,
+    pool=720,
+    policy="longflow",
+    # Every answer has the same length in both phases, so the phases do the same work.
+    parameters={"ignore_eos": True},
+    closing="These are answers of a small model (SmolLM2 has 135M parameters), too small to get "
+    "such questions right with either cache. What is shown is memory. Answers do not stop at the "
+    "end of their text, so that both phases do the same work.",
+)
+REASONER = Scene(
+    budget=400,
+    max_new_tokens=2500,
+    requests=3,
+    pool=4800,
+    policy="longflow-novel",
+    parameters={},
+    closing="The model was trained for these problems alone and solves 97 % of them with full KV "
+    "(docs/accuracy.md). Each chain runs until the model ends it.",
+)
+REASONER_CHAIN_TOKENS = 2000
+REASONER_SEED = 3_000_001
+REASONER_HELP = (
+    "chains of some 2,000 tokens by the reasoner that comes with this package, and whether their "
+    "answers are right"
+)
+
+
+def _defaults(name: str) -> str:
+    """For a help text."""
+    return f"default {getattr(QUESTIONS, name):,}, of the reasoner {getattr(REASONER, name):,}"
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--budget", type=int, default=64, help="KV budget of a request, default %(default)s tokens")
-    add("--max-new-tokens", type=int, default=80, help="per answer, default %(default)s")
-    add("--requests", type=int, default=8, help="questions asked at once, 1 to 8 (the default)")
-    add("--pool", type=int, default=720, help="KV pool of the server, default %(default)s tokens")
+    add("--reasoner", action="store_true", help=REASONER_HELP)
+    add("--budget", type=int, help=f"KV budget of a request; {_defaults('budget')} tokens")
+    add("--max-new-tokens", type=int, help=f"per answer; {_defaults('max_new_tokens')}")
+    add("--requests", type=int, help=f"questions asked at once, up to 8; {_defaults('requests')}")
+    add("--pool", type=int, help=f"KV pool of the server; {_defaults('pool')} tokens")
     add("--port", default="auto", help="default: the first free one")
     add("--model", type=Path, help="model folder; default: SmolLM2-135M, fetched once (93 MB)")
     add("--verbose", action="store_true", help="show the server's output")
@@ -93,12 +173,20 @@ def load_questions(count: int) -> list[str]:
     """The first `count` questions of the package's GSM8K sample."""
     text = (resources.files("sglang_longflow") / "data/gsm8k_demo.jsonl").read_text("utf-8")
     questions = [json.loads(line)["question"] for line in text.splitlines()]
-    if not 1 <= count <= len(questions):
-        raise ConfigError(f"requests={count}: expected 1 to {len(questions)}")
     return questions[:count]
 
 
-def render_prompts(model: Path, questions: list[str]) -> tuple[list[str], int]:
+def load_problems(count: int) -> tuple[list[Question], int]:
+    """`count` of the reasoner's problems, the kinds in turn, and the tokens of the longest."""
+    rng = random.Random(f"demo/{REASONER_SEED}")
+    problems = [
+        make_problem(KINDS[i % len(KINDS)], rng, REASONER_CHAIN_TOKENS) for i in range(count)
+    ]
+    found = [Question({"input_ids": encode(p.prompt)}, p.kind, p.answer) for p in problems]
+    return found, max(len(question.prompt["input_ids"]) for question in found)
+
+
+def render_prompts(model: Path, questions: list[str]) -> tuple[list[Question], int]:
     """Questions in the model's chat format, and the tokens of the longest."""
     from transformers import AutoTokenizer
 
@@ -114,19 +202,13 @@ def render_prompts(model: Path, questions: list[str]) -> tuple[list[str], int]:
             )
             for question in questions
         ]
-    return prompts, max(len(tokenizer(prompt)["input_ids"]) for prompt in prompts)
+    longest = max(len(tokenizer(prompt)["input_ids"]) for prompt in prompts)
+    return [Question({"text": prompt}) for prompt in prompts], longest
 
 
-def _ask(url: str, answer: Answer, budget: int, max_new_tokens: int) -> None:
+def _ask(url: str, answer: Answer, parameters: dict[str, Any]) -> None:
     """Stream one request into `answer`; runs in a thread of its own."""
-    parameters = {
-        "temperature": 0,
-        "max_new_tokens": max_new_tokens,
-        # Every answer has the same length in both phases, so the phases do the same work.
-        "ignore_eos": True,
-        "custom_params": {"kv_budget": budget},
-    }
-    body = {"text": answer.prompt, "sampling_params": parameters, "stream": True}
+    body = {**answer.question.prompt, "sampling_params": parameters, "stream": True}
     try:
         with open_json(f"{url}/generate", body) as response:
             for line in response:
@@ -145,15 +227,16 @@ def _ask(url: str, answer: Answer, budget: int, max_new_tokens: int) -> None:
 
 def run_phase(
     url: str,
-    prompts: list[str],
+    questions: list[Question],
     budget: int,
-    max_new_tokens: int,
+    parameters: dict[str, Any],
     show: Callable[[Phase, int, float], None],
 ) -> Phase:
-    """Send every prompt at once and watch the server until all are answered."""
-    phase = Phase(budget, [Answer(prompt) for prompt in prompts])
+    """Send every question at once and watch the server until all are answered."""
+    phase = Phase(budget, [Answer(question) for question in questions])
+    parameters = {**parameters, "temperature": 0, "custom_params": {"kv_budget": budget}}
     threads = [
-        threading.Thread(target=_ask, args=(url, answer, budget, max_new_tokens), daemon=True)
+        threading.Thread(target=_ask, args=(url, answer, parameters), daemon=True)
         for answer in phase.answers
     ]
     start = time.monotonic()
@@ -222,11 +305,12 @@ class _Bars(AbstractContextManager["_Bars"]):
         self._progress.stop()
 
 
-def _server_arguments(args: argparse.Namespace, model: Path, port: int) -> list[str]:
+def _server_arguments(args: argparse.Namespace, scene: Scene, model: Path, port: int) -> list[str]:
     return [
         str(model),
         f"--port={port}",
         f"--kv-budget={args.budget}",
+        f"--kv-policy={scene.policy}",
         "--kv-budget-allow-full",
         f"--max-total-tokens={args.pool}",
         "--dtype=bfloat16",
@@ -249,39 +333,58 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run the demo and print its tables."""
+def _scene(args: argparse.Namespace) -> Scene:
+    """The scene that is asked for; fills in what `args` leave open, and checks them."""
+    scene = REASONER if args.reasoner else QUESTIONS
+    for name in ("budget", "max_new_tokens", "requests", "pool"):
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(scene, name))
     if args.max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens={args.max_new_tokens}: expected at least 1")
-    questions = load_questions(args.requests)
+    if not 1 <= args.requests <= QUESTIONS.requests:
+        raise ConfigError(f"requests={args.requests}: expected 1 to {QUESTIONS.requests}")
+    if args.reasoner and args.model:
+        raise ConfigError(f"model={str(args.model)!r}: --reasoner has a model of its own")
+    return scene
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the demo and print its tables."""
+    scene = _scene(args)
     began = time.monotonic()
-    model = args.model or _default_model()
+    model = MODEL_DIR if args.reasoner else args.model or _default_model()
     port = _port(args.port)
-    settings, _ = prepare(_server_arguments(args, model, port))
+    settings, _ = prepare(_server_arguments(args, scene, model, port))
     echo = getattr(sys.stderr, "buffer", None) if args.verbose else None
     # Nothing here is worth draining: SIGTERM ends the block below like Ctrl+C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with Server(settings.arguments, settings.url, echo, settings.environment) as server:
-        print(f"starting a server for {model.name}: KV pool {args.pool:,} tokens", flush=True)
-        prompts, longest = render_prompts(model, questions)
+        name = "the reasoner" if args.reasoner else model.name
+        print(f"starting a server for {name}: KV pool {args.pool:,} tokens", flush=True)
+        questions, longest = (
+            load_problems(args.requests)
+            if args.reasoner
+            else render_prompts(model, load_questions(args.requests))
+        )
         if longest + args.max_new_tokens >= args.pool:
             raise ConfigError(
                 f"max_new_tokens={args.max_new_tokens}: with a prompt of {longest} tokens, full KV "
                 f"needs more than the whole pool={args.pool}"
             )
         seconds = server.wait_ready(START_TIMEOUT_S)
-        print(f"ready in {seconds:.0f} s; asking {len(prompts)} questions at once", flush=True)
+        print(f"ready in {seconds:.0f} s; asking {len(questions)} questions at once", flush=True)
+        parameters = {**scene.parameters, "max_new_tokens": args.max_new_tokens}
         phases = []
         for budget in (args.budget, 0):
             # No phase profits from prompts that the other left in the prefix cache.
             with open_json(f"{settings.url}/flush_cache", {}) as response:
                 response.read()
-            total = len(prompts) * args.max_new_tokens
+            total = len(questions) * args.max_new_tokens
             with (
-                _Bars(len(prompts), args.max_new_tokens)
+                _Bars(len(questions), args.max_new_tokens)
                 if sys.stdout.isatty()
                 else nullcontext(_Lines(total))
             ) as show:
-                phases.append(run_phase(settings.url, prompts, budget, args.max_new_tokens, show))
-    demo_report.show(*phases, total_s=time.monotonic() - began)
+                phases.append(run_phase(settings.url, questions, budget, parameters, show))
+    demo_report.show(*phases, closing=scene.closing, total_s=time.monotonic() - began)
     return 0

@@ -13,10 +13,6 @@ if TYPE_CHECKING:
     from sglang_longflow.demo import Phase
 
 SAMPLE_CHARACTERS = 200
-CLOSING = (
-    "These are answers of a small model (SmolLM2 has 135M parameters), too small to get such "
-    "questions right with either cache. What is shown is memory."
-)
 
 
 def request_table(phase: Phase) -> Table:
@@ -41,6 +37,17 @@ def request_table(phase: Phase) -> Table:
     return table
 
 
+def verdict_table(budgeted: Phase, full: Phase) -> Table:
+    """Which problems each phase got right."""
+    table = Table(box=box.SIMPLE)
+    for name in ("request", "problem", "right answer", budgeted.name, full.name):
+        table.add_column(name, justify="right")
+    for number, (ours, theirs) in enumerate(zip(budgeted.answers, full.answers, strict=True), 1):
+        verdicts = ("right" if answer.is_right else "wrong" for answer in (ours, theirs))
+        table.add_row(str(number), ours.question.kind, ours.question.right, *verdicts)
+    return table
+
+
 def pool_table(budgeted: Phase, full: Phase) -> Table:
     """Both phases side by side."""
     table = Table(box=box.SIMPLE)
@@ -59,7 +66,7 @@ def pool_table(budgeted: Phase, full: Phase) -> Table:
     return table
 
 
-def show(budgeted: Phase, full: Phase, *, total_s: float) -> None:
+def show(budgeted: Phase, full: Phase, *, closing: str, total_s: float) -> None:
     """Print tables, a sample answer and what the numbers do not say."""
     width = max(80, shutil.get_terminal_size().columns)
     console = Console(width=min(width, 100), highlight=False)
@@ -68,14 +75,14 @@ def show(budgeted: Phase, full: Phase, *, total_s: float) -> None:
     pool = f"{budgeted.pool_tokens:,} KV slots"
     console.print(f"The same questions in the same pool of {pool}, with and without", style="bold")
     console.print(pool_table(budgeted, full))
+    if budgeted.answers[0].question.right is not None:
+        console.print("Answers", style="bold")
+        console.print(verdict_table(budgeted, full))
     sample = " ".join(budgeted.answers[0].text[:SAMPLE_CHARACTERS].split())
     console.print("Start of answer 1, with the budget:", style="bold")
     console.print(f"  {sample}", markup=False)
     console.print()
     if full.peak_running >= budgeted.peak_running:
         console.print("Full KV ran as many requests at once: a smaller --pool shows a difference.")
-    console.print(CLOSING)
-    console.print(
-        "Answers do not stop at the end of their text, so that both phases do the same work. "
-        f"Times depend on what else this machine does. Everything took {total_s:.0f} s."
-    )
+    console.print(closing)
+    console.print(f"Times depend on what else this machine does. Everything took {total_s:.0f} s.")
