@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import AbstractContextManager
 from itertools import groupby
 from pathlib import Path
@@ -149,7 +150,10 @@ def shipped_or(text: str) -> Path:
 
 
 def model_of(args: argparse.Namespace) -> str:
-    """The same name from wherever a folder is given."""
+    """The same name from wherever a folder is given, or the shipped model is installed."""
+    if args.model == MODEL_DIR:
+        weights = (MODEL_DIR / "model.safetensors").read_bytes()
+        return f"{Reasoner.name} {hashlib.sha256(weights).hexdigest()[:12]}"
     return str(args.model.resolve() if args.model.exists() else args.model)
 
 
@@ -196,6 +200,26 @@ def run_texts(args: argparse.Namespace, variants: list[Variant]) -> int:
     return 0
 
 
+def whole_points(
+    records: Sequence[Record], wanted: Set[tuple[int, ...]]
+) -> tuple[list[Record], dict[tuple[str, int], int]]:
+    """Records of the points that have every answer `wanted` (number, sample), and how many
+    answers the other points have.
+
+    Short chains end first, so what is there of a point that was broken off says nothing yet.
+    """
+    points: dict[tuple[str, int], list[Record]] = {}
+    for record in records:
+        points.setdefault((record.variant, record.budget), []).append(record)
+    whole, broken_off = [], {}
+    for point, found in points.items():
+        if wanted <= {(record.number, record.sample) for record in found}:
+            whole += found
+        else:
+            broken_off[point] = len(found)
+    return whole, broken_off
+
+
 def _listed(budgets: list[int]) -> str:
     return ", ".join(map(budget_text, budgets))
 
@@ -232,11 +256,14 @@ def run(args: argparse.Namespace) -> int:
         )
         for key, group in groupby(parts, key=lambda part: part[0].server):
             _with_server(args, key, list(group), task, sampling, records.add)
-        lines = summarise(sorted(records.all, key=lambda r: (r.variant, r.budget or 10**9)))
+        found, broken_off = whole_points(records.all, set(wanted))
+    lines = summarise(sorted(found, key=lambda r: (r.variant, r.budget or 10**9)))
     save(args.out, lines)
     if args.plot:
         draw(lines, args.out / "accuracy.png")
     show(lines)
+    for (variant, budget), answers in sorted(broken_off.items()):
+        print(f"not in the tables: {variant}, {budget_text(budget)}: only {answers} answers so far")
     return 0
 
 

@@ -1,18 +1,22 @@
 """The parts of `longflow eval` that need no server."""
 
 import json
+import re
 import sys
+from argparse import Namespace
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
 from sglang_longflow.errors import ConfigError
-from sglang_longflow.eval import plan
+from sglang_longflow.eval import model_of, plan, shipped_or, whole_points
 from sglang_longflow.evaluation.extra import require
 from sglang_longflow.evaluation.plot import draw
 from sglang_longflow.evaluation.records import Record, Records
 from sglang_longflow.evaluation.summary import save, summarise, wilson
 from sglang_longflow.evaluation.variants import FULL, Variant, parse_budget, parse_variant
+from sglang_longflow.reasoner import MODEL_DIR
 
 RECORD = Record("longflow", 64, 0, "machine", True, True, 90, 700, 64, 726, "c0 1")
 
@@ -135,3 +139,25 @@ def test_summary(tmp_path):
     save(tmp_path, lines)
     assert json.loads((tmp_path / "summary.json").read_text())[0]["accuracy"] == 0.75
     assert (tmp_path / "summary.csv").read_text().splitlines()[1].startswith("longflow,64,4,0.75,")
+
+
+def test_the_shipped_model_has_the_same_name_wherever_it_is_installed(tmp_path, monkeypatch):
+    """So a folder of answers can be continued on another machine."""
+    monkeypatch.chdir(tmp_path)
+    assert shipped_or("reasoner") == MODEL_DIR
+    name = model_of(Namespace(model=MODEL_DIR))
+    assert re.fullmatch(r"reasoner [0-9a-f]{12}", name)
+    (tmp_path / "reasoner").mkdir()  # a user's own folder of that name comes first
+    own = shipped_or("reasoner")
+    assert own == Path("reasoner") and model_of(Namespace(model=own)) == str(tmp_path / "reasoner")
+
+
+def test_a_point_that_was_broken_off_is_left_out_and_named():
+    """Its short chains have ended, its long ones have not."""
+    whole = [replace(RECORD, number=number) for number in range(4)]
+    more = [replace(RECORD, variant="full", budget=0, number=number) for number in range(9)]
+    part = [replace(RECORD, budget=32, number=number) for number in (0, 1, 3)]
+    wanted = {(number, 0) for number in range(4)}
+    found, broken_off = whole_points([*part, *whole, *more], wanted)
+    assert found == [*whole, *more]
+    assert broken_off == {("longflow", 32): 3}
