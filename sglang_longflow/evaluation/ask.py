@@ -70,7 +70,8 @@ def ask_all(
         for variant, budget, wanted in parts
         for number, sample in wanted
     ]
-    with ThreadPoolExecutor(concurrency) as pool:
+    pool = ThreadPoolExecutor(concurrency)
+    try:
         futures = {
             pool.submit(
                 ask_one,
@@ -79,12 +80,11 @@ def ask_all(
             ): (variant, budget, number, sample)
             for variant, budget, number, sample in jobs
         }
-        try:
-            for future in as_completed(futures):
-                take(record_of(task, *futures[future], future.result()))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for future in as_completed(futures):
+            take(record_of(task, *futures[future], future.result()))
+    finally:
+        # After an error or a signal nobody waits for the other answers: the server ends them.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def record_of(

@@ -2,6 +2,9 @@
 
 import json
 import random
+import threading
+import time
+from argparse import Namespace
 from dataclasses import asdict, replace
 
 import pytest
@@ -174,3 +177,24 @@ def test_the_table_says_how_many_questions_were_sampled(capsys):
     assert (lines[0].questions, lines[0].answers, lines[0].accuracy) == (3, 6, 0.5)
     show(lines)
     assert "6 of 3" in capsys.readouterr().out
+
+
+def test_a_signal_does_not_wait_for_long_answers(monkeypatch):
+    """SIGTERM raises in this thread; the server, which ends the others' requests, comes after."""
+    released = threading.Event()
+
+    def ask_one(url, variant, budget, question, drawn):
+        if question == 0:
+            raise SystemExit(143)
+        assert released.wait(60), "the server was never ended"
+
+    monkeypatch.setattr("sglang_longflow.evaluation.ask.ask_one", ask_one)
+    task = Namespace(questions=[0, 1, 2, 3])
+    wanted = [(number, 0) for number in (1, 2, 0, 3)]
+    began = time.monotonic()
+    try:
+        with pytest.raises(SystemExit):
+            ask_all("url", task, [(Variant("tova"), 64, wanted)], Sampling(), 3, list().append)
+        assert time.monotonic() - began < 30
+    finally:
+        released.set()
