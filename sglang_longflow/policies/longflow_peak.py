@@ -15,7 +15,7 @@ class LongFlowPeak(Policy):
 
     Own to this project. LongFlow's score (arXiv 2603.11504, eq. 6) is that of one query, and the
     next one may look elsewhere. Here a slot's score is the highest of its past ones, each counted
-    ``decay`` times less for every step since: 0.9 forgets in about twenty steps. It takes one
+    ``decay`` times less for every step since: 0.95 forgets in about fifty steps. It takes one
     float32 a slot and layer. The memory begins with the row's first overwrite, 0 for every slot;
     an over-long prompt is cut by SnapKV's pick as under `longflow`.
     """
@@ -24,7 +24,7 @@ class LongFlowPeak(Policy):
     ranks_by: ClassVar[str | None] = "removal"
     needs: ClassVar[Needs] = Needs(slot_score=True)
 
-    decay: float = 0.9
+    decay: float = 0.95
 
     @property
     def peak_decay(self) -> float:

@@ -84,7 +84,7 @@ class ReferenceRow:
 
     def longflow_peak(self) -> int:
         now = self.removal()
-        peaks = [max(0.9 * t.mass, x) for t, x in zip(self.tokens, now, strict=True)]
+        peaks = [max(0.95 * t.mass, x) for t, x in zip(self.tokens, now, strict=True)]
         if self.overwrites:  # history begins with the first overwrite
             for token, peak in zip(self.tokens, peaks, strict=True):
                 token.mass = peak
