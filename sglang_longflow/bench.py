@@ -34,7 +34,7 @@ from sglang_longflow.evaluation.variants import (
     parse_budget,
     parse_variant,
 )
-from sglang_longflow.local_http import FIRST_PORT
+from sglang_longflow.local_http import first_port
 from sglang_longflow.preflight import check_model, free_port
 
 LINE_INTERVAL_S = 10.0
@@ -235,7 +235,7 @@ def _on_own_servers(bench: Bench, budgets: list[int]) -> None:
     args = bench.args
 
     def port() -> int:
-        return free_port("127.0.0.1", FIRST_PORT)
+        return free_port("127.0.0.1", first_port())
 
     shape = (args.stream_interval, args.server)
     # One after the other: each has the machine for itself. The first one tells what a budget

@@ -19,7 +19,7 @@ from typing import Any
 
 from sglang_longflow import demo_report
 from sglang_longflow.errors import ConfigError, LongFlowError
-from sglang_longflow.local_http import FIRST_PORT, open_json
+from sglang_longflow.local_http import first_port, open_json
 from sglang_longflow.preflight import free_port
 from sglang_longflow.reasoner import KINDS, MODEL_DIR, answer_of, make_problem
 from sglang_longflow.reasoner.vocabulary import encode
@@ -327,7 +327,7 @@ def _default_model() -> Path:
 
 def _port(text: str) -> int:
     if text == "auto":
-        return free_port("127.0.0.1", FIRST_PORT)
+        return free_port("127.0.0.1", first_port())
     if not text.isdecimal():
         raise ConfigError(f"port={text!r}: expected a number, or auto")
     return int(text)

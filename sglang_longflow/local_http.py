@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import urllib.request
 from typing import Any
 
-FIRST_PORT = 30000  # where a free one is looked for
 # They go to this machine: a proxy from the environment has no business with them.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def first_port() -> int:
+    """Where this process looks for a free port: elsewhere than the next one that was started.
+
+    A server listens only once it has loaded its model, so two that look in the same place find the
+    same port. Below the ports that systems give to outgoing connections.
+    """
+    return 20_000 + os.getpid() % 1_250 * 8
 
 
 def open_json(

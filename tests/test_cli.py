@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from sglang_longflow import cli, serve, server_options, supervise
 from sglang_longflow.errors import ConfigError
+from sglang_longflow.local_http import first_port
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -304,3 +306,12 @@ def test_errors_have_no_traceback(capsys, monkeypatch):
     start = time.monotonic()
     assert cli.main(["serve"]) == 2 and time.monotonic() - start < 1
     assert capsys.readouterr().err == "longflow serve: error: a b\n"
+
+
+def test_commands_that_start_together_look_for_ports_in_different_places(monkeypatch):
+    """A server listens only when its model is loaded: until then its port looks free to others."""
+    found = set()
+    for pid in range(4_000, 5_250):
+        monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
+        found.add(first_port())
+    assert len(found) == 1_250 and min(found) >= 20_000 and max(found) < 30_000

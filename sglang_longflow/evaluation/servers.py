@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from sglang_longflow.local_http import FIRST_PORT
+from sglang_longflow.local_http import first_port
 from sglang_longflow.preflight import free_port
 from sglang_longflow.serve import prepare
 from sglang_longflow.supervise import Server
@@ -64,7 +64,7 @@ def running_server(
     verbose: bool = False,
 ) -> Iterator[str]:
     """The url of a server that is ready; it ends with the block. `names` are printed."""
-    port = free_port("127.0.0.1", FIRST_PORT)
+    port = free_port("127.0.0.1", first_port())
     what = ", ".join(dict.fromkeys(names))
     with started(server_arguments(model, key, port, more), what, verbose) as url:
         yield url
