@@ -38,6 +38,7 @@ from sglang_longflow.evaluation.variants import (
     parse_budget,
     parse_variant,
     plan,
+    point_title,
 )
 from sglang_longflow.reasoner import MODEL_DIR
 
@@ -114,21 +115,16 @@ class _Progress(AbstractContextManager["_Progress"]):
 
             self._bars = Progress()
             self._tasks = {
-                point: self._bars.add_task(self._title(point), total=total)
+                point: self._bars.add_task(point_title(*point), total=total)
                 for point, total in self.totals.items()
             }
-
-    @staticmethod
-    def _title(point: tuple[str, int]) -> str:
-        name, budget = point
-        return f"{name}, {budget:,}" if budget else name
 
     def __call__(self, record: Record) -> None:
         point = record.variant, record.budget
         self.done[point] += 1
         self.right[point] += record.right
         done, total = self.done[point], self.totals[point]
-        text = f"{self._title(point)}: {self.right[point] / done:.1%} right"
+        text = f"{point_title(*point)}: {self.right[point] / done:.1%} right"
         if self._bars is not None:
             self._bars.update(self._tasks[point], completed=done, description=text)
         elif done == total or done % max(1, total // 10) == 0:

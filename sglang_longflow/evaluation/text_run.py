@@ -20,7 +20,7 @@ from sglang_longflow.evaluation.forced import KEY, Board, processor_text
 from sglang_longflow.evaluation.servers import running_server
 from sglang_longflow.evaluation.text_summary import TextRecord
 from sglang_longflow.evaluation.texts import TextTask
-from sglang_longflow.evaluation.variants import FULL, Part, Variant
+from sglang_longflow.evaluation.variants import FULL, Part, Variant, point_title
 
 FULL_KV = Variant(FULL), 0
 
@@ -144,7 +144,7 @@ class _Passes:
                 )
             )
             keep(records[-1])
-        title = f"{variant.name}, {budget:,}" if budget else variant.name
+        title = point_title(variant.name, budget)
         mean = sum(record.kl for record in records) / len(records)
         self._report(f"{title}: KL {mean:.4g}", len(records), started)
 

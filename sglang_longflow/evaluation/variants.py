@@ -71,6 +71,11 @@ def budget_text(budget: int) -> str:
     return f"{budget:,}" if budget else FULL
 
 
+def point_title(variant: str, budget: int) -> str:
+    """A variant at a budget as progress shows it; `variant` is its name."""
+    return f"{variant}, {budget:,}" if budget else variant
+
+
 #: A variant, a budget, and which questions are to be asked there.
 Part = tuple[Variant, int, list[tuple[int, ...]]]
 

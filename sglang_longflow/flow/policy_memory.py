@@ -60,8 +60,11 @@ class PolicyMemory:
     @property
     def nbytes(self) -> int:
         tensors = (
-            *(self.slot_score, self.slot_likeness, self.slot_order),
-            *(self.queries, self.queue),
+            self.slot_score,
+            self.slot_likeness,
+            self.slot_order,
+            self.queries,
+            self.queue,
         )
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
