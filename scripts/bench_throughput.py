@@ -211,6 +211,7 @@ def server_of(system: str, args: argparse.Namespace, points: list[Point]) -> tup
         "--load-format=dummy",
         "--skip-tokenizer-init",
         f"--port={port}",
+        f"--nccl-port={free_port('127.0.0.1', port + 1)}",
         "--incremental-streaming-output",
         f"--stream-interval={STREAM_INTERVAL}",
         "--random-seed=1",

@@ -13,7 +13,8 @@ from typing import Any
 
 from sglang_longflow import __version__
 from sglang_longflow.errors import ConfigError, UnsupportedSetup
-from sglang_longflow.preflight import check_model, check_port, judge_aside
+from sglang_longflow.local_http import first_port
+from sglang_longflow.preflight import check_model, check_port, free_port, judge_aside
 from sglang_longflow.server_options import (
     KV_OPTIONS,
     make_parser,
@@ -158,6 +159,11 @@ def prepare(argv: list[str]) -> tuple[Settings, dict[str, Any]]:
     if found["conflicts"]:
         raise UnsupportedSetup(found["conflicts"][0])
     settings.default("host", "127.0.0.1", "--host=127.0.0.1")
+    if "dist_init_addr" not in settings.values:
+        # Where the ranks meet. SGLang takes a port that the system may give to anyone's outgoing
+        # connection before the scheduler listens on it, and the start then ends.
+        rendezvous = free_port("127.0.0.1", first_port() + 4)
+        settings.default("nccl_port", rendezvous, f"--nccl-port={rendezvous}")
     settings.default("enable_metrics", True, "--enable-metrics")
     if found["device"] == "cpu":
         settings.default("device", "cpu", "--device=cpu")

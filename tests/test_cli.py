@@ -315,3 +315,14 @@ def test_commands_that_start_together_look_for_ports_in_different_places(monkeyp
         monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
         found.add(first_port())
     assert len(found) == 1_250 and min(found) >= 20_000 and max(found) < 30_000
+
+
+def test_the_ranks_meet_where_no_connection_of_others_can_be(model, free_port):
+    settings, _ = serve.prepare([str(model), "--port", str(free_port)])
+    meeting = settings.values["nccl_port"]
+    assert 20_000 <= meeting < 32_768 and meeting != free_port
+    assert f"--nccl-port={meeting}" in settings.arguments
+    settings, _ = serve.prepare([str(model), f"--port={free_port}", "--nccl-port=40123"])
+    assert [word for word in settings.arguments if "nccl" in word] == ["--nccl-port=40123"]
+    settings, _ = serve.prepare([str(model), f"--port={free_port}", "--dist-init-addr=node0:5000"])
+    assert "nccl_port" not in settings.values

@@ -128,7 +128,7 @@ def test_an_eager_step_equals_the_reference(policy):
         world.state.next_slot[1],
         scaling=0.125,
         slot_score=None if world.memory.slot_score is None else world.memory.slot_score[1],
-        decay=0.9,
+        decay=world.policy.peak_decay,
     )
     torch.testing.assert_close(got.view(3, HEADS, DIM).double(), want.out, rtol=0, atol=2e-6)
     for mine, theirs in zip(after[:3], world.snapshot()):

@@ -193,6 +193,7 @@ def engine(
         sleep_on_idle=True,
         log_level="error",
         port=free_port(),
+        nccl_port=free_port(),  # SGLang's own choice may be some connection's by then
     )
     if DEVICE == "cuda":
         defaults["dtype"] = "bfloat16"  # FlashInfer has no float32 kernels
@@ -272,6 +273,7 @@ class Server:
         device = ["--device", "cpu"] if DEVICE == "cpu" else []
         threads = CPU_THREADS if device else {}
         command = [sys.executable, "-m", "sglang.launch_server", "--port", str(self.port)]
+        command += ["--nccl-port", str(free_port())]
         with self.log.open("w") as out:
             self.process = subprocess.Popen(
                 [*command, *device, *arguments],
