@@ -8,6 +8,12 @@ What is printed for unseen problems is the share whose every token is right unde
 those are the ones that greedy decoding with full KV solves.
 
     python scripts/train_reasoner.py --out reasoner --compile
+
+With ``--hide`` a share of the problems is learned with tokens missing that are of no more use
+(`lifetimes`), as a KV budget takes them away: a model that has always seen everything looks at old
+lines beside the one that it needs. ``--start`` goes on from a model, at chains of all lengths.
+
+    python scripts/train_reasoner.py --start reasoner --hide 0.8 --steps 1500 --lr 5e-4 --out robust
 """
 
 from __future__ import annotations
@@ -25,6 +31,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from sglang_longflow.reasoner import KINDS, draw_length, make_problem, make_problems
+from sglang_longflow.reasoner.lifetimes import lifetimes
 from sglang_longflow.reasoner.problems import MAX_CHAIN_TOKENS
 from sglang_longflow.reasoner.vocabulary import END, PAD, TOKEN_IDS, TOKENS, encode, save_tokenizer
 
@@ -70,18 +77,43 @@ def pad_batch(problems) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, wanted
 
 
+def seen_until(problems, width: int, hide: float, rng: random.Random) -> torch.Tensor | None:
+    """[n, width]: the first later place that does not see a token, `width` for those always seen.
+
+    Of a share `hide` of the problems: of their tokens, each by itself, half to all, from the end of
+    their use on or up to 500 tokens later. None where every token is seen.
+    """
+    until = torch.full((len(problems), width), width)
+    for row, problem in zip(until, problems, strict=True):
+        if rng.random() >= hide:
+            continue
+        share = rng.uniform(0.5, 1.0)
+        for place, end in enumerate(lifetimes(problem)):
+            if rng.random() < share:
+                row[place] = min(width, end + int(500 ** rng.random()) - 1)
+    return until if hide else None
+
+
+def visible(until: torch.Tensor) -> torch.Tensor:
+    """[n, 1, width, width]: which token sees which."""
+    place = torch.arange(until.shape[1], device=until.device)
+    seen = (place[:, None] >= place) & (place[:, None] < until[:, None, :])
+    return seen[:, None]
+
+
 class Batches(Dataset):
     """Batch k, of chains of one length, from the seed and k."""
 
-    def __init__(self, seed: int, steps: int, batch_tokens: int, longest: int):
-        self.seed, self.steps, self.batch_tokens, self.longest = seed, steps, batch_tokens, longest
+    def __init__(self, args: argparse.Namespace):
+        self.seed, self.steps, self.batch_tokens = args.seed, args.steps, args.batch_tokens
+        self.longest, self.hide, self.grow = args.longest, args.hide, args.start is None
 
     def __len__(self) -> int:
         return self.steps
 
     def longest_at(self, step: int) -> int:
         share = step / max(1, self.steps)
-        if share < 1 / 3:
+        if self.grow and share < 1 / 3:
             return min(self.longest, max(300, int(self.longest * (share * 3) ** 2)))
         return self.longest
 
@@ -89,7 +121,9 @@ class Batches(Dataset):
         rng = random.Random(f"training/{self.seed}/{step}")
         length = draw_length(rng, self.longest_at(step))
         count = max(len(KINDS), self.batch_tokens // (length + 120))
-        return pad_batch([make_problem(KINDS[i % len(KINDS)], rng, length) for i in range(count)])
+        drawn = [make_problem(KINDS[i % len(KINDS)], rng, length) for i in range(count)]
+        ids, labels = pad_batch(drawn)
+        return ids, labels, seen_until(drawn, ids.shape[1], self.hide, rng)
 
 
 def wrong_tokens(choice: torch.Tensor, labels: torch.Tensor) -> list[int]:
@@ -99,9 +133,11 @@ def wrong_tokens(choice: torch.Tensor, labels: torch.Tensor) -> list[int]:
 
 
 @torch.no_grad()
-def solved(model, problems, device: str, batch_tokens: int) -> dict[str, dict[str, float]]:
+def solved(
+    model, problems, device: str, batch_tokens: int, hide: bool = False
+) -> dict[str, dict[str, float]]:
     """Of each kind, the share of problems whose every token is the model's first choice, and the
-    tokens that are not in a million."""
+    tokens that are not in a million. With `hide` no token is seen once it is of no more use."""
     right: dict[str, list[bool]] = {kind: [] for kind in KINDS}
     wrong = dict.fromkeys(KINDS, 0)
     ordered = sorted(problems, key=lambda problem: problem.chain_tokens)
@@ -109,8 +145,11 @@ def solved(model, problems, device: str, batch_tokens: int) -> dict[str, dict[st
         count = max(1, batch_tokens // (ordered[-1].chain_tokens + 120))
         part, ordered = ordered[-count:], ordered[:-count]
         ids, labels = (t.to(device) for t in pad_batch(part))
-        with torch.autocast(device, torch.bfloat16):
-            choice = model(input_ids=ids[:, :-1], use_cache=False).logits.argmax(dim=-1)
+        until = torch.full_like(ids, ids.shape[1]) if hide else None
+        for row, problem in zip(until if hide else (), part):
+            ends = torch.tensor(lifetimes(problem), device=device)
+            row[: len(ends)] = ends
+        choice = logits_of(model, ids, until).argmax(dim=-1)
         for problem, missed in zip(part, wrong_tokens(choice, labels), strict=True):
             right[problem.kind].append(missed == 0)
             wrong[problem.kind] += missed
@@ -128,7 +167,10 @@ def new_model(args: argparse.Namespace):
     from transformers import Qwen3ForCausalLM
 
     torch.manual_seed(args.seed)
-    model = Qwen3ForCausalLM(config(args.hidden, args.layers)).to(args.device)
+    if args.start:
+        model = Qwen3ForCausalLM.from_pretrained(args.start, dtype=torch.float32).to(args.device)
+    else:
+        model = Qwen3ForCausalLM(config(args.hidden, args.layers)).to(args.device)
     if args.compile:
         for layer in model.model.layers:  # alike: the first one's code serves all
             layer.compile(dynamic=True)
@@ -140,10 +182,18 @@ def loss_weights(device: torch.device) -> torch.Tensor:
     return torch.tensor([WEIGHTS.get(token, 1.0) for token in TOKENS], device=device)
 
 
-def loss_of(model, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross entropy of the tokens that are learned, some of which count more."""
+def logits_of(model, ids: torch.Tensor, until: torch.Tensor | None) -> torch.Tensor:
+    """[n, width - 1, words], of tokens that see each other until `until` (`seen_until`)."""
+    mask = None if until is None else visible(until[:, :-1])
     with torch.autocast(ids.device.type, torch.bfloat16):
-        logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+        return model(input_ids=ids[:, :-1], attention_mask=mask, use_cache=False).logits
+
+
+def loss_of(
+    model, ids: torch.Tensor, labels: torch.Tensor, until: torch.Tensor | None
+) -> torch.Tensor:
+    """Mean cross entropy of the tokens that are learned, some of which count more."""
+    logits = logits_of(model, ids, until)
     return torch.nn.functional.cross_entropy(
         logits.flatten(0, 1).float(),
         labels[:, 1:].flatten(),
@@ -171,19 +221,21 @@ def train(args: argparse.Namespace) -> None:
         optimizer,
         lambda k: min((k + 1) / warm, 1.0) * max(0.02, 1 - max(0.0, k / args.steps - 0.3) / 0.7),
     )
-    data = Batches(args.seed, args.steps, args.batch_tokens, args.longest)
+    data = Batches(args)
     loader = DataLoader(
         data,
         batch_size=None,
         num_workers=args.workers,
-        prefetch_factor=4,
+        prefetch_factor=4 if args.workers else None,
         pin_memory=device == "cuda",
     )
     unseen = list(make_problems(10**6 + args.seed, args.check, args.longest))
     began, tokens, log = time.monotonic(), 0, []
-    for step, (ids, labels) in enumerate(loader):
-        ids, labels = ids.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        loss = loss_of(model, ids, labels)
+    for step, batch in enumerate(loader):
+        ids, labels, until = (
+            part if part is None else part.to(device, non_blocking=True) for part in batch
+        )
+        loss = loss_of(model, ids, labels, until)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -198,14 +250,20 @@ def train(args: argparse.Namespace) -> None:
             log.append(dict(step=step + 1, loss=round(loss.item(), 6), s=round(seconds), **found))
             print(
                 f"step {step + 1}/{args.steps} loss {loss.item():.5f} "
-                f"{tokens / seconds / 1e3:.0f}k tokens/s {seconds:.0f} s: "
-                + ", ".join(
-                    f"{kind} solved {kinds['solved']:.1%}, {kinds['wrong']:g} wrong in a million"
-                    for kind, kinds in found.items()
-                ),
+                f"{tokens / seconds / 1e3:.1f}k tokens/s {seconds:.0f} s: {as_words(found)}",
                 flush=True,
             )
+            if args.hide:
+                log[-1]["hidden"] = solved(mean, unseen, device, args.batch_tokens, hide=True)
+                print(f"  with hidden tokens: {as_words(log[-1]['hidden'])}", flush=True)
             save(mean, log, args)
+
+
+def as_words(found: dict[str, dict[str, float]]) -> str:
+    return ", ".join(
+        f"{kind} solved {kinds['solved']:.1%}, {kinds['wrong']:g} wrong in a million"
+        for kind, kinds in found.items()
+    )
 
 
 def save(model, log: list[dict], args: argparse.Namespace) -> None:
@@ -222,6 +280,8 @@ def main() -> int:
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder for the model")
     add("--seed", type=int, default=1)
+    add("--start", type=Path, help="go on from this model, at chains of all lengths")
+    add("--hide", type=float, default=0.0, help="share of problems with tokens that are missing")
     add("--steps", type=int, default=7500)
     add("--batch-tokens", type=int, default=32_768)
     add("--longest", type=int, default=MAX_CHAIN_TOKENS, help="tokens of the longest chains")

@@ -31,6 +31,7 @@ from sglang_longflow.reasoner.vocabulary import GROUPS, NODES
 MIN_CHAIN_TOKENS, MAX_CHAIN_TOKENS = 350, 4600
 MAX_SEARCH_TOKENS = 3600  # all 243 leaves of five groups take more
 MACHINE_NODE_TOKENS, MACHINE_STEP_TOKENS, AFFINE_STEP_TOKENS = 7, 18, 37
+SEARCH_CHOICE_TOKENS, SEARCH_LEAF_TOKENS = 11, 6
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,10 @@ def _search(rng: random.Random, target_tokens: int) -> Problem:
         numbers = [[rng.randrange(100) for _ in range(3)] for _ in groups]
         leaves = list(_leaves(groups, numbers))
         totals = [total for _, total, _ in leaves]
-        ends = list(itertools.accumulate(11 * line.count(";") + 6 for line, _, _ in leaves))
+        sizes = (
+            SEARCH_CHOICE_TOKENS * line.count(";") + SEARCH_LEAF_TOKENS for line, _, _ in leaves
+        )
+        ends = list(itertools.accumulate(sizes))
         # The first leaf that makes the chain long enough and whose sum did not come up before.
         last = next(
             (
