@@ -60,7 +60,7 @@ manifests: tools ## what deploy/kustomize takes over from the Helm chart
 	@"$(TOOLS)/venv/bin/python" scripts/render_manifests.py
 
 .PHONY: test-deploy-long
-test-deploy-long: env tools ## those of minutes: autoscaling, the Dockerfile's steps in a clean root, a short soak
+test-deploy-long: env tools ## those of minutes: autoscaling, the Dockerfile's steps in a clean root, a soak of 3 minutes
 	@$(deploy_pytest) -m long tests/deploy $(PYTEST_ARGS)
 
 .PHONY: test-gpu

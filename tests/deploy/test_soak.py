@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.deploy, pytest.mark.long]
 
 def test_mixed_traffic_and_a_killed_scheduler(tools, tmp_path):
     model = text_model(tmp_path / "model", Path(os.environ["LONGFLOW_TEST_MODEL"]))
-    report = asyncio.run(Soak(tmp_path, model, tools, minutes=0.6, clients=4).run())
+    report = asyncio.run(Soak(tmp_path, model, tools, minutes=3, clients=4).run())
     print(as_text(report))
     assert report.problems == []
     kinds = {outcome.split(": ")[0] for outcome in report.outcomes}
