@@ -56,10 +56,16 @@ class Rule:
     twin : str
         Scores are multiplied by ``(1 - s) ** power``, s the highest cosine similarity of a token to
         one that was written after it: of values ("v"), of keys ("k"), of the quarter of the keys'
-        channels that RoPE turns least ("l"); of several, the lowest ("lv").
+        channels that RoPE turns least ("l", of all KV heads together, as `longflow-novel` has it);
+        of several, the lowest ("lv").
     power : float
     above : float
         Cosine similarities count from here on: this is 0, 1 stays 1.
+    every : int
+        Steps from one look at the scores to the next, which names as many victims.
+    apart : int
+        1: the n-th victim is the lowest of the places that leave n over when divided by `every`,
+        in place of the n-th lowest of all.
     """
 
     score: str
@@ -71,6 +77,8 @@ class Rule:
     twin: str = ""
     power: float = 1.0
     above: float = 0.0
+    every: int = 1
+    apart: int = 0
 
 
 def parse_rule(text: str) -> Rule:
@@ -81,13 +89,16 @@ def parse_rule(text: str) -> Rule:
 
 
 def _direction(name: str, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Unit vectors of k and v [..., size] that `Rule.twin` compares; k is rotated in halves."""
+    """Vectors of k and v [batch, kv_heads, ..., size] that `Rule.twin` compares: the mean over heads
+    of their products is the cosine, or the mean of the heads' cosines. k is rotated in halves."""
     if name == "v":
         return F.normalize(v, dim=-1)
     if name == "l":
         half = k.shape[-1] // 2
         slow = half * 3 // 4
         k = torch.cat([k[..., slow:half], k[..., half + slow :]], dim=-1)
+        length = k.square().mean(dim=1, keepdim=True).sum(dim=-1, keepdim=True).sqrt()
+        return k / length.clamp_min(1e-12)
     return F.normalize(k, dim=-1)
 
 
@@ -147,6 +158,21 @@ class Rows:
 
     def victims(self, weights: torch.Tensor, out: torch.Tensor, step: int) -> torch.Tensor:
         """[batch, victim_heads]: what is overwritten next."""
+        phase = (step - self.budget + 1) % self.rule.every
+        if phase == 0:
+            scores = self._ranked_by(weights, out, step)
+            if self.rule.apart:
+                place = torch.arange(self.budget) % self.rule.every
+                found = [
+                    scores.masked_fill(place != n, torch.inf).argmin(dim=-1)
+                    for n in range(self.rule.every)
+                ]
+                self.queue = torch.stack(found, dim=-1)
+            else:
+                self.queue = scores.topk(self.rule.every, largest=False, sorted=True).indices
+        return self.queue[..., phase]
+
+    def _ranked_by(self, weights: torch.Tensor, out: torch.Tensor, step: int) -> torch.Tensor:
         rule = self.rule
         scores = self._scores(weights, out)
         if rule.decay:
@@ -155,8 +181,7 @@ class Rows:
             like = (self.twin[:, None] - rule.above).clamp_min(0.0) / (1 - rule.above)
             scores = scores * (1 - like).clamp_min(1e-6) ** rule.power
         scores = scores.masked_fill(self.born < rule.sinks, torch.inf)
-        scores = scores.masked_fill(self.born > step - rule.recent, torch.inf)
-        return scores.argmin(dim=-1)
+        return scores.masked_fill(self.born > step - rule.recent, torch.inf)
 
     def _scores(self, weights: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         score, heads = self.rule.score, weights.shape[1] * weights.shape[2]
@@ -188,7 +213,7 @@ class Rows:
         return found.amax(1, keepdim=True) if score == "loudest" else found.sum(1, keepdim=True)
 
     def _remember(self, scores: torch.Tensor, step: int) -> torch.Tensor:
-        decay, memory = self.rule.decay, self.rule.memory
+        decay, memory = self.rule.decay**self.rule.every, self.rule.memory
         if memory == "peak":
             self.memory = torch.maximum(self.memory * decay, scores)
             return self.memory

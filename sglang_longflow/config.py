@@ -119,6 +119,11 @@ class LongFlowConfig:
             )
         if wrong := unknown_policy(self.kv_policy):
             raise ConfigError(f"kv_policy={self.kv_policy!r}: {wrong}")
+        if self.kv_victims == "kv_head" and self.policy().needs.slot_likeness:
+            raise ConfigError(
+                f"kv_victims='kv_head': {self.kv_policy!r} compares tokens over all KV heads, so "
+                f"it has one victim per layer; set --kv-victims layer, or another --kv-policy"
+            )
         if not self.serves(self.policy()):
             raise ConfigError(
                 f"kv_policy={self.kv_policy!r}: the triton decode kernel does not rank by it; set "
@@ -141,18 +146,35 @@ class LongFlowConfig:
             )
 
     def policy(self, name: str | None = None) -> Policy:
-        """The policy called `name` (default: the server's) with this server's protections."""
-        return make_policy(
-            name or self.kv_policy,
+        """The policy called `name` (default: the server's) with this server's protections.
+
+        What the server's own policy keeps, all rows keep: the ring of recent tokens is the
+        server's, and so are the first tokens in the fused kernel.
+        """
+        own = make_policy(
+            self.kv_policy,
             protect_sink_tokens=self.kv_protect_sink_tokens,
             protect_recent_tokens=self.kv_protect_recent_tokens,
+        )
+        if name in (None, self.kv_policy):
+            return own
+        return make_policy(
+            name,
+            protect_sink_tokens=(
+                own.first_tokens_kept if own.is_fused else self.kv_protect_sink_tokens
+            ),
+            protect_recent_tokens=own.recent_tokens_kept,
         )
 
     def serves(self, policy: Policy) -> bool:
         """Whether requests may ask for it here: its memory is there, and the kernel ranks by it."""
-        if self.uses_fused_decode and not policy.is_fused:
-            return False
-        return policy.needs.within(self.policy().needs)
+        own = self.policy()
+        if self.uses_fused_decode:
+            # The kernel has one decay, the server's.
+            same_decay = policy.peak_decay in (0, own.peak_decay)
+            if not policy.is_fused or not same_decay:
+                return False
+        return policy.needs.within(own.needs)
 
     @property
     def uses_fused_decode(self) -> bool:

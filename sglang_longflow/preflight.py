@@ -81,8 +81,14 @@ def judge(values: dict[str, Any]) -> dict[str, Any]:
     config = config_from(arguments)
     kv = None
     if config is not None:
-        floor = config.kv_budget_min or config.policy().min_budget_tokens
-        kv = {**config.as_dict(), "kv_budget_min": floor, "allows_full": config.allows_full}
+        policy = config.policy()
+        kv = {
+            **config.as_dict(),
+            "kv_budget_min": config.kv_budget_min or policy.min_budget_tokens,
+            "kv_protect_sink_tokens": policy.first_tokens_kept,
+            "kv_protect_recent_tokens": policy.recent_tokens_kept,
+            "allows_full": config.allows_full,
+        }
     return {
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "kv": kv,

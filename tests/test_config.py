@@ -21,6 +21,9 @@ from sglang_longflow.policies import policy_names
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
 
+NOVEL = {"kv_budget": 96, "kv_policy": "longflow-novel", "kv_decode_kernel": "triton"}
+
+
 def test_defaults_are_the_published_algorithm():
     config = LongFlowConfig(kv_budget=64)
     assert config.as_dict() == {
@@ -80,6 +83,11 @@ def test_flags_and_fields_are_the_same():
             {"kv_budget": 64, "kv_victims": "kv_head"},
             "kv_victims='kv_head': the decode of kv_decode_kernel='reference' has one victim",
         ),
+        (
+            {**NOVEL, "kv_victims": "kv_head"},
+            "kv_victims='kv_head': 'longflow-novel' compares tokens over all KV heads, so it has",
+        ),
+        ({**NOVEL, "kv_budget": 69}, "kv_budget=69: below the minimum 70"),
         ({"kv_budget": 64, "kv_protect_sink_tokens": -1}, "kv_protect_sink_tokens=-1"),
         ({"kv_budget": 64, "kv_protect_sink_tokens": True}, "kv_protect_sink_tokens=True"),
         ({"kv_budget": 64, "kv_protect_recent_tokens": 1.0}, "kv_protect_recent_tokens=1.0"),
@@ -135,6 +143,26 @@ def test_policies_come_with_the_servers_protections():
         policy = config.policy(name)
         assert policy.name == (name or "longflow")
         assert (policy.protect_sink_tokens, policy.protect_recent_tokens) == (3, 5)
+
+
+def test_what_the_servers_policy_keeps_is_kept_in_all_rows():
+    config = LongFlowConfig(**NOVEL, kv_protect_sink_tokens=2)
+    own, other = config.policy(), config.policy("tova")
+    assert own == config.policy("longflow-novel")
+    for policy in (own, other):
+        assert (policy.first_tokens_kept, policy.recent_tokens_kept) == (4, 64)
+        assert policy.min_budget_tokens == 70
+    # A first token of vatp's is its own affair; the reference decode asks each policy.
+    vatp = LongFlowConfig(kv_budget=72, kv_policy="vatp", kv_decode_kernel="reference")
+    assert (vatp.policy().first_tokens_kept, vatp.policy("h2o").first_tokens_kept) == (20, 0)
+
+
+def test_the_kernels_have_one_decay_the_servers():
+    fused = LongFlowConfig(**NOVEL)
+    served = [name for name in policy_names() if fused.serves(fused.policy(name))]
+    assert served == ["longflow", "streaming", "tova", "random", "longflow-novel"]
+    reference = LongFlowConfig(**{**NOVEL, "kv_decode_kernel": "reference"})
+    assert reference.serves(reference.policy("longflow-peak"))
 
 
 # config_from

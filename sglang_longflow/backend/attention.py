@@ -45,7 +45,7 @@ class LongFlowAttnBackend(AttentionBackend):
         self.state = DecodeState(
             self.num_layers,
             num_rows,
-            config.kv_protect_recent_tokens,
+            policy.recent_tokens_kept,
             device,
             kv_heads if config.kv_victims == "kv_head" else 1,
         )

@@ -8,7 +8,12 @@ import torch
 
 from longflow_kernels.attend_score_evict.launch import LaunchConfig, launch_config
 from longflow_kernels.attend_score_evict.op import Workspace, attend_score_evict, gather_kv_indices
-from longflow_kernels.attend_score_evict.rows import NUM_FIELDS, pack_columns, pack_full_rows
+from longflow_kernels.attend_score_evict.rows import (
+    LIKENS,
+    NUM_FIELDS,
+    pack_columns,
+    pack_full_rows,
+)
 from sglang_longflow.backend.pool import scale_of
 from sglang_longflow.contracts import DecodeView
 from sglang_longflow.flow.decode import DecodeState
@@ -150,7 +155,7 @@ class FusedDecode:
         if view is None:
             return pack_full_rows(seq_lens_cpu)
         batch = len(view.kv_lens)
-        scored, by_attention, remembers = [False] * batch, [False] * batch, [False] * batch
+        scored, by_attention, remembers = [False] * batch, [False] * batch, [0] * batch
         given, written = [-1] * batch, [0] * batch
         for row in view.full_rows:
             policy, i = row.budget.policy, row.batch_index
@@ -162,7 +167,7 @@ class FusedDecode:
             else:
                 scored[i] = True
                 by_attention[i] = policy.ranks_by == "attention"
-                remembers[i] = policy.peak_decay > 0
+                remembers[i] = LIKENS if policy.needs.slot_likeness else int(policy.peak_decay > 0)
                 assert not remembers[i] or self.memory, f"{policy.name} needs memory"
         return pack_columns(
             view.kv_lens,
@@ -210,9 +215,10 @@ class FusedDecode:
             logit_cap=layer.logit_cap,
             k_scale=scale_of(layer, "k"),
             v_scale=scale_of(layer, "v"),
-            protect_sink_tokens=self.policy.protect_sink_tokens,
+            protect_sink_tokens=self.policy.first_tokens_kept,
             recent=None if state.recent is None else state.recent[layer_id],
-            slot_score=None if self.memory is None else self.memory.slot_score[layer_id],
+            slot_score=None if self.memory is None else self.memory.slot_words[layer_id],
             decay=self.policy.peak_decay,
+            likeness=self.policy.needs.slot_likeness,
         )
         return out.view(-1, layer.tp_q_head_num * layer.v_head_dim)

@@ -19,10 +19,13 @@ class PolicyMemory:
 
     Attributes
     ----------
+    slot_words : torch.Tensor or None
+        [num_layers, num_slots * words] float32, those of a slot side by side: its scores, one for
+        each of `victim_heads`; or its score and its likeness.
     slot_score : torch.Tensor or None
-        [num_layers, num_slots * victim_heads] float32, those of a slot side by side.
+        [num_layers, num_slots * victim_heads], in `slot_words`.
     slot_likeness : torch.Tensor or None
-        [num_layers, num_slots] float32.
+        [num_layers, num_slots], in `slot_words`.
     slot_order : torch.Tensor or None
         [num_layers, num_slots] int32, when the slot's token was written: its place in the row as
         it filled, then counting on.
@@ -51,8 +54,12 @@ class PolicyMemory:
             return torch.zeros(num_layers, *shape, dtype=dtype, device=device) if needed else None
 
         window, queue = needs.query_window, needs.queue_tokens
-        self.slot_score = new(needs.slot_score, num_slots * victim_heads, dtype=torch.float32)
-        self.slot_likeness = new(needs.slot_likeness, num_slots, dtype=torch.float32)
+        words = 2 if needs.slot_likeness else victim_heads
+        self.slot_words = new(needs.slot_score, num_slots * words, dtype=torch.float32)
+        self.slot_score, self.slot_likeness = self.slot_words, None
+        if needs.slot_likeness:
+            assert self.slot_words is not None and victim_heads == 1
+            self.slot_score, self.slot_likeness = self.slot_words.view(num_layers, -1, 2).unbind(2)
         self.slot_order = new(needs.slot_order, num_slots, dtype=torch.int32)
         self.queries = new(window, num_rows, window, num_q_heads, head_dim, dtype=dtype)
         self.queue = new(queue, num_rows, queue, dtype=torch.int32)
@@ -60,8 +67,7 @@ class PolicyMemory:
     @property
     def nbytes(self) -> int:
         tensors = (
-            self.slot_score,
-            self.slot_likeness,
+            self.slot_words,
             self.slot_order,
             self.queries,
             self.queue,

@@ -49,7 +49,8 @@ class Policy:
     name: ClassVar[str]
     #: The victim is the arg-min over what is not protected of `FullRows.removal_scores`
     #: ("removal") or `FullRows.attention_mass` ("attention"), so the fused kernel can pick it;
-    #: with `peak_decay`, over the highest of that and earlier steps'.
+    #: with `peak_decay`, over the highest of that and earlier steps', and where the policy needs
+    #: `slot_likeness`, times ``(1 - likeness)**2``.
     ranks_by: ClassVar[str | None] = None
     needs: ClassVar[Needs] = Needs()
     #: Queries at the end of a prompt that `prompt_keep` looks at; they are always recomputed,
@@ -63,7 +64,7 @@ class Policy:
     def min_budget_tokens(self) -> int:
         """Smallest budget with which the policy still has a choice."""
         cut = self.prompt_window_tokens + self.first_tokens_kept + 2
-        decode = self.first_tokens_kept + self.protect_recent_tokens + 2
+        decode = self.first_tokens_kept + self.recent_tokens_kept + 2
         window = self.needs.query_window
         return max(cut, decode, 2 * (window + decode - 2) if window else 0)
 
@@ -76,6 +77,11 @@ class Policy:
     def first_tokens_kept(self) -> int:
         """Tokens at the beginning that are never overwritten."""
         return self.protect_sink_tokens
+
+    @property
+    def recent_tokens_kept(self) -> int:
+        """Tokens written last that are never overwritten."""
+        return self.protect_recent_tokens
 
     def known_victim(self, budget_tokens: int, overwrites: int) -> int | None:
         """Row index that a row overwrites next where lengths alone decide it, else None."""

@@ -72,8 +72,8 @@ class FullRows:
     prompt_tokens : list of int
         For each row: tokens of the prompt among those that filled it.
     recent : torch.Tensor or None
-        [n, protect_recent_tokens] int32 row indices of the tokens written last; None where the
-        policy protects none.
+        [n, recent tokens] int32 row indices of the tokens written last, overwrite number i at place
+        ``(i - 1) % recent tokens``; None where the server protects none.
     scaling, logit_cap : float
         As in attention.
     """
@@ -189,6 +189,16 @@ class FullRows:
         if count == 1:
             return scores.argmin(dim=1, keepdim=True)
         return scores.argsort(dim=1, stable=True)[:, :count]
+
+    def written_last(self, count: int) -> torch.Tensor:
+        """[n, count] int64: row indices of the tokens written last, the newest first.
+
+        Where a row has overwritten less than `count` only as many are right.
+        """
+        assert self.recent is not None and self.recent.shape[1] >= count
+        done = torch.tensor(self.overwrites)[:, None]
+        place = ((done - 1 - torch.arange(count)) % self.recent.shape[1]).to(self.device)
+        return self.recent.to(torch.int64).gather(1, place)
 
     @cached_property
     def sequence(self) -> torch.Tensor:

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
     os.environ.get("LONGFLOW_TEST_DEVICE", "cpu") != "cpu", reason="runs in Triton's interpreter"
 )
 
-LAYERS, HEADS, KV_HEADS, DIM, ROWS, WIDTH = 2, 4, 2, 64, 6, 40
+LAYERS, HEADS, KV_HEADS, DIM, ROWS, WIDTH = 2, 4, 2, 64, 6, 100
 LAYER = SimpleNamespace(
     layer_id=1,
     scaling=0.125,
@@ -46,7 +46,10 @@ class World:
             req_to_token_pool=SimpleNamespace(req_to_token=self.req_to_token), token_to_kv_pool=pool
         )
         self.policy = make_policy(policy, protect_recent_tokens=recent)
-        self.state = DecodeState(LAYERS, ROWS, recent, torch.device("cpu"))
+        kept = self.policy.recent_tokens_kept
+        self.state = DecodeState(LAYERS, ROWS, kept, torch.device("cpu"))
+        if kept:
+            self.state.recent[:] = torch.randperm(kept, dtype=torch.int32)
         self.memory = PolicyMemory(
             self.policy.needs,
             num_layers=LAYERS,
@@ -58,8 +61,13 @@ class World:
             device=torch.device("cpu"),
         )
         self.changing = [self.k, self.v, self.state.next_slot]
-        if self.memory.slot_score is not None:
-            self.changing.append(self.memory.slot_score.uniform_(0, 40))
+        if kept:
+            self.changing.append(self.state.recent)
+        if self.memory.slot_words is not None:
+            self.memory.slot_score.uniform_(0, 40)
+            if self.memory.slot_likeness is not None:
+                self.memory.slot_likeness.uniform_(0, 1)
+            self.changing.append(self.memory.slot_words)
         memory = self.memory if self.policy.needs.any else None
         self.decode = FusedDecode(runner, self.state, self.policy, HEADS, WIDTH, memory)
 
@@ -102,13 +110,16 @@ def qkv(batch):
     )
 
 
-@pytest.mark.parametrize("policy", ["longflow", "longflow-peak"])
-def test_an_eager_step_equals_the_reference(policy):
+@pytest.mark.parametrize(
+    ("policy", "done"),
+    [("longflow", 4), ("longflow-peak", 4), *(("longflow-novel", n) for n in (1, 4, 16))],
+)
+def test_an_eager_step_equals_the_reference(policy, done):
     world = World(policy)
-    kv_lens = [20, 7, 33]
+    kv_lens = [80, 7, 93]
     batch = batch_of([3, 1, 5], kv_lens)
-    world.state.next_slot[1, 3] = 11
-    view = view_of(world, kv_lens, full={0: 4, 2: 0}, overwrite={0})
+    world.state.next_slot[1, 3] = 71
+    view = view_of(world, kv_lens, full={0: done, 2: 0}, overwrite={0})
     q, k, v = qkv(3)
     saved = world.snapshot()
     world.decode.begin(batch, view)
@@ -127,15 +138,20 @@ def test_an_eager_step_equals_the_reference(policy):
         step.fields,
         world.state.next_slot[1],
         scaling=0.125,
-        slot_score=None if world.memory.slot_score is None else world.memory.slot_score[1],
+        protect_sink_tokens=world.policy.first_tokens_kept,
+        recent=None if world.state.recent is None else world.state.recent[1],
+        slot_score=None if world.memory.slot_words is None else world.memory.slot_words[1],
         decay=world.policy.peak_decay,
+        likeness=policy == "longflow-novel",
     )
     torch.testing.assert_close(got.view(3, HEADS, DIM).double(), want.out, rtol=0, atol=2e-6)
-    for mine, theirs in zip(after[:3], world.snapshot()):
+    memory = int(policy != "longflow")
+    exact = len(after) - memory
+    for mine, theirs in zip(after[:exact], world.snapshot()):
         assert torch.equal(mine, theirs)
-    for mine, theirs in zip(after[3:], world.snapshot()[3:]):
-        torch.testing.assert_close(mine, theirs, rtol=3e-3, atol=1e-9)
-        assert not torch.equal(mine, saved[3])
+    for mine, theirs in zip(after[exact:], world.snapshot()[exact:]):
+        torch.testing.assert_close(mine, theirs, rtol=3e-3, atol=1e-6)
+        assert not torch.equal(mine, saved[exact])
     assert sorted(want.scores) == [0, 2]
 
 
@@ -163,7 +179,8 @@ def test_streaming_victims_come_from_the_host():
 
 
 @pytest.mark.parametrize(
-    ("padding", "policy"), [(0, "longflow"), (3, "longflow"), (3, "longflow-peak")]
+    ("padding", "policy"),
+    [(0, "longflow"), (3, "longflow"), (3, "longflow-peak"), (3, "longflow-novel")],
 )
 def test_a_replay_in_static_memory_equals_an_eager_step(padding, policy):
     """Two different replays of one captured shape, each like the eager step."""
@@ -175,7 +192,7 @@ def test_a_replay_in_static_memory_equals_an_eager_step(padding, policy):
     world.decode.forward(*qkv(2 + padding), LAYER, batch_of([0] * (2 + padding), [1] * 2, padding))
     for mine, theirs in zip(before, world.snapshot()):
         assert torch.equal(mine, theirs), "a capture wrote to the pool or the state"
-    for rows, kv_lens in (([4, 2], [24, 9]), ([1, 5], [6, 31])):
+    for rows, kv_lens in (([4, 2], [84, 9]), ([1, 5], [76, 31])):
         world.state.next_slot[1, rows[0]] = 3
         view = view_of(world, kv_lens, full={0: 2}, overwrite={0})
         q, k, v = qkv(2 + padding)

@@ -207,7 +207,8 @@ def test_policies_that_remember(tiny_models, names):
     """Prompts that are cut and that are not, twice in the same slots, other policies beside."""
     folder = tiny_models("llama")
     model = load(folder)
-    cases = [(prompt(length, 90 + length), 72, name) for name in names for length in (25, 120)]
+    budget = 96 if "longflow-novel" in names else 72  # that one keeps the last 64 tokens
+    cases = [(prompt(length, 90 + length), budget, name) for name in names for length in (25, 120)]
     wanted = [
         expected(
             model,
@@ -219,7 +220,7 @@ def test_policies_that_remember(tiny_models, names):
         )
         for ids, budget, name in cases
     ]
-    with harness.engine(folder, probe=True, kv_budget=72, kv_policy=names[0]) as engine:
+    with harness.engine(folder, probe=True, kv_budget=budget, kv_policy=names[0]) as engine:
         for _ in range(2):
             harness.cold(engine)
             got = engine.generate(
@@ -280,3 +281,41 @@ def test_the_fused_kernels_in_a_server(tmp_path):
         assert got[0]["meta_info"]["cached_tokens"] > 0
         report = engine.probe_report()
         assert report["overlap"] and report["radix"] and report["peak_full_rows"] == 8
+
+
+def test_likeness_in_the_fused_kernels_of_a_server(tmp_path):
+    """`longflow-novel`, interpreted: cut prompts, a radix prefix hit, and a policy without likeness
+    beside it, for which the server keeps the same first and last tokens."""
+    folder = harness.build_tiny_model("llama", tmp_path, num_hidden_layers=2)
+    model = load(folder)
+    protect = dict(protect_sink_tokens=4, protect_recent_tokens=64)
+    shared = prompt(40, 7)
+    cases = [
+        (shared + prompt(30, 3), 80, "longflow-novel"),
+        (prompt(120, 9), 90, "longflow-novel"),
+        (shared, 84, "longflow"),
+    ]
+
+    def wanted_tokens(ids, budget, policy):
+        chosen = dict(policy=policy)
+        if policy == "longflow-novel":
+            chosen = dict(ranking=lambda: ReferenceRow(policy, budget))
+        return expected(model, ids, budget, 45, **protect, **chosen)
+
+    wanted = [wanted_tokens(*case) for case in cases]
+    with harness.engine(
+        folder,
+        probe=True,
+        interpret=True,
+        kv_decode_kernel="triton",
+        kv_policy="longflow-novel",
+        kv_budget=96,
+    ) as engine:
+        engine.generate(input_ids=shared, sampling_params=greedy(1))
+        got = engine.generate(
+            input_ids=[ids for ids, _, _ in cases],
+            sampling_params=[greedy(45, kv_budget=b, kv_policy=p) for _, b, p in cases],
+        )
+        assert harness.outputs(got) == wanted
+        assert got[0]["meta_info"]["cached_tokens"] > 0
+        assert engine.probe_report()["peak_full_rows"] == 3

@@ -23,6 +23,8 @@ from longflow_kernels.attend_score_evict.gather import gather_indices_kernel
 from longflow_kernels.attend_score_evict.launch import launch_config
 from longflow_kernels.attend_score_evict.op import OUT_VALUES
 from longflow_kernels.compress_prompt import kernel as prompt
+from longflow_kernels.likeness.kernel import likeness_kernel
+from longflow_kernels.likeness.reference import COMPARED_TOKENS
 
 PTXAS = Path(triton.backends.nvidia.__file__).parent / "bin" / "ptxas"
 POINTERS = {
@@ -118,7 +120,8 @@ def attend(head_dim: int, group: int, dtype: str, cache: str, batch: int = 32):
     )
 
 
-def combine(heads: int, victim_heads: int, recent: int, batch: int = 32, memory: bool = False):
+def combine(heads: int, victim_heads: int, recent: int, batch: int = 32, **options):
+    memory, likeness = options.get("memory", False), options.get("likeness", False)
     config = launch_config(batch, 8, 128, 132)
     splits = triton.next_power_of_2(config.max_splits)
     constants = dict(
@@ -135,10 +138,26 @@ def combine(heads: int, victim_heads: int, recent: int, batch: int = 32, memory:
         OUT_HEADS=max(1, OUT_VALUES * config.choose_warps // (128 * splits)),
         RECENT=recent,
         MEMORY=memory,
+        LIKENESS=likeness,
         BLOCK_R=triton.next_power_of_2(max(1, recent)),
         DEPENDENT=True,
     )
     return build(combine_kernel, constants, config.choose_warps, 3, "bf16", "bf16")
+
+
+def liken(head_dim: int, cache: str):
+    constants = dict(
+        NUM_KV_HEADS=8,
+        HEAD_DIM=head_dim,
+        K_SLOT_STRIDE=8 * head_dim,
+        BLOCK_C=max(16, head_dim // 4),
+        BLOCK_N=64,
+        RECENT=64,
+        COMPARED=COMPARED_TOKENS,
+        NARROW=cache != "bf16",
+        DOT_PRECISION="ieee",
+    )
+    return build(likeness_kernel, constants, 4, 3, "bf16", cache)
 
 
 def cut(function, head_dim: int):
@@ -170,6 +189,9 @@ def main() -> None:
     show("combine 64 heads, 64 recent", combine(64, 1, 64))
     show("combine by KV head", combine(32, 8, 0))
     show("combine with memory", combine(32, 1, 0, memory=True))
+    show("combine with likeness, 64 recent", combine(32, 1, 64, memory=True, likeness=True))
+    for head_dim, cache in ((64, "bf16"), (128, "bf16"), (128, "fp8e4nv"), (256, "bf16")):
+        show(f"likeness {head_dim} {cache}", liken(head_dim, cache))
     show("gather", build(gather_indices_kernel, dict(BLOCK=512), 4, 3, "bf16", "bf16"))
     show("normaliser", cut(prompt.normaliser_kernel, 128))
     show("mass", cut(prompt.mass_kernel, 128))

@@ -115,15 +115,21 @@ class DecodeCase:
         )
         # Of rows that have overwritten twice; everything else may be anything.
         self.slot_score = None
-        if any(row.remembers for row in self.rows):
-            best = torch.full((num_slots, self.victim_heads), float("nan"))
+        self.likeness = any(row.likens for row in self.rows)
+        if any(row.remembers or row.likens for row in self.rows):
+            words = 2 if self.likeness else self.victim_heads
+            best = torch.full((num_slots, words), float("nan"))
             for request, row in zip(requests.tolist(), self.rows):
-                if row.remembers and row.written > 1:
+                if (row.remembers or row.likens) and row.written > 1:
                     own = req_to_token[request, : row.kv_len].long()
                     random = torch.rand(row.kv_len, self.victim_heads, generator=generator)
-                    best[own] = random * dim / row.kv_len * 2
+                    best[own, : self.victim_heads] = random * dim / row.kv_len * 2
+                    if row.likens:
+                        best[own, 1] = torch.rand(row.kv_len, generator=generator)
                     for head in range(self.victim_heads):
-                        best[own[next_slot[request, head]], head] = float("nan")
+                        best[own[next_slot[request, head]], head :: self.victim_heads] = float(
+                            "nan"
+                        )
             self.slot_score = best.flatten().to(self.device)
         self.recent = recent.to(self.device) if self.protect_recent_tokens else None
 
@@ -138,6 +144,7 @@ class DecodeCase:
             **changed,
             **own,
             "decay": self.decay,
+            "likeness": self.likeness,
             "scaling": self.head_dim**-0.5,
             "logit_cap": self.logit_cap,
             "k_scale": self.k_scale,
@@ -192,7 +199,7 @@ class DecodeCase:
         start = sum(row.kv_len for row in self.rows[:index])
         case.tensors["kv_indices"] = self.tensors["kv_indices"][start:].clone()
         case.recent, case.num_slots = self.recent, self.num_slots
-        case.slot_score = self.slot_score
+        case.slot_score, case.likeness = self.slot_score, self.likeness
         return case
 
 

@@ -84,6 +84,24 @@ def test_rows_that_remember_beside_others(victim_heads, fp8):
     assert_step(case, **TOLERANCE[torch.bfloat16])
 
 
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+@pytest.mark.parametrize("fp8", [False, True], ids=["same", "fp8"])
+def test_rows_that_liken_beside_others(head_dim, fp8):
+    """Keys are compared with the newest ones at the first overwrite and every sixteenth."""
+    memory = dict(overwrites=True, scored=True, likens=True)
+    rows = [
+        *(StepRow(n, **memory, written=w) for n, w in ((3200, 1), (3200, 160), (777, 32))),
+        *(StepRow(n, **memory, written=w) for n, w in ((500, 1), (100, 16), (640, 41))),
+        StepRow(700, overwrites=True, scored=True, remembers=True, written=48),
+        StepRow(300, scored=True, likens=True),
+        *MIXED,
+    ]
+    scales = dict(cache_dtype=torch.float8_e4m3fn, k_scale=0.5, v_scale=2.0) if fp8 else {}
+    protect = dict(protect_sink_tokens=4, protect_recent_tokens=64)
+    case = on_gpu(rows, head_dim=head_dim, **protect, **scales)
+    assert_step(case, **TOLERANCE[torch.bfloat16])
+
+
 @pytest.mark.parametrize("batch", [1, 2, 37, 128, 512])
 def test_batches(batch):
     rows = [

@@ -33,7 +33,7 @@ class ReferenceRow:
     queue: list[int] = field(default_factory=list)
     victim: int = -1
     prompt: int = 0
-    sinks: int = 0  # protected tokens; only `longflow-peak` is asked for any
+    sinks: int = 0  # protected tokens; only the project's own policies are asked for any
     recent: int = 0
 
     def fill(self, k, v) -> None:
@@ -101,23 +101,22 @@ class ReferenceRow:
         def likeness(a, b):
             size = a.k.shape[1]
             slow = [i for i in range(size) if i % (size // 2) >= size * 3 // 8]
-            x, y = a.k[:, slow], b.k[:, slow]
-            return sum(float(p @ q / (p.norm() * q.norm())) for p, q in zip(x, y)) / len(x)
+            x, y = a.k[:, slow].flatten(), b.k[:, slow].flatten()
+            return float(x @ y / (x.norm() * y.norm()))
 
-        fresh = self.overwrites <= 1  # history begins with the first overwrite
-        scores = []
+        if self.overwrites == 1:  # history begins with the first overwrite
+            newest = self.tokens
+        else:
+            newest = self.tokens[-16:] if self.overwrites and self.overwrites % 16 == 0 else []
+        peaks, scores = [0.99 * t.mass for t in self.tokens], []
         for i, (token, now) in enumerate(zip(self.tokens, self.removal(), strict=True)):
-            newer = (
-                self.tokens[i + 1 :] if fresh else self.tokens[-1:] if i + 1 < self.budget else []
-            )
-            peak = max(0.0 if fresh else 0.99 * token.mass, now)
-            like = max([0.0 if fresh else token.likeness, *(likeness(token, n) for n in newer)])
-            token.mass, token.likeness = peak, like
-            scores.append(peak * (1 - like) ** 2)
-        among = [
-            i for i in range(self.budget - min(64, self.budget // 4)) if self.tokens[i].place > 3
-        ]
-        return self.lowest(scores, among)
+            newer = newest[max(0, len(newest) - (self.budget - 1 - i)) :]
+            token.likeness = max([token.likeness, *(likeness(token, n) for n in newer)])
+            peak = max(peaks[i], now)
+            token.mass = peak if self.overwrites else 0.0
+            scores.append(peak * (1 - token.likeness) ** 2)
+        late = self.budget - (self.recent or 64)
+        return self.lowest(scores, [i for i in range(late) if self.tokens[i].place > 3])
 
     def accumulated(self) -> list[float]:
         for token, now in zip(self.tokens, self.mass(), strict=True):

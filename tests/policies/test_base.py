@@ -4,7 +4,7 @@ import pytest
 
 from sglang_longflow.policies import make_policy, policy_names
 
-FUSED = ("longflow", "longflow-peak", "streaming", "tova", "random")
+FUSED = ("longflow", "longflow-peak", "longflow-novel", "streaming", "tova", "random")
 
 
 @pytest.mark.parametrize("name", policy_names())

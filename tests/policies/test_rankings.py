@@ -1,5 +1,7 @@
 """Policies that remember: their victims, step after step, against plain code token by token."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from reference_rankings import ReferenceRow
@@ -10,6 +12,7 @@ from sglang_longflow.flow.policy_memory import LayerRows, PolicyMemory, StepRows
 from sglang_longflow.policies import FullRows, make_policy
 
 HEADS, KV_HEADS, DIM, BUDGET, ROWS = 4, 2, 16, 72, 5
+RECENT = 20
 SCALE = DIM**-0.5
 NAMES = (
     *("longflow-peak", "longflow-novel", "h2o", "h2o-last", "vatp", "snapkv-decode"),
@@ -17,12 +20,22 @@ NAMES = (
 )
 
 
+FUSED = ("longflow-peak", "longflow-novel")
+
+
+def policy_of(name):
+    """The policy; of `longflow-novel` with fewer recent tokens, so that more are ranked."""
+    policy = make_policy(name)
+    return replace(policy, recent_tokens=RECENT) if name == "longflow-novel" else policy
+
+
 class Row:
     """A row in the pool as the server has it, beside its reference."""
 
     def __init__(self, name, index, prompt, seed):
         self.random = torch.Generator().manual_seed(seed)
-        self.reference = ReferenceRow(name, BUDGET)
+        self.reference = ReferenceRow(name, BUDGET, recent=RECENT * (name == "longflow-novel"))
+        self.ring = torch.arange(BUDGET - RECENT, BUDGET, dtype=torch.int32)
         self.index, self.prompt, self.steps, self.victim = index, prompt, 0, -1
         self.k = torch.zeros(BUDGET, KV_HEADS, DIM)
         self.v = torch.zeros(BUDGET, KV_HEADS, DIM)
@@ -53,6 +66,8 @@ class Row:
         self.steps += 1
         self.expected = self.reference.step(q, k, v)
         overwrites = filled + 1 - BUDGET
+        if overwrites > 0:
+            self.ring[(overwrites - 1) % RECENT] = place
         return q, overwrites if overwrites >= 0 else None, place
 
 
@@ -100,6 +115,7 @@ def pick(policy, memory, slots, members):
             ),
             compute_attention=lambda: attention_mass(torch.stack(queries), keys, SCALE),
             prompt_tokens=[row.prompt for row in rows],
+            recent=torch.stack([row.ring for row in rows]) if policy.recent_tokens_kept else None,
             load=lambda name: torch.stack([getattr(row, name) for row in rows]),
             memory=layer,
             scaling=SCALE,
@@ -110,9 +126,9 @@ def pick(policy, memory, slots, members):
 @pytest.mark.parametrize("name", NAMES)
 def test_victims_follow_plain_code_token_by_token(name):
     """Rows of other lengths in one group, other slots each time, poison in the memory."""
-    policy = make_policy(name)
+    policy = policy_of(name)
     assert policy.min_budget_tokens <= BUDGET
-    assert policy.is_fused == (name == "longflow-peak")
+    assert policy.is_fused == (name in FUSED)
     memory = memory_for(policy)
     poison(memory)
     slots = torch.randperm((ROWS + 1) * BUDGET + 1)[: (ROWS + 1) * BUDGET].view(ROWS + 1, BUDGET)
@@ -139,7 +155,7 @@ def test_victims_follow_plain_code_token_by_token(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_rows_victims_do_not_depend_on_what_its_memory_held_before(name):
     """A second request in the same row and slots: the first one's memory is never read."""
-    policy = make_policy(name)
+    policy = policy_of(name)
     memory = memory_for(policy, rows=1)
     slots = torch.randperm(BUDGET)[None]
     for seed in (1, 2):
@@ -170,6 +186,7 @@ def test_the_smallest_budget_leaves_a_choice(name, sinks, recent):
     """Rows of the minimum budget never give up what is protected, and never the same slot twice."""
     policy = make_policy(name, protect_sink_tokens=sinks, protect_recent_tokens=recent)
     budget = policy.min_budget_tokens
+    recent = policy.recent_tokens_kept
     late = torch.zeros(1, budget)
     late[:, budget - max(recent, policy.needs.query_window) :] = torch.inf
     ring = torch.arange(budget - recent, budget)[None] if recent else None

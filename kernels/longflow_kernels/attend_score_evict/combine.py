@@ -10,6 +10,7 @@ from longflow_kernels.attend_score_evict.layout import (
     GIVEN_VICTIM,
     KV_LEN,
     KV_START,
+    LIKENS,
     REMEMBERS,
     SCORE_ALIGN,
     SCORE_OFFSET,
@@ -101,6 +102,7 @@ def combine_kernel(
     OUT_HEADS: tl.constexpr,
     RECENT: tl.constexpr,
     MEMORY: tl.constexpr,
+    LIKENESS: tl.constexpr,
     BLOCK_R: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
@@ -112,7 +114,9 @@ def combine_kernel(
 
     With MEMORY a row that remembers ranks by the highest of its slots' past scores, each counted
     `decay` times for every step since. A slot starts at 0 when its token is written; nothing is
-    stored before the row's first overwrite, since until then its slots may not be its own.
+    stored before the row's first overwrite, since until then its slots may not be its own. With
+    LIKENESS a second word follows each slot's score, its likeness to newer tokens
+    (`likeness.kernel`); rows that liken rank by ``score * (1 - likeness)**2``.
 
     With DEPENDENT the programs start before the attention has ended, and wait for it here.
     """
@@ -170,6 +174,8 @@ def combine_kernel(
 
     remembers = tl.load(fields_ptr + REMEMBERS * field_stride + row) > 0
     kv_start = tl.load(fields_ptr + KV_START * field_stride + row).to(tl.int64)
+    if LIKENESS:
+        likens = tl.load(fields_ptr + REMEMBERS * field_stride + row) == LIKENS
     offs_t = tl.arange(0, TILES)
     offs_n = tl.arange(0, BLOCK_N)
     offs_v = tl.arange(0, BLOCK_V)
@@ -201,10 +207,18 @@ def combine_kernel(
             if remembers:
                 here = position < kv_len
                 slot = tl.load(kv_indices_ptr + kv_start + position, mask=here, other=0)
-                at = slot_score_ptr + slot.to(tl.int64) * VICTIM_HEADS + victim_head
+                if LIKENESS:
+                    at = slot_score_ptr + slot.to(tl.int64) * 2
+                else:
+                    at = slot_score_ptr + slot.to(tl.int64) * VICTIM_HEADS + victim_head
                 old = here & (written > 1) & (position != newest)
                 score = tl.maximum(score, tl.load(at, mask=old, other=0.0) * decay)
                 tl.store(at, score, mask=here & (written > 0))
+                if LIKENESS:
+                    own = here & (written > 0) & likens
+                    like = tl.load(at + 1, mask=own & (position != newest), other=0.0)
+                    tl.store(at + 1, 0.0, mask=own & (position == newest))
+                    score = score * (1 - like) * (1 - like)
         kept = (position >= kv_len) | (position < protect_sink_tokens)
         for place in range(RECENT):
             entry = tl.load(recent_at + place).to(tl.int32)

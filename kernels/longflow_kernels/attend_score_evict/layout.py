@@ -15,6 +15,9 @@ KV_START = tl.constexpr(5)
 BY_ATTENTION = tl.constexpr(6)
 REMEMBERS = tl.constexpr(7)
 NUM_FIELDS = 8
+#: What REMEMBERS says of a row that ranks by its past scores and by how like newer tokens are; 1
+#: says that past scores alone count, 0 that none do.
+LIKENS = tl.constexpr(2)
 
 #: Probabilities are kept up to 2**8, not 1: in float16 fewer of them fall below its normal numbers.
 HEADROOM = tl.constexpr(8.0)

@@ -13,6 +13,7 @@ from longflow_kernels.attend_score_evict.gather import gather_indices_kernel
 from longflow_kernels.attend_score_evict.launch import LaunchConfig
 from longflow_kernels.attend_score_evict.layout import NUM_FIELDS
 from longflow_kernels.attend_score_evict.rows import SCORE_ALIGN, score_places
+from longflow_kernels.likeness.op import update_likeness
 
 HEAD_DIMS = (64, 96, 128, 256)
 MAX_GROUP = 16
@@ -121,6 +122,7 @@ def attend_score_evict(
     recent: torch.Tensor | None = None,
     slot_score: torch.Tensor | None = None,
     decay: float = 0.0,
+    likeness: bool = False,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """One decode step of one layer: write, attend, score and choose, K/V read once.
@@ -165,8 +167,12 @@ def attend_score_evict(
         never chosen. Updated in place.
     slot_score : torch.Tensor, optional
         [num_slots * victim_heads] float32: what the slots of rows with ``remembers`` scored at
-        best, ``decay`` times less for every step since. Updated in place; such rows need it.
+        best, ``decay`` times less for every step since. Updated in place; such rows need it. With
+        `likeness` [num_slots * 2]: each slot's score, then how like a newer token it is.
     decay : float
+    likeness : bool
+        Rows of the batch may have ``likens``; needs `slot_score`, a ring `recent` of at least
+        `likeness.COMPARED_TOKENS`, and one victim in a layer.
     out : torch.Tensor, optional
         [batch, num_q_heads, v_head_dim], contiguous.
 
@@ -184,13 +190,16 @@ def attend_score_evict(
     num_kv_heads, v_head_dim = v_new.shape[1:]
     victim_heads = next_slot.shape[1]
     _check(q, k_new, v_new, k_cache, v_cache, kv_indices, fields, next_slot, workspace, config)
+    words = k_cache.shape[0] * (2 if likeness else victim_heads)
     if slot_score is not None and (
-        slot_score.dtype != torch.float32 or slot_score.shape != (k_cache.shape[0] * victim_heads,)
+        slot_score.dtype != torch.float32 or slot_score.shape != (words,)
     ):
         raise ValueError(
             f"slot_score is {slot_score.dtype} {tuple(slot_score.shape)}: expected float32 "
-            f"[{k_cache.shape[0] * victim_heads}]"
+            f"[{words}]"
         )
+    if likeness and (slot_score is None or recent is None):
+        raise ValueError("likeness=True: slot_score and recent are needed, too")
     if out is None:
         out = torch.empty(batch, num_q_heads, v_head_dim, dtype=q.dtype, device=q.device)
     if batch == 0:
@@ -239,6 +248,11 @@ def attend_score_evict(
         num_stages=config.num_stages,
         maxnreg=config.max_registers,
     )
+    if likeness:
+        assert slot_score is not None and recent is not None
+        update_likeness(
+            k_cache, kv_indices, req_pool_indices, fields, next_slot, recent, slot_score
+        )
     protect_recent = 0 if recent is None else recent.shape[2]
     voters = num_q_heads // victim_heads
     block_dv = triton.next_power_of_2(v_head_dim)
@@ -277,6 +291,7 @@ def attend_score_evict(
         OUT_HEADS=out_heads,
         RECENT=protect_recent,
         MEMORY=slot_score is not None,
+        LIKENESS=likeness,
         BLOCK_R=triton.next_power_of_2(max(1, protect_recent)),
         DEPENDENT=dependent,
         num_warps=config.choose_warps,

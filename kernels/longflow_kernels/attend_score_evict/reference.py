@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from longflow_kernels.attend_score_evict.rows import LIKENS
+from longflow_kernels.likeness.reference import COMPARED_TOKENS, found_likeness
+
 
 def attention_weights(
     q: torch.Tensor, k: torch.Tensor, scaling: float, logit_cap: float = 0.0
@@ -123,6 +126,7 @@ def attend_score_evict_reference(
     recent: torch.Tensor | None = None,
     slot_score: torch.Tensor | None = None,
     decay: float = 0.0,
+    likeness: bool = False,
 ) -> ReferenceStep:
     """`attend_score_evict` row by row in float64; the oracle of its tests.
 
@@ -161,7 +165,8 @@ def attend_score_evict_reference(
         total = contribution.view(victim_heads, -1, kv_len).sum(dim=1)
         if remembers:
             assert slot_score is not None
-            stored = slot_score.view(-1, victim_heads).T  # [victim_heads, num_slots]
+            words = 2 if likeness else victim_heads
+            stored = slot_score.view(-1, words).T[:victim_heads]  # [victim_heads, num_slots]
             for head in range(victim_heads):
                 if written > 1:
                     before = stored[head, slots].double() * decay
@@ -169,6 +174,12 @@ def attend_score_evict_reference(
                     total[head] = torch.maximum(total[head], before)
                 if written > 0:
                     stored[head, slots] = total[head].to(stored.dtype)
+            if remembers == LIKENS:
+                assert recent is not None
+                like = slot_score.view(-1, 2)[:, 1]
+                total *= (
+                    1 - _likeness(like, slots, k, next_slot[row], recent[row, 0], written)
+                ) ** 2
         total[:, :protect_sink_tokens] = torch.inf
         if recent is not None:
             size = recent.shape[2]
@@ -181,3 +192,25 @@ def attend_score_evict_reference(
         next_slot[row] = total.argmin(dim=1).to(next_slot.dtype)
         scores[i] = total
     return ReferenceStep(out, scores)
+
+
+def _likeness(
+    stored: torch.Tensor,
+    slots: torch.Tensor,
+    k: torch.Tensor,
+    newest: torch.Tensor,
+    recent: torch.Tensor,
+    written: int,
+) -> torch.Tensor:
+    """[kv_len] of a row's tokens to newer ones, brought up to date in `stored` [num_slots]."""
+    if written == 0:
+        return k.new_zeros(len(slots))
+    ring = (written - 1 - torch.arange(1, COMPARED_TOKENS)) % len(recent)
+    last = torch.cat([newest, recent[ring]]).long()
+    found = found_likeness(k, last, written)
+    if written > 1:
+        before = stored[slots].double()
+        before[last[0]] = 0.0
+        found = torch.maximum(found, before)
+    stored[slots] = found.to(stored.dtype)
+    return found

@@ -15,6 +15,7 @@ KV_LEN, KV_START = layout.KV_LEN.value, layout.KV_START.value
 SCORE_OFFSET, GIVEN_VICTIM = layout.SCORE_OFFSET.value, layout.GIVEN_VICTIM.value
 OVERWRITES, WRITTEN = layout.OVERWRITES.value, layout.WRITTEN.value
 BY_ATTENTION, REMEMBERS = layout.BY_ATTENTION.value, layout.REMEMBERS.value
+LIKENS = layout.LIKENS.value
 SCORE_ALIGN = layout.SCORE_ALIGN.value
 
 
@@ -40,6 +41,8 @@ class StepRow:
         the row remembers.
     remembers : bool
         The score is the highest of this step's and those that its slots have in `slot_score`.
+    likens : bool
+        That score counts less for a token that a newer one is like; such a row remembers, too.
     """
 
     kv_len: int
@@ -49,6 +52,7 @@ class StepRow:
     written: int = 0
     by_attention: bool = False
     remembers: bool = False
+    likens: bool = False
 
 
 def _aligned(tokens):
@@ -81,7 +85,7 @@ def pack_rows(rows: Sequence[StepRow], places: int) -> torch.Tensor:
         by_attention=[row.by_attention for row in rows],
         given_victims=[row.given_victim for row in rows],
         written=[row.written for row in rows],
-        remembers=[row.remembers for row in rows],
+        remembers=[LIKENS if row.likens else int(row.remembers) for row in rows],
         places=places,
     )
 
@@ -94,10 +98,11 @@ def pack_columns(
     by_attention: Sequence[bool],
     given_victims: Sequence[int],
     written: Sequence[int],
-    remembers: Sequence[bool],
+    remembers: Sequence[int],
     places: int,
 ) -> torch.Tensor:
-    """`pack_rows` of `StepRow`'s fields, each a sequence over the batch.
+    """`pack_rows` of `StepRow`'s fields, each a sequence over the batch; `remembers` is 0, 1, or
+    `LIKENS`.
 
     Every decode step of a server packs all its rows, so this does nothing row by row.
     """

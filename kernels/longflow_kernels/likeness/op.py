@@ -1,0 +1,73 @@
+"""Likeness of a full row's tokens to newer ones, kept beside their scores."""
+
+from __future__ import annotations
+
+import torch
+import triton
+
+from longflow_kernels.likeness.kernel import likeness_kernel
+from longflow_kernels.likeness.reference import COMPARED_TOKENS
+
+#: Programs that share a row. Only one row in sixteen has its turn in a step.
+PROGRAMS = 16
+
+
+def update_likeness(
+    k_cache: torch.Tensor,
+    kv_indices: torch.Tensor,
+    req_pool_indices: torch.Tensor,
+    fields: torch.Tensor,
+    next_slot: torch.Tensor,
+    recent: torch.Tensor,
+    slot_score: torch.Tensor,
+) -> None:
+    """Raise the likeness of tokens that a newer one resembles (`reference.found_likeness`).
+
+    Of rows whose ``remembers`` is `layout.LIKENS`, at their first overwrite and at every
+    `COMPARED_TOKENS`-th; reads a quarter of their keys. Can be captured in a CUDA graph.
+
+    Parameters
+    ----------
+    k_cache : torch.Tensor
+        [num_slots, num_kv_heads, head_dim], this step's keys written.
+    kv_indices, req_pool_indices, fields
+        As in `attend_score_evict`.
+    next_slot : torch.Tensor
+        [num_rows, 1] int32: where this step wrote.
+    recent : torch.Tensor
+        [num_rows, 1, at least COMPARED_TOKENS] int32 ring of the tokens written before.
+    slot_score : torch.Tensor
+        [num_slots * 2] float32: a slot's likeness after its score. Updated in place.
+
+    Raises
+    ------
+    ValueError
+        A ring that is too short, or more than one victim in a layer.
+    """
+    if next_slot.shape[1] != 1:
+        raise ValueError(f"next_slot has {next_slot.shape[1]} heads: likeness is that of all heads")
+    if recent.shape[2] < COMPARED_TOKENS:
+        raise ValueError(
+            f"recent holds {recent.shape[2]} tokens: likeness looks at the last {COMPARED_TOKENS}"
+        )
+    head_dim = k_cache.shape[2]
+    likeness_kernel[(PROGRAMS, fields.shape[1])](
+        k_cache,
+        kv_indices,
+        req_pool_indices,
+        fields,
+        next_slot,
+        recent,
+        slot_score,
+        fields.stride(0),
+        NUM_KV_HEADS=k_cache.shape[1],
+        HEAD_DIM=head_dim,
+        K_SLOT_STRIDE=k_cache.stride(0),
+        BLOCK_C=max(16, triton.next_power_of_2(head_dim // 4)),
+        BLOCK_N=64,
+        RECENT=recent.shape[2],
+        COMPARED=COMPARED_TOKENS,
+        NARROW=k_cache.dtype == torch.float8_e4m3fn,
+        DOT_PRECISION="ieee",
+        num_warps=4,
+    )

@@ -1,0 +1,95 @@
+"""Plain-PyTorch likeness of tokens: how much a newer one's key stands for an older one's."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+#: A full row compares its tokens with the ones written last once in so many overwrites.
+COMPARED_TOKENS = 16
+
+
+def slow_channels(head_dim: int) -> list[int]:
+    """The quarter of a key's channels that RoPE turns least, where it turns channel i with
+    i + head_dim / 2: the last quarter of each half."""
+    half = head_dim // 2
+    slow = half * 3 // 4
+    return [*range(slow, half), *range(half + slow, head_dim)]
+
+
+def key_likeness(older: torch.Tensor, newer: torch.Tensor) -> torch.Tensor:
+    """Cosine similarity of keys over the slow channels of all KV heads, 0 where it is below.
+
+    Parameters
+    ----------
+    older, newer : torch.Tensor
+        [n, num_kv_heads, head_dim] and [m, num_kv_heads, head_dim], after RoPE.
+
+    Returns
+    -------
+    torch.Tensor
+        [n, m], from 0 to 1, in their dtype.
+    """
+    channels = slow_channels(older.shape[-1])
+    a, b = (F.normalize(keys[..., channels].flatten(1), dim=-1) for keys in (older, newer))
+    return (a @ b.T).clamp(0.0, 1.0)
+
+
+def likest_to_newer(keys: torch.Tensor, age: torch.Tensor, part: int = 512) -> torch.Tensor:
+    """Of each token the largest `key_likeness` to one that was written after it; 0 for the last.
+
+    Parameters
+    ----------
+    keys : torch.Tensor
+        [n, num_kv_heads, head_dim] of one row, after RoPE.
+    age : torch.Tensor
+        [n] integers: the higher, the later a token was written.
+    part : int
+        Tokens that are compared with all others at once: a long row's products are large.
+
+    Returns
+    -------
+    torch.Tensor
+        [n] in the keys' dtype.
+    """
+    found = []
+    for some in torch.arange(len(keys), device=keys.device).split(part):
+        alike = key_likeness(keys[some], keys)
+        newer = age[None, :] > age[some, None]
+        found.append(alike.masked_fill(~newer, 0.0).amax(dim=1))
+    return torch.cat(found)
+
+
+def found_likeness(keys: torch.Tensor, last: torch.Tensor, overwrites: int) -> torch.Tensor:
+    """What a row's newest tokens say about its older ones, once in `COMPARED_TOKENS` overwrites.
+
+    With its first overwrite a row compares every token with all that were written after it; until
+    then its tokens lie in the order of the sequence. Later it compares all with the last ones.
+
+    Parameters
+    ----------
+    keys : torch.Tensor
+        [kv_len, num_kv_heads, head_dim] of a full row, after RoPE.
+    last : torch.Tensor
+        [COMPARED_TOKENS] integers, row indices of the tokens written last, the newest first; only
+        the first one is read where `overwrites` is 1.
+    overwrites : int
+        Tokens overwritten since the row filled, this step's included.
+
+    Returns
+    -------
+    torch.Tensor
+        [kv_len] from 0 to 1, 0 where nothing was compared, in the keys' dtype.
+    """
+    kv_len = keys.shape[0]
+    if overwrites == 1:
+        age = torch.arange(kv_len, device=keys.device)
+        age[last[0]] = kv_len
+        return likest_to_newer(keys, age)
+    if overwrites == 0 or overwrites % COMPARED_TOKENS:
+        return keys.new_zeros(kv_len)
+    order = torch.arange(COMPARED_TOKENS, device=keys.device)
+    since = torch.full((kv_len,), COMPARED_TOKENS, device=keys.device)
+    since[last.long()] = order
+    alike = key_likeness(keys, keys[last.long()])
+    return alike.masked_fill(order[None, :] >= since[:, None], 0.0).amax(dim=1)

@@ -1,0 +1,138 @@
+"""How like newer tokens a row's tokens are: plain loops, the kernel in Triton's interpreter."""
+
+import pytest
+import torch
+from decode_case import INTERPRETED, DecodeCase, assert_step
+
+from longflow_kernels.attend_score_evict.rows import StepRow
+from longflow_kernels.likeness.op import update_likeness
+from longflow_kernels.likeness.reference import COMPARED_TOKENS, found_likeness
+
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="the GPU runs test_kernels_gpu.py")
+FIRST = StepRow(90, overwrites=True, scored=True, likens=True, written=1)
+DUE = StepRow(75, overwrites=True, scored=True, likens=True, written=3 * COMPARED_TOKENS)
+NOT_DUE = StepRow(40, overwrites=True, scored=True, likens=True, written=21)
+FILLS_NOW = StepRow(33, scored=True, likens=True)
+REMEMBERS = StepRow(61, overwrites=True, scored=True, remembers=True, written=COMPARED_TOKENS)
+OTHERS = [StepRow(29), StepRow(0), StepRow(50, overwrites=True, scored=True, written=16)]
+EXACT = dict(tolerance=2e-6, score_rounding=1e-5)
+
+
+def plain(keys, order):
+    """[n]: of each token to those that stand later in `order`, a loop over all pairs."""
+    dim = keys.shape[2]
+    slow = [c for c in range(dim) if c % (dim // 2) >= dim * 3 // 8]
+    flat = keys[:, :, slow].reshape(len(keys), -1)
+    found = [0.0] * len(keys)
+    for place, one in enumerate(order):
+        for other in order[place + 1 :]:
+            cosine = float(flat[one] @ flat[other] / (flat[one].norm() * flat[other].norm()))
+            found[one] = max(found[one], cosine)
+    return torch.tensor(found, dtype=keys.dtype)
+
+
+@pytest.mark.parametrize(("heads", "dim"), [(1, 64), (3, 64), (2, 96), (2, 128)])
+def test_the_first_overwrite_compares_every_token_with_all_later_ones(heads, dim):
+    keys = torch.randn(40, heads, dim, dtype=torch.float64)
+    newest = int(torch.randint(40, (1,)))
+    order = [*(i for i in range(40) if i != newest), newest]
+    last = torch.full((COMPARED_TOKENS,), newest)
+    torch.testing.assert_close(found_likeness(keys, last, 1), plain(keys, order))
+
+
+def test_later_ones_compare_with_the_last_tokens_only():
+    keys = torch.randn(50, 2, 64, dtype=torch.float64)
+    order = torch.randperm(50).tolist()
+    last = torch.tensor(order[-COMPARED_TOKENS:][::-1])
+    found = found_likeness(keys, last, 2 * COMPARED_TOKENS)
+    for i, one in enumerate(order):
+        newer = order[max(i + 1, 50 - COMPARED_TOKENS) :]
+        torch.testing.assert_close(found[one], plain(keys, [one, *newer])[one])
+    assert found[last[0]] == 0.0
+
+
+@pytest.mark.parametrize("overwrites", [0, 2, COMPARED_TOKENS - 1, COMPARED_TOKENS + 1])
+def test_nothing_is_compared_in_between(overwrites):
+    keys = torch.randn(30, 2, 64)
+    assert not found_likeness(keys, torch.arange(COMPARED_TOKENS), overwrites).any()
+
+
+def test_a_copy_is_as_like_as_can_be_and_its_opposite_not_at_all():
+    keys = torch.randn(30, 2, 64)
+    keys[3], keys[5] = keys[29] * 7.0, -keys[29]
+    found = found_likeness(keys, torch.tensor([29] * COMPARED_TOKENS), 1)
+    assert found[3] == pytest.approx(1.0) and found[5] < 0.95 and found.min() >= 0.0
+
+
+@interpreted
+@pytest.mark.parametrize("dim", [64, 96, 128, 256])
+def test_rows_that_liken_beside_others(dim):
+    rows = [FIRST, DUE, NOT_DUE, FILLS_NOW, REMEMBERS, *OTHERS]
+    case = DecodeCase(
+        rows,
+        6,
+        3,
+        head_dim=dim,
+        protect_sink_tokens=4,
+        protect_recent_tokens=COMPARED_TOKENS,
+        seed=dim,
+    )
+    assert_step(case, **EXACT)
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("dtype", "cache", "limits"),
+    [
+        (torch.float16, None, dict(tolerance=2e-3, score_rounding=2e-3)),
+        (torch.float32, torch.float8_e4m3fn, dict(tolerance=5e-6, score_rounding=1e-5)),
+    ],
+    ids=["fp16", "fp8"],
+)
+def test_half_and_fp8_keys(dtype, cache, limits):
+    case = DecodeCase(
+        [FIRST, DUE, NOT_DUE],
+        dtype=dtype,
+        cache_dtype=cache,
+        k_scale=0.5 if cache else 1.0,
+        v_scale=2.0 if cache else 1.0,
+        protect_recent_tokens=20,
+    )
+    assert_step(case, **limits)
+
+
+@interpreted
+def test_likeness_decides():
+    """The lowest score goes, unless another slot's token has been said again."""
+    case = DecodeCase([DUE], protect_recent_tokens=COMPARED_TOKENS, seed=2)
+    _, after = case.run()
+    request = case.tensors["req_pool_indices"][0]
+    before = int(after["next_slot"][request])
+    newest = int(case.tensors["next_slot"][request])
+    spared = {before, newest, *case.recent[request, 0].tolist()}
+    other = next(place for place in range(75) if place not in spared)
+    slots = case.tensors["kv_indices"].long()
+    case.tensors["k_cache"][slots[other]] = case.tensors["k_new"][0]
+    assert_step(case, **EXACT)
+    _, after = case.run()
+    assert after["next_slot"][request] == other
+
+
+@interpreted
+def test_rows_whose_turn_it_is_not_keep_their_memory():
+    case = DecodeCase([NOT_DUE, FILLS_NOW, REMEMBERS, *OTHERS], protect_recent_tokens=16)
+    arguments = case._arguments()
+    before = arguments["slot_score"].clone()
+    names = ("kv_indices", "req_pool_indices", "fields", "next_slot", "recent", "slot_score")
+    update_likeness(arguments["k_cache"], *(arguments[name] for name in names))
+    assert torch.equal(arguments["slot_score"].nan_to_num(), before.nan_to_num())
+
+
+@interpreted
+def test_what_it_does_not_take_is_refused_by_name():
+    with pytest.raises(ValueError, match="recent holds 15 tokens: likeness looks at the last 16"):
+        DecodeCase([DUE], protect_recent_tokens=15).run()
+    with pytest.raises(ValueError, match="next_slot has 2 heads"):
+        DecodeCase([DUE], victim_heads=2, protect_recent_tokens=16).run()
+    with pytest.raises(ValueError, match="likeness=True: slot_score and recent are needed"):
+        DecodeCase([DUE]).run()
