@@ -89,8 +89,8 @@ def parse_rule(text: str) -> Rule:
 
 
 def _direction(name: str, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Vectors of k and v [batch, kv_heads, ..., size] that `Rule.twin` compares: the mean over heads
-    of their products is the cosine, or the mean of the heads' cosines. k is rotated in halves."""
+    """Vectors of k and v [batch, kv_heads, ..., size] that `Rule.twin` compares: the mean of their
+    products over heads is a cosine, or the mean of the heads'. k is rotated in halves."""
     if name == "v":
         return F.normalize(v, dim=-1)
     if name == "l":
