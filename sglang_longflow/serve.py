@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import json
 import os
 import shlex
 import sys
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sglang_longflow import __version__
-from sglang_longflow.errors import ConfigError, UnsupportedSetup
+from sglang_longflow.errors import ConfigError, LongFlowError, UnsupportedSetup
 from sglang_longflow.local_http import first_port
+from sglang_longflow.log_lines import JsonLines, logging_config, record
 from sglang_longflow.preflight import check_model, check_port, free_port, judge_aside
 from sglang_longflow.server_options import (
     KV_OPTIONS,
@@ -22,19 +26,25 @@ from sglang_longflow.server_options import (
     server_options,
     yaml_arguments,
 )
-from sglang_longflow.supervise import Server, ServerEnded, forwarding
+from sglang_longflow.supervise import Echo, Server, ServerEnded, forwarding
 
 DEFAULT_PORT = 30000  # SGLang's
 SECRETS = ("--api-key", "--admin-api-key", "--ssl-keyfile-password")
 USAGE = """\
-usage: longflow serve [MODEL] [--config FILE.yaml] [--kv-budget TOKENS] [any SGLang server argument]
+usage: longflow serve [MODEL] [--config FILE.yaml] [--kv-budget TOKENS] [--log-format text|json]
+                      [any SGLang server argument]
 
 Starts SGLang's server with a KV budget per request and watches it.
 
   MODEL          model folder or Hugging Face name; the same as --model-path
   --config FILE  YAML file, one server argument a line (`kv-budget: 2048`); flags on the command
                  line win over it
+  --log-format   text, or json: one JSON object for every line of the server's and of this command's
+                 output (default: the variable LONGFLOW_LOG_FORMAT, else text)
 """
+LOG_FORMATS = ("text", "json")
+LOG_FORMAT_VARIABLE = "LONGFLOW_LOG_FORMAT"
+LOGGER = "longflow.serve"
 
 
 @dataclass
@@ -241,6 +251,28 @@ def _print_banner(rows: list[tuple[str, str]]) -> None:
         print("\n".join(f"{label:<11} {text}" for label, text in rows), flush=True)
 
 
+def take_log_format(argv: list[str]) -> tuple[str, list[str]]:
+    """The format of the log, and `argv` without it.
+
+    Raises
+    ------
+    ConfigError
+        No such format.
+    """
+    splitter = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    splitter.add_argument("--log-format")
+    try:
+        given, rest = splitter.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"--log-format: {error.message}") from error
+    name, chosen = "log_format", given.log_format
+    if chosen is None:
+        name, chosen = LOG_FORMAT_VARIABLE, os.environ.get(LOG_FORMAT_VARIABLE) or "text"
+    if chosen not in LOG_FORMATS:
+        raise ConfigError(f"{name}={chosen!r}: expected one of {', '.join(LOG_FORMATS)}")
+    return chosen, rest
+
+
 def run(argv: list[str]) -> int:
     """Run ``longflow serve``; returns the exit status, 0 after a drain on SIGTERM or Ctrl+C."""
     if {"-h", "--help"} & set(argv):
@@ -248,14 +280,56 @@ def run(argv: list[str]) -> int:
         print(f"{USAGE}\nThe plugin's own flags: {flags}.\nEvery server argument, explained:")
         print("  python -m sglang.launch_server --help")
         return 0
+    log_format, argv = take_log_format(argv)
+    if log_format == "text":
+        settings, found = prepare(argv)
+        _print_banner(banner(settings, found["kv"]))
+
+        def say_ready(seconds: float) -> None:
+            print(f"ready in {seconds:.0f} s: {settings.url}", flush=True)
+
+        return _watch(settings, getattr(sys.stderr, "buffer", None), {}, say_ready)
+    try:
+        return _run_with_json_log(argv)
+    except LongFlowError as error:
+        _say(" ".join(str(error).split()), level="ERROR")
+        return getattr(error, "exit_status", 2)
+
+
+def _say(message: str, **more: Any) -> None:
+    print(record(message, logger=LOGGER, **more), file=sys.stderr, flush=True)
+
+
+def _run_with_json_log(argv: list[str]) -> int:
     settings, found = prepare(argv)
-    _print_banner(banner(settings, found["kv"]))
-    echo = getattr(sys.stderr, "buffer", None)
-    server = Server(settings.arguments, settings.url, echo, settings.environment)
+    rows = [row for row in banner(settings, found["kv"]) if row[0] != "note"]
+    _say("starting", settings=dict(rows), notes=settings.notes)
+
+    def say_ready(seconds: float) -> None:
+        _say("ready", seconds=round(seconds, 1), url=settings.url)
+
+    level = settings.values.get("log_level", "info")
+    lines = JsonLines(sys.stderr.buffer)
+    with tempfile.NamedTemporaryFile("w", prefix="longflow-log-", suffix=".json") as file:
+        json.dump(logging_config(level), file)
+        file.flush()
+        try:
+            return _watch(settings, lines, {"SGLANG_LOGGING_CONFIG_PATH": file.name}, say_ready)
+        finally:
+            lines.finish()
+
+
+def _watch(
+    settings: Settings,
+    echo: Echo | None,
+    environment: dict[str, str],
+    say_ready: Callable[[float], None],
+) -> int:
+    """Start the server, and stay until it has ended."""
+    server = Server(settings.arguments, settings.url, echo, {**settings.environment, **environment})
     with forwarding(server):
         try:
-            seconds = server.wait_ready()
-            print(f"ready in {seconds:.0f} s: {settings.url}", flush=True)
+            say_ready(server.wait_ready())
             return server.wait()
         except ServerEnded:
             if server.forwarded is None:

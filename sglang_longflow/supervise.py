@@ -16,9 +16,10 @@ import urllib.error
 import urllib.request
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import BinaryIO
+from typing import Protocol
 
 from sglang_longflow.errors import LongFlowError
+from sglang_longflow.log_lines import texts_of
 
 RECENT_LINES = 2000
 POLL_INTERVAL_S = 0.3
@@ -30,6 +31,13 @@ _USAGE = re.compile(r"^[\w. -]+: (error: .+)$")
 _POINTS_ELSEWHERE = "see the error messages above"
 
 
+class Echo(Protocol):
+    """Where a server's output goes: a binary file, or what stands in for one."""
+
+    def write(self, chunk: bytes, /) -> int: ...
+    def flush(self) -> None: ...
+
+
 class ServerEnded(LongFlowError):
     """The server is gone; the message says how, and quotes its log."""
 
@@ -38,7 +46,8 @@ class ServerEnded(LongFlowError):
 
 def last_error(lines: Iterable[str]) -> str:
     """The line of a log that says best why the process ended; empty for an empty log."""
-    cleaned = [text for line in lines if (text := _ANSI.sub("", line).strip())]
+    texts = (text for line in lines for text in texts_of(line))
+    cleaned = [text for line in texts if (text := _ANSI.sub("", line).strip())]
     for pattern in (_EXCEPTION, _USAGE):
         for line in reversed(cleaned):
             match = pattern.match(line)
@@ -71,7 +80,7 @@ class Server:
         Server arguments.
     url : str
         Where the server will answer.
-    echo : binary file, optional
+    echo : Echo, optional
         Gets the server's output as it comes; without it only the last lines are kept.
     environment : mapping, optional
         Variables for the server; those that are set already win.
@@ -81,7 +90,7 @@ class Server:
         self,
         arguments: Sequence[str],
         url: str,
-        echo: BinaryIO | None = None,
+        echo: Echo | None = None,
         environment: Mapping[str, str] | None = None,
     ):
         self.url = url

@@ -160,6 +160,34 @@ def test_sigterm_drains_what_a_client_has_not_read(tmp_path, model, port):
     assert gone(family), "processes were left behind"
 
 
+def test_every_line_of_a_json_log_is_an_object(tmp_path, model, port):
+    def records() -> list[dict]:
+        whole = (tmp_path / "err").read_text().rpartition("\n")[0]
+        return [json.loads(line) for line in whole.splitlines()]
+
+    arguments = ("--kv-budget=96", "--max-total-tokens=1200", f"--port={port}", "--log-format=json")
+    with serving(tmp_path, model, *arguments) as process:
+        end = time.monotonic() + START_S
+        while "ready" not in [record["message"] for record in records()]:
+            assert process.poll() is None and time.monotonic() < end, records()[-3:]
+            time.sleep(0.5)
+        client = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+        body = {"text": "Hi", "sampling_params": {"max_new_tokens": 4}}
+        client.request("POST", "/generate", json.dumps(body), SlowReader.json_headers)
+        assert client.getresponse().status == 200
+        process.terminate()
+        assert process.wait(120) == 0
+    found = records()
+    assert (tmp_path / "out").read_text() == ""
+    assert all({"time", "level", "logger", "message"} <= set(record) for record in found)
+    (start,) = (record for record in found if record["message"] == "starting")
+    assert start["settings"]["KV budget"].startswith("96 tokens a request, policy longflow")
+    assert start["level"] == "INFO" and start["logger"] == "longflow.serve"
+    assert any(record.get("process", "").startswith("sglang::scheduler") for record in found)
+    asked = [record for record in found if "POST /generate" in record["message"]]
+    assert asked and asked[0]["message"].endswith("200 OK") and asked[0]["level"] == "INFO"
+
+
 def test_supervisor_killed_leaves_no_server(tmp_path, model, port):
     """SIGKILL cannot be handled: the kernel tells the server that its parent is gone."""
     with serving(tmp_path, model, "--kv-budget=96", f"--port={port}") as process:
