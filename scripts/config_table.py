@@ -69,6 +69,15 @@ ENVIRONMENT = {
         "`longflow demo`",
         "Folder of the demo model; default `~/.cache/sglang-longflow`.",
     ),
+    "LONGFLOW_LOG_FORMAT": (
+        "`longflow serve`",
+        "`json`: every line of the log an object ([operations.md](operations.md#logs)); "
+        "`--log-format` wins over it.",
+    ),
+    "SGLANG_LOGGING_CONFIG_PATH": (
+        "SGLang",
+        "How its processes log. `longflow serve` sets it where the format is `json`.",
+    ),
     "SGLANG_PLUGINS": (
         "SGLang",
         "Names of the plugins to load, with commas. If it is set it must name `longflow`, and on a "

@@ -43,7 +43,6 @@ Starts SGLang's server with a KV budget per request and watches it.
                  output (default: the variable LONGFLOW_LOG_FORMAT, else text)
 """
 LOG_FORMATS = ("text", "json")
-LOG_FORMAT_VARIABLE = "LONGFLOW_LOG_FORMAT"
 LOGGER = "longflow.serve"
 
 
@@ -267,7 +266,7 @@ def take_log_format(argv: list[str]) -> tuple[str, list[str]]:
         raise ConfigError(f"--log-format: {error.message}") from error
     name, chosen = "log_format", given.log_format
     if chosen is None:
-        name, chosen = LOG_FORMAT_VARIABLE, os.environ.get(LOG_FORMAT_VARIABLE) or "text"
+        name, chosen = "LONGFLOW_LOG_FORMAT", os.environ.get("LONGFLOW_LOG_FORMAT") or "text"
     if chosen not in LOG_FORMATS:
         raise ConfigError(f"{name}={chosen!r}: expected one of {', '.join(LOG_FORMATS)}")
     return chosen, rest
