@@ -168,7 +168,7 @@ def prepare(argv: list[str]) -> tuple[Settings, dict[str, Any]]:
     if found["conflicts"]:
         raise UnsupportedSetup(found["conflicts"][0])
     settings.default("host", "127.0.0.1", "--host=127.0.0.1")
-    if "dist_init_addr" not in settings.values:
+    if not {"dist_init_addr", "nccl_port"} & settings.values.keys():
         # Where the ranks meet. SGLang takes a port that the system may give to anyone's outgoing
         # connection before the scheduler listens on it, and the start then ends.
         rendezvous = free_port("127.0.0.1", first_port() + 4)

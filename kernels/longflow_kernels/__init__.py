@@ -2,11 +2,12 @@
 
 from longflow_kernels.attend_score_evict.reference import attention_mass, removal_scores
 from longflow_kernels.compress_prompt.reference import prompt_scores, top_positions
-from longflow_kernels.likeness.reference import COMPARED_TOKENS, found_likeness
+from longflow_kernels.likeness.reference import COMPARED_TOKENS, compares, found_likeness
 
 __all__ = [
     "COMPARED_TOKENS",
     "attention_mass",
+    "compares",
     "found_likeness",
     "prompt_scores",
     "removal_scores",

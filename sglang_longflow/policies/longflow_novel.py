@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from longflow_kernels import COMPARED_TOKENS, found_likeness
+from longflow_kernels import COMPARED_TOKENS, compares, found_likeness
 from sglang_longflow.policies.base import Policy
 from sglang_longflow.policies.rows import FullRows, Needs
 
@@ -64,7 +64,7 @@ class LongFlowNovel(Policy):
         last = rows.written_last(COMPARED_TOKENS)
         found = [
             found_likeness(rows.keys[row], last[row], done)
-            if done == 1 or done % COMPARED_TOKENS == 0
+            if compares(done)  # else the row's keys need not be read
             else last.new_zeros(rows.budget_tokens, dtype=torch.float32)
             for row, done in enumerate(rows.overwrites)
         ]

@@ -172,10 +172,9 @@ def combine_kernel(
     if RECENT > 0:
         newest_place = (written + RECENT - 1) % RECENT
 
-    remembers = tl.load(fields_ptr + REMEMBERS * field_stride + row) > 0
+    memory = tl.load(fields_ptr + REMEMBERS * field_stride + row)
+    remembers = memory > 0
     kv_start = tl.load(fields_ptr + KV_START * field_stride + row).to(tl.int64)
-    if LIKENESS:
-        likens = tl.load(fields_ptr + REMEMBERS * field_stride + row) == LIKENS
     offs_t = tl.arange(0, TILES)
     offs_n = tl.arange(0, BLOCK_N)
     offs_v = tl.arange(0, BLOCK_V)
@@ -215,7 +214,7 @@ def combine_kernel(
                 score = tl.maximum(score, tl.load(at, mask=old, other=0.0) * decay)
                 tl.store(at, score, mask=here & (written > 0))
                 if LIKENESS:
-                    own = here & (written > 0) & likens
+                    own = here & (written > 0) & (memory == LIKENS)
                     like = tl.load(at + 1, mask=own & (position != newest), other=0.0)
                     tl.store(at + 1, 0.0, mask=own & (position == newest))
                     score = score * (1 - like) * (1 - like)

@@ -60,6 +60,11 @@ def likest_to_newer(keys: torch.Tensor, age: torch.Tensor, part: int = 512) -> t
     return torch.cat(found)
 
 
+def compares(overwrites: int) -> bool:
+    """Whether a row compares tokens in the step that brings its overwrites to this number."""
+    return overwrites == 1 or (overwrites > 0 and overwrites % COMPARED_TOKENS == 0)
+
+
 def found_likeness(keys: torch.Tensor, last: torch.Tensor, overwrites: int) -> torch.Tensor:
     """What a row's newest tokens say about its older ones, once in `COMPARED_TOKENS` overwrites.
 
@@ -82,12 +87,12 @@ def found_likeness(keys: torch.Tensor, last: torch.Tensor, overwrites: int) -> t
         [kv_len] from 0 to 1, 0 where nothing was compared, in the keys' dtype.
     """
     kv_len = keys.shape[0]
+    if not compares(overwrites):
+        return keys.new_zeros(kv_len)
     if overwrites == 1:
         age = torch.arange(kv_len, device=keys.device)
         age[last[0]] = kv_len
         return likest_to_newer(keys, age)
-    if overwrites == 0 or overwrites % COMPARED_TOKENS:
-        return keys.new_zeros(kv_len)
     order = torch.arange(COMPARED_TOKENS, device=keys.device)
     since = torch.full((kv_len,), COMPARED_TOKENS, device=keys.device)
     since[last.long()] = order
