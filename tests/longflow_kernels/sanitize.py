@@ -32,6 +32,17 @@ for victim_heads in (1, 2):
         config=SMALL,
     )
     assert_step(case, tolerance=2e-2, score_rounding=2e-3)
+for written in (1, 32):  # at the first overwrite all keys are compared, later those with the newest
+    liken = StepRow(kv_len=90, overwrites=True, scored=True, likens=True, written=written)
+    case = DecodeCase(
+        [liken, *ROWS[:3]],
+        protect_sink_tokens=4,
+        protect_recent_tokens=64,
+        dtype=torch.bfloat16,
+        device="cuda",
+        config=SMALL,
+    )
+    assert_step(case, tolerance=2e-2, score_rounding=2e-3)
 queries = torch.randn(32, 8, 64, dtype=torch.bfloat16, device="cuda")
 keys = torch.randn(150, 2, 64, dtype=torch.bfloat16, device="cuda")
 slots = torch.randperm(150, device="cuda")[:77].to(torch.int32)
