@@ -35,7 +35,7 @@ for victim_heads in (1, 2):
 for written in (1, 32):  # at the first overwrite all keys are compared, later those with the newest
     liken = StepRow(kv_len=90, overwrites=True, scored=True, likens=True, written=written)
     case = DecodeCase(
-        [liken, *ROWS[:3]],
+        [liken, StepRow(kv_len=0), StepRow(kv_len=18)],
         protect_sink_tokens=4,
         protect_recent_tokens=64,
         dtype=torch.bfloat16,
