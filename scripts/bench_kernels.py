@@ -99,8 +99,22 @@ class Inputs:
         self.kv_indices = list(order.view(self.num_sets, tokens))
         self.sm_scale = self.head_dim**-0.5
 
-    def longflow(self, *, full: bool, config: LaunchConfig, victim_heads: int = 1):
-        row = StepRow(self.row_tokens, overwrites=full, scored=full)
+    def longflow(
+        self,
+        *,
+        full: bool = True,
+        config: LaunchConfig,
+        victim_heads: int = 1,
+        remembers: bool = False,
+        likens: bool = False,
+    ):
+        """With `remembers` rows as under `longflow-peak`, with `likens` as under `longflow-novel`;
+        one in sixteen of the latter compares its keys, as in a server's step."""
+        memory = dict(remembers=remembers, likens=likens)
+        rows = [
+            StepRow(self.row_tokens, full, full, **memory, written=100 + row if full else 0)
+            for row in range(self.batch)
+        ]
         capacity = self.batch * self.row_tokens
         workspace = Workspace(
             max_batch=self.batch,
@@ -111,10 +125,20 @@ class Inputs:
             device="cuda",
             max_partials=self.batch * config.max_splits,
         )
-        fields = pack_rows([row] * self.batch, workspace.places).cuda()
+        fields = pack_rows(rows, workspace.places).cuda()
         next_slot = torch.zeros(self.batch, victim_heads, dtype=torch.int32, device="cuda")
         requests = torch.arange(self.batch, device="cuda")
         out = torch.empty_like(self.q)
+        state = {}
+        if remembers or likens:
+            words = 2 if likens else victim_heads
+            state["slot_score"] = torch.zeros(self.num_slots * words, device="cuda")
+            state["decay"] = 0.95
+        if likens:
+            state["likeness"] = True
+            state["protect_sink_tokens"] = 4
+            ring = torch.arange(1, 65, dtype=torch.int32, device="cuda")
+            state["recent"] = ring.expand(self.batch, 1, -1).contiguous()
 
         def call(kv_indices):
             attend_score_evict(
@@ -131,6 +155,7 @@ class Inputs:
                 scaling=self.sm_scale,
                 config=config,
                 out=out,
+                **state,
             )
 
         return [lambda s=s: call(s) for s in self.kv_indices]
@@ -282,6 +307,8 @@ def run(quick: bool, replays: int) -> list[dict]:
         by_head = measure(
             inputs.longflow(full=True, config=config, victim_heads=inputs.kv_heads), replays
         )
+        peak = measure(inputs.longflow(config=config, remembers=True), replays)
+        novel = measure(inputs.longflow(config=config, likens=True), replays)
         line = {
             "heads": "/".join(map(str, shape)),
             "batch": batch,
@@ -290,6 +317,8 @@ def run(quick: bool, replays: int) -> list[dict]:
             **{f"longflow_{k}": round(v, 2) for k, v in asdict(full).items()},
             "not_full_median": round(growing.median, 2),
             "kv_head_median": round(by_head.median, 2),
+            "peak_median": round(peak.median, 2),
+            "novel_median": round(novel.median, 2),
             "full_ratio": round(full.median / rival.median, 3),
             "not_full_ratio": round(growing.median / rival.median, 3),
             "share_of_copy_rate": round(inputs.call_bytes / (full.median * 1e-6) / rate, 3),
@@ -299,6 +328,7 @@ def run(quick: bool, replays: int) -> list[dict]:
             f"{line['heads']:>9} batch {batch:>3} rows {row_tokens}: FlashInfer "
             f"{rival.median:8.1f} us, full {full.median:8.1f} us ({line['full_ratio']:.3f}x), "
             f"not full {line['not_full_ratio']:.3f}x, by KV head {by_head.median:8.1f} us, "
+            f"peak {peak.median:8.1f} us, novel {novel.median:8.1f} us, "
             f"{line['share_of_copy_rate']:.0%} of the copy rate",
             flush=True,
         )

@@ -11,9 +11,12 @@ those are the ones that greedy decoding with full KV solves.
 
 With ``--hide`` a share of the problems is learned with tokens missing that are of no more use
 (`lifetimes`), as a KV budget takes them away: a model that has always seen everything looks at old
-lines beside the one that it needs. ``--start`` goes on from a model, at chains of all lengths.
+lines beside the one that it needs. With ``--drop`` single layers miss tokens that are of use, too,
+as rules of eviction choose in each layer by itself: what is lost in one is to be read in another.
+``--start`` goes on from a model, at chains of all lengths.
 
-    python scripts/train_reasoner.py --start reasoner --hide 0.8 --steps 1500 --lr 5e-4 --out robust
+    python scripts/train_reasoner.py --start reasoner --hide 0.8 --drop 0.4 --steps 2000 --lr 5e-4 \
+      --out robust
 """
 
 from __future__ import annotations
@@ -77,25 +80,36 @@ def pad_batch(problems) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, wanted
 
 
-def seen_until(problems, width: int, hide: float, rng: random.Random) -> torch.Tensor | None:
-    """[n, width]: the first later place that does not see a token, `width` for those always seen.
+def seen_until(
+    problems, width: int, layers: int, hide: float, drop: float, rng: random.Random
+) -> torch.Tensor | None:
+    """[layers, n, width]: the first later place that does not see a token in a layer, `width` for
+    those always seen. None where every token is seen.
 
-    Of a share `hide` of the problems: of their tokens, each by itself, half to all, from the end of
-    their use on or up to 500 tokens later. None where every token is seen.
+    Of a share `hide` of the problems: of their tokens, each by itself, half to all, in every layer,
+    from the end of their use on or up to 500 tokens later; and in each layer a share of all tokens,
+    up to `drop`, from 64 to 800 tokens after they were written.
     """
-    until = torch.full((len(problems), width), width)
-    for row, problem in zip(until, problems, strict=True):
+    if not hide:
+        return None
+    until = torch.full((layers, len(problems), width), width)
+    generator = torch.Generator().manual_seed(rng.getrandbits(48))
+    for n, problem in enumerate(problems):
         if rng.random() >= hide:
             continue
         share = rng.uniform(0.5, 1.0)
         for place, end in enumerate(lifetimes(problem)):
             if rng.random() < share:
-                row[place] = min(width, end + int(500 ** rng.random()) - 1)
-    return until if hide else None
+                until[:, n, place] = min(width, end + int(500 ** rng.random()) - 1)
+        shares = drop * torch.rand(layers, 1, generator=generator)
+        dropped = torch.rand(layers, width, generator=generator) < shares
+        after = torch.randint(64, 800, (layers, width), generator=generator) + torch.arange(width)
+        until[:, n] = torch.where(dropped, torch.minimum(until[:, n], after), until[:, n])
+    return until
 
 
 def visible(until: torch.Tensor) -> torch.Tensor:
-    """[n, 1, width, width]: which token sees which."""
+    """[n, 1, width, width]: which token sees which, from a layer's `seen_until`."""
     place = torch.arange(until.shape[1], device=until.device)
     seen = (place[:, None] >= place) & (place[:, None] < until[:, None, :])
     return seen[:, None]
@@ -107,6 +121,7 @@ class Batches(Dataset):
     def __init__(self, args: argparse.Namespace):
         self.seed, self.steps, self.batch_tokens = args.seed, args.steps, args.batch_tokens
         self.longest, self.hide, self.grow = args.longest, args.hide, args.start is None
+        self.drop, self.layers = args.drop, args.layers
 
     def __len__(self) -> int:
         return self.steps
@@ -123,7 +138,8 @@ class Batches(Dataset):
         count = max(len(KINDS), self.batch_tokens // (length + 120))
         drawn = [make_problem(KINDS[i % len(KINDS)], rng, length) for i in range(count)]
         ids, labels = pad_batch(drawn)
-        return ids, labels, seen_until(drawn, ids.shape[1], self.hide, rng)
+        until = seen_until(drawn, ids.shape[1], self.layers, self.hide, self.drop, rng)
+        return ids, labels, until
 
 
 def wrong_tokens(choice: torch.Tensor, labels: torch.Tensor) -> list[int]:
@@ -149,7 +165,8 @@ def solved(
         for row, problem in zip(until if hide else (), part):
             ends = torch.tensor(lifetimes(problem), device=device)
             row[: len(ends)] = ends
-        choice = logits_of(model, ids, until).argmax(dim=-1)
+        every_layer = None if until is None else until.expand(len(model.model.layers), -1, -1)
+        choice = logits_of(model, ids, every_layer).argmax(dim=-1)
         for problem, missed in zip(part, wrong_tokens(choice, labels), strict=True):
             right[problem.kind].append(missed == 0)
             wrong[problem.kind] += missed
@@ -169,6 +186,7 @@ def new_model(args: argparse.Namespace):
     torch.manual_seed(args.seed)
     if args.start:
         model = Qwen3ForCausalLM.from_pretrained(args.start, dtype=torch.float32).to(args.device)
+        args.hidden, args.layers = model.config.hidden_size, model.config.num_hidden_layers
     else:
         model = Qwen3ForCausalLM(config(args.hidden, args.layers)).to(args.device)
     if args.compile:
@@ -184,9 +202,17 @@ def loss_weights(device: torch.device) -> torch.Tensor:
 
 def logits_of(model, ids: torch.Tensor, until: torch.Tensor | None) -> torch.Tensor:
     """[n, width - 1, words], of tokens that see each other until `until` (`seen_until`)."""
-    mask = None if until is None else visible(until[:, :-1])
     with torch.autocast(ids.device.type, torch.bfloat16):
-        return model(input_ids=ids[:, :-1], attention_mask=mask, use_cache=False).logits
+        if until is None:
+            return model(input_ids=ids[:, :-1], use_cache=False).logits
+        hidden = model.model.embed_tokens(ids[:, :-1])
+        places = torch.arange(hidden.shape[1], device=ids.device)[None]
+        rotations = model.model.rotary_emb(hidden, places)
+        for layer, ends in zip(model.model.layers, until[:, :, :-1], strict=True):
+            hidden = layer(
+                hidden, attention_mask=visible(ends), position_embeddings=rotations, use_cache=False
+            )
+        return model.lm_head(model.model.norm(hidden))
 
 
 def loss_of(
@@ -282,6 +308,7 @@ def main() -> int:
     add("--seed", type=int, default=1)
     add("--start", type=Path, help="go on from this model, at chains of all lengths")
     add("--hide", type=float, default=0.0, help="share of problems with tokens that are missing")
+    add("--drop", type=float, default=0.0, help="share of tokens that a layer misses, with --hide")
     add("--steps", type=int, default=7500)
     add("--batch-tokens", type=int, default=32_768)
     add("--longest", type=int, default=MAX_CHAIN_TOKENS, help="tokens of the longest chains")
