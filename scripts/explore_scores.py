@@ -61,6 +61,9 @@ class Rule:
     power : float
     above : float
         Cosine similarities count from here on: this is 0, 1 stays 1.
+    floor : float
+        Other than 0: likeness does not take from the score, but adds ``floor`` times the row's mean
+        score of this step, less by ``(1 - s) ** power``; decides where nothing was read lately.
     every : int
         Steps from one look at the scores to the next, which names as many victims.
     apart : int
@@ -77,6 +80,7 @@ class Rule:
     twin: str = ""
     power: float = 1.0
     above: float = 0.0
+    floor: float = 0.0
     every: int = 1
     apart: int = 0
 
@@ -175,11 +179,13 @@ class Rows:
     def _ranked_by(self, weights: torch.Tensor, out: torch.Tensor, step: int) -> torch.Tensor:
         rule = self.rule
         scores = self._scores(weights, out)
+        mean = scores.mean(dim=-1, keepdim=True)
         if rule.decay:
             scores = self._remember(scores, step)
         if rule.twin:
             like = (self.twin[:, None] - rule.above).clamp_min(0.0) / (1 - rule.above)
-            scores = scores * (1 - like).clamp_min(1e-6) ** rule.power
+            unlike = (1 - like).clamp_min(1e-6) ** rule.power
+            scores = scores + rule.floor * mean * unlike if rule.floor else scores * unlike
         scores = scores.masked_fill(self.born < rule.sinks, torch.inf)
         return scores.masked_fill(self.born > step - rule.recent, torch.inf)
 

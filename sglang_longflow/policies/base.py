@@ -50,7 +50,7 @@ class Policy:
     #: The victim is the arg-min over what is not protected of `FullRows.removal_scores`
     #: ("removal") or `FullRows.attention_mass` ("attention"), so the fused kernel can pick it;
     #: with `peak_decay`, over the highest of that and earlier steps', and where the policy needs
-    #: `slot_likeness`, times ``(1 - likeness)**2``.
+    #: `slot_likeness`, with `novelty_weight` added.
     ranks_by: ClassVar[str | None] = None
     needs: ClassVar[Needs] = Needs()
     #: Queries at the end of a prompt that `prompt_keep` looks at; they are always recomputed,
@@ -72,6 +72,16 @@ class Policy:
     def peak_decay(self) -> float:
         """How much a slot's past scores count, each step again; 0: this step's alone counts."""
         return 0.0
+
+    @property
+    def novelty_weight(self) -> float:
+        """What being unlike all newer tokens adds to a slot's score, in means of the row's scores
+        one step before: times ``min(1, (1 - likeness) / novelty_span)``."""
+        return 0.0
+
+    @property
+    def novelty_span(self) -> float:
+        return 1.0
 
     @property
     def first_tokens_kept(self) -> int:

@@ -1,4 +1,4 @@
-"""LongFlow's score remembered, and less for a token that a newer one has made redundant."""
+"""LongFlow's score remembered for a while, and more for a token that nothing newer is like."""
 
 from __future__ import annotations
 
@@ -14,23 +14,27 @@ from sglang_longflow.policies.rows import FullRows, Needs
 
 @dataclass(frozen=True)
 class LongFlowNovel(Policy):
-    """Overwrite what was of little use to the last queries, or what a newer token stands for.
+    """Overwrite what the last queries did not use and a newer token stands for.
 
-    Own to this project. A slot's score is ``peak * (1 - likeness) ** 2``:
+    Own to this project. A slot's score is ``peak + weight * mean * novelty``:
 
     - ``peak``: the highest of its LongFlow scores (arXiv 2603.11504, eq. 6), each counted ``decay``
-      times less for every step since: 0.99 forgets in about two hundred steps;
+      times less for every step since, as under `longflow-peak`;
+    - ``mean``: of the row's LongFlow scores one step before, so that both sides have one unit;
+    - ``novelty``: ``min(1, (1 - likeness) / (1 - alike_from))``;
     - ``likeness``: the largest cosine similarity of its key to the key of a token written after it,
       over all KV heads together, 0 where all are below. Only the quarter of a key's channels counts
       that RoPE turns least: those say what a token is, the others where it stands. In a chain that
       works something out again and again, the older of two like tokens is the one that is out of
       date.
 
-    The first ``first_tokens`` and the last ``recent_tokens`` stay. Both memories begin with the
-    row's first overwrite, when what filled the row is compared with each other; from then on the
-    last 16 tokens are compared with all at every sixteenth overwrite, while they still are recent.
-    They take two float32 a slot and layer. RoPE is taken to turn channel i with i + head_dim / 2
-    over the whole head, as in Llama and Qwen. An over-long prompt is cut by SnapKV's pick as under
+    So a token that a query looked at lately stays, whatever it is like; one that none has looked at
+    for some fifty steps stays while nothing newer is like it. The first ``first_tokens`` and the
+    last ``recent_tokens`` stay. Both memories begin with the row's first overwrite, when what
+    filled the row is compared with each other; from then on the last 16 tokens are compared with
+    all at every sixteenth overwrite, while they still are recent. They take two float32 a slot and
+    layer, the mean one a row and layer. RoPE is taken to turn channel i with i + head_dim / 2 over
+    the whole head, as in Llama and Qwen. An over-long prompt is cut by SnapKV's pick as under
     `longflow`.
     """
 
@@ -38,7 +42,9 @@ class LongFlowNovel(Policy):
     ranks_by: ClassVar[str | None] = "removal"
     needs: ClassVar[Needs] = Needs(slot_score=True, slot_likeness=True)
 
-    decay: float = 0.99
+    decay: float = 0.97
+    weight: float = 6.0
+    alike_from: float = 0.9
     first_tokens: int = 4
     recent_tokens: int = 64
 
@@ -54,9 +60,19 @@ class LongFlowNovel(Policy):
     def recent_tokens_kept(self) -> int:
         return max(self.protect_recent_tokens, self.recent_tokens)
 
+    @property
+    def novelty_weight(self) -> float:
+        return self.weight
+
+    @property
+    def novelty_span(self) -> float:
+        return 1 - self.alike_from
+
     def scores(self, rows: FullRows) -> torch.Tensor:
         likeness = rows.likest(self._likeness(rows))
-        return super().scores(rows) * (1 - likeness) ** 2
+        novelty = ((1 - likeness) / self.novelty_span).clamp(max=1)
+        worth = self.novelty_weight * rows.mean_before(rows.removal_scores)
+        return super().scores(rows) + worth * novelty
 
     @staticmethod
     def _likeness(rows: FullRows) -> torch.Tensor:

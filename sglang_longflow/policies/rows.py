@@ -19,7 +19,8 @@ class Needs:
     slot_score : bool
         One float32 for each slot, `FullRows.accumulate`.
     slot_likeness : bool
-        One more float32 for each slot, `FullRows.likest`.
+        One more float32 for each slot, `FullRows.likest`, and one for each row,
+        `FullRows.mean_before`.
     slot_order : bool
         When each slot was written, `FullRows.order`.
     query_window : int
@@ -55,6 +56,7 @@ class RowMemory(Protocol):
     def order(self) -> torch.Tensor: ...
     def accumulate(self, scores: torch.Tensor, decay: float, peak: bool) -> torch.Tensor: ...
     def likest(self, likeness: torch.Tensor) -> torch.Tensor: ...
+    def mean_before(self, scores: torch.Tensor) -> torch.Tensor: ...
     def queries(self) -> tuple[torch.Tensor, torch.Tensor]: ...
     def store_queue(self, queue: torch.Tensor) -> None: ...
     def queued(self, interval: int) -> torch.Tensor: ...
@@ -155,6 +157,12 @@ class FullRows:
         """
         assert self._memory is not None
         return self._memory.likest(likeness)
+
+    def mean_before(self, scores: torch.Tensor) -> torch.Tensor:
+        """[n, 1]: each row's mean of the `scores` [n, budget_tokens] of the step before, whose
+        place this step's take; 0 for rows that filled in this step."""
+        assert self._memory is not None
+        return self._memory.mean_before(scores)
 
     def queries(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The last queries [n, window, num_q_heads, head_dim] float32, and [n, window] bool which

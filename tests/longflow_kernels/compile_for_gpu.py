@@ -45,7 +45,7 @@ POINTERS = {
     "k_cache_ptr": "*{cache}",
     "v_cache_ptr": "*{cache}",
 }
-FLOATS = ("scaling", "logit_cap", "k_scale", "v_scale", "decay")
+FLOATS = ("scaling", "logit_cap", "k_scale", "v_scale", "decay", "novelty_weight", "novelty_span")
 
 
 def build(

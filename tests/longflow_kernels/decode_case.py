@@ -131,13 +131,20 @@ class DecodeCase:
                             "nan"
                         )
             self.slot_score = best.flatten().to(self.device)
+        # About what a row's mean is, and different for each.
+        mean = (0.5 + torch.rand(num_rows, generator=generator)) * dim / width
+        self.row_mean = mean.to(self.device) if self.likeness else None
         self.recent = recent.to(self.device) if self.protect_recent_tokens else None
 
     def _arguments(self) -> dict:
         changed = {name: self.tensors[name].clone() for name in ("k_cache", "v_cache", "next_slot")}
         own = {
             name: None if value is None else value.clone()
-            for name, value in (("recent", self.recent), ("slot_score", self.slot_score))
+            for name, value in (
+                ("recent", self.recent),
+                ("slot_score", self.slot_score),
+                ("row_mean", self.row_mean),
+            )
         }
         return {
             **self.tensors,
@@ -145,6 +152,8 @@ class DecodeCase:
             **own,
             "decay": self.decay,
             "likeness": self.likeness,
+            "novelty_weight": 3.0,
+            "novelty_span": 0.25,
             "scaling": self.head_dim**-0.5,
             "logit_cap": self.logit_cap,
             "k_scale": self.k_scale,
@@ -200,6 +209,7 @@ class DecodeCase:
         case.tensors["kv_indices"] = self.tensors["kv_indices"][start:].clone()
         case.recent, case.num_slots = self.recent, self.num_slots
         case.slot_score, case.likeness = self.slot_score, self.likeness
+        case.row_mean = self.row_mean
         return case
 
 
@@ -237,6 +247,10 @@ def assert_step(case: DecodeCase, *, tolerance: float, score_rounding: float) ->
             assert chosen <= limit, (request, head, chosen, lowest)
     if case.recent is not None:
         assert torch.equal(got["recent"].cpu(), want["recent"])
+    if case.row_mean is not None:
+        torch.testing.assert_close(
+            got["row_mean"].cpu(), want["row_mean"], rtol=score_rounding + SCORE_STEP, atol=1e-9
+        )
     if case.slot_score is not None:
         # Codes are a step apart, and the smallest scores are as good as 0.
         slot_score, wanted = got["slot_score"].cpu(), want["slot_score"]

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+WEIGHT, SPAN = 6.0, 0.1  # of longflow-novel
+
 
 @dataclass
 class Token:
@@ -35,6 +37,7 @@ class ReferenceRow:
     prompt: int = 0
     sinks: int = 0  # protected tokens; only the project's own policies are asked for any
     recent: int = 0
+    mean: float = 0.0  # of the last step's scores
 
     def fill(self, k, v) -> None:
         self.tokens.append(Token(len(self.tokens), k.double(), v.double()))
@@ -108,13 +111,16 @@ class ReferenceRow:
             newest = self.tokens
         else:
             newest = self.tokens[-16:] if self.overwrites and self.overwrites % 16 == 0 else []
-        peaks, scores = [0.99 * t.mass for t in self.tokens], []
-        for i, (token, now) in enumerate(zip(self.tokens, self.removal(), strict=True)):
+        peaks, scores = [0.97 * t.mass for t in self.tokens], []
+        removal = self.removal()
+        worth = WEIGHT * self.mean if self.overwrites else 0.0
+        self.mean = sum(removal) / len(removal)
+        for i, (token, now) in enumerate(zip(self.tokens, removal, strict=True)):
             newer = newest[max(0, len(newest) - (self.budget - 1 - i)) :]
             token.likeness = max([token.likeness, *(likeness(token, n) for n in newer)])
             peak = max(peaks[i], now)
             token.mass = peak if self.overwrites else 0.0
-            scores.append(peak * (1 - token.likeness) ** 2)
+            scores.append(peak + worth * min(1.0, (1 - token.likeness) / SPAN))
         late = self.budget - (self.recent or 64)
         return self.lowest(scores, [i for i in range(late) if self.tokens[i].place > 3])
 

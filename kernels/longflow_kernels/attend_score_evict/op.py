@@ -60,6 +60,7 @@ class Workspace:
         self.tile_peak = new(width // MIN_BLOCK_N * num_q_heads)
         self.best_score = new(max_batch, victim_heads, MAX_CHUNKS)
         self.best_index = new(max_batch, victim_heads, MAX_CHUNKS, dtype=torch.int32)
+        self.chunk_sum = new(max_batch, MAX_CHUNKS)
         self.arrived = torch.zeros(max_batch, victim_heads, dtype=torch.int32, device=device)
 
     @property
@@ -123,6 +124,9 @@ def attend_score_evict(
     slot_score: torch.Tensor | None = None,
     decay: float = 0.0,
     likeness: bool = False,
+    row_mean: torch.Tensor | None = None,
+    novelty_weight: float = 0.0,
+    novelty_span: float = 1.0,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """One decode step of one layer: write, attend, score and choose, K/V read once.
@@ -171,8 +175,14 @@ def attend_score_evict(
         `likeness` [num_slots * 2]: each slot's score, then how like a newer token it is.
     decay : float
     likeness : bool
-        Rows of the batch may have ``likens``; needs `slot_score`, a ring `recent` of at least
-        `likeness.COMPARED_TOKENS`, and one victim in a layer.
+        Rows of the batch may have ``likens``; needs `slot_score`, `row_mean`, a ring `recent` of
+        at least `likeness.COMPARED_TOKENS`, and one victim in a layer.
+    row_mean : torch.Tensor, optional
+        [num_rows] float32, the mean score of each row that likens, one step before. Updated in
+        place.
+    novelty_weight, novelty_span : float
+        Such rows rank by what their slots have in `slot_score`, plus ``novelty_weight`` times that
+        mean times ``min(1, (1 - likeness) / novelty_span)``.
     out : torch.Tensor, optional
         [batch, num_q_heads, v_head_dim], contiguous.
 
@@ -198,8 +208,8 @@ def attend_score_evict(
             f"slot_score is {slot_score.dtype} {tuple(slot_score.shape)}: expected float32 "
             f"[{words}]"
         )
-    if likeness and (slot_score is None or recent is None):
-        raise ValueError("likeness=True: slot_score and recent are needed, too")
+    if likeness and (slot_score is None or recent is None or row_mean is None):
+        raise ValueError("likeness=True: slot_score, row_mean and recent are needed, too")
     if out is None:
         out = torch.empty(batch, num_q_heads, v_head_dim, dtype=q.dtype, device=q.device)
     if batch == 0:
@@ -269,15 +279,19 @@ def attend_score_evict(
         kv_indices,
         fields,
         workspace.best_score if slot_score is None else slot_score,
+        workspace.best_score if row_mean is None else row_mean,
         next_slot,
         next_slot if recent is None else recent,
         workspace.best_score,
         workspace.best_index,
+        workspace.chunk_sum,
         workspace.arrived,
         config.min_split_tokens,
         fields.stride(0),
         protect_sink_tokens,
         decay,
+        novelty_weight,
+        novelty_span,
         NUM_Q_HEADS=num_q_heads,
         V_HEAD_DIM=v_head_dim,
         BLOCK_DV=block_dv,

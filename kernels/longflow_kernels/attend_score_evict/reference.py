@@ -127,11 +127,14 @@ def attend_score_evict_reference(
     slot_score: torch.Tensor | None = None,
     decay: float = 0.0,
     likeness: bool = False,
+    row_mean: torch.Tensor | None = None,
+    novelty_weight: float = 0.0,
+    novelty_span: float = 1.0,
 ) -> ReferenceStep:
     """`attend_score_evict` row by row in float64; the oracle of its tests.
 
-    Takes the same arguments and updates the cache, `next_slot`, `recent` and `slot_score` in place;
-    slow.
+    Takes the same arguments and updates the cache, `next_slot`, `recent`, `slot_score` and
+    `row_mean` in place; slow.
     """
     batch, q_heads, _ = q.shape
     kv_heads, v_head_dim = v_new.shape[1:]
@@ -163,6 +166,7 @@ def attend_score_evict_reference(
         if not by_attention:
             contribution = contribution * v.abs().sum(dim=-1).T / v_scale
         total = contribution.view(victim_heads, -1, kv_len).sum(dim=1)
+        mean = total.mean()
         if remembers:
             assert slot_score is not None
             words = 2 if likeness else victim_heads
@@ -175,11 +179,13 @@ def attend_score_evict_reference(
                 if written > 0:
                     stored[head, slots] = total[head].to(stored.dtype)
             if remembers == LIKENS:
-                assert recent is not None
-                like = slot_score.view(-1, 2)[:, 1]
-                total *= (
-                    1 - _likeness(like, slots, k, next_slot[row], recent[row, 0], written)
-                ) ** 2
+                assert recent is not None and row_mean is not None
+                if written > 0:
+                    like = slot_score.view(-1, 2)[:, 1]
+                    like = _likeness(like, slots, k, next_slot[row], recent[row, 0], written)
+                    novelty = ((1 - like) / novelty_span).clamp(max=1)
+                    total += novelty_weight * row_mean[row].double() * novelty
+                row_mean[row] = mean
         total[:, :protect_sink_tokens] = torch.inf
         if recent is not None:
             size = recent.shape[2]
@@ -203,8 +209,6 @@ def _likeness(
     written: int,
 ) -> torch.Tensor:
     """[kv_len] of a row's tokens to newer ones, brought up to date in `stored` [num_slots]."""
-    if written == 0:
-        return k.new_zeros(len(slots))
     ring = (written - 1 - torch.arange(1, COMPARED_TOKENS)) % len(recent)
     last = torch.cat([newest, recent[ring]]).long()
     found = found_likeness(k, last, written)

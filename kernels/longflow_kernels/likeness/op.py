@@ -8,8 +8,10 @@ import triton
 from longflow_kernels.likeness.kernel import likeness_kernel
 from longflow_kernels.likeness.reference import COMPARED_TOKENS
 
-#: Programs that share a row. Only one row in sixteen has its turn in a step.
-PROGRAMS = 16
+#: Programs that share a row, at most: one row in sixteen has its turn in a step, and a row of 3,200
+#: is 50 tiles. All of a batch together stay below the second: those without a turn end at once, but
+#: they must be started.
+MAX_PROGRAMS, MAX_PROGRAMS_OF_BATCH = 64, 4096
 
 
 def update_likeness(
@@ -50,8 +52,9 @@ def update_likeness(
         raise ValueError(
             f"recent holds {recent.shape[2]} tokens: likeness looks at the last {COMPARED_TOKENS}"
         )
-    head_dim = k_cache.shape[2]
-    likeness_kernel[(PROGRAMS, fields.shape[1])](
+    head_dim, batch = k_cache.shape[2], fields.shape[1]
+    programs = max(1, min(MAX_PROGRAMS, MAX_PROGRAMS_OF_BATCH // batch))
+    likeness_kernel[(programs, batch)](
         k_cache,
         kv_indices,
         req_pool_indices,
