@@ -195,8 +195,6 @@ def engine(
         port=free_port(),
         nccl_port=free_port(),  # SGLang's own choice may be some connection's by then
     )
-    if "kv_budget" in arguments:
-        defaults["kv_policy"] = "longflow"  # the paper's rule; smaller budgets than the default's
     if DEVICE == "cuda":
         defaults["dtype"] = "bfloat16"  # FlashInfer has no float32 kernels
         if "kv_budget" in arguments:
