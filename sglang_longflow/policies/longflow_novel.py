@@ -29,7 +29,7 @@ class LongFlowNovel(Policy):
       date.
 
     So a token that a query looked at lately stays, whatever it is like; one that none has looked at
-    for some fifty steps stays while nothing newer is like it. The first ``first_tokens`` and the
+    for a hundred steps stays while nothing newer is like it. The first ``first_tokens`` and the
     last ``recent_tokens`` stay. Both memories begin with the row's first overwrite, when what
     filled the row is compared with each other; from then on the last 16 tokens are compared with
     all at every sixteenth overwrite, while they still are recent. They take two float32 a slot and
