@@ -23,7 +23,7 @@ LOWEST = -1e4
 
 
 class Board:
-    """Arrays in a folder, one place for each text that runs at once.
+    """Arrays in a folder: a place for each text, a line for each time that one is compared.
 
     Attributes
     ----------
@@ -34,7 +34,7 @@ class Board:
     top : int32 [places, steps]
         The token with the largest logit with full KV; -1 where none was kept yet. float16 would
         not tell close ones apart.
-    results : float32 [2, places, steps]
+    results : float32 [2, lines, steps]
         KL(full || budget) in nats, and 1 where the two most likely tokens are the same, else 0;
         NaN where nothing was compared yet.
     """
@@ -47,13 +47,13 @@ class Board:
         )
 
     @classmethod
-    def create(cls, folder: Path, places: int, steps: int, vocabulary: int) -> Board:
+    def create(cls, folder: Path, places: int, steps: int, vocabulary: int, lines: int) -> Board:
         """New files; they take their room on the disk as they are written."""
         shapes: list[tuple[Any, tuple[int, ...]]] = [
             (np.int32, (places, steps)),
             (np.float16, (places, steps, vocabulary)),
             (np.int32, (places, steps)),
-            (np.float32, (2, places, steps)),
+            (np.float32, (2, lines, steps)),
         ]
         for name, (dtype, shape) in zip(cls.ARRAYS, shapes, strict=True):
             np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
@@ -61,8 +61,8 @@ class Board:
 
     @staticmethod
     def size_bytes(places: int, steps: int, vocabulary: int) -> int:
-        """Room that a full board takes on the disk."""
-        return places * steps * (2 * vocabulary + 4 + 4 + 8)
+        """Room that a full board takes on the disk, but for its results."""
+        return places * steps * (2 * vocabulary + 4 + 4)
 
 
 # A mapped file keeps its room on the disk until it is closed: one server, one board.
@@ -78,14 +78,14 @@ class ForcedText:
         Of the board.
     place : int
         Of the text on the board.
-    keep : bool
-        Keep the distributions, or compare with those kept.
+    line : int or None
+        Where what comparing finds goes; None keeps the distributions, with nothing to compare.
     """
 
     def __call__(
         self, logits: torch.Tensor, custom_param_list: list[dict[str, Any]]
     ) -> torch.Tensor:
-        rows, places, steps, keeps = [], [], [], []
+        rows, places, steps, lines = [], [], [], []
         for row, params in enumerate(custom_param_list):
             board = _board(params[KEY]["folder"])
             step = step_of(params["__req__"])
@@ -94,15 +94,18 @@ class ForcedText:
                 rows.append(row)
                 places.append(params[KEY]["place"])
                 steps.append(step)
-                keeps.append(params[KEY]["keep"])
+                lines.append(params[KEY]["line"])
         if not rows:
             return logits
         own = logits[rows].float()
         if _is_first_rank():
-            for keep in set(keeps):
-                of = [i for i, each in enumerate(keeps) if each is keep]
-                at = [places[i] for i in of], [steps[i] for i in of]
-                (keep_rows if keep else compare_rows)(board, at, own[of])
+            kept = [i for i, line in enumerate(lines) if line is None]
+            compared = [i for i, line in enumerate(lines) if line is not None]
+            if kept:
+                keep_rows(board, *_taken(kept, places, steps), own[kept])
+            if compared:
+                where = _taken(compared, lines, places, steps)
+                compare_rows(board, *where, own[compared])
         forced = torch.from_numpy(board.tokens[places, steps].astype(np.int64)).to(logits.device)
         logits[rows] = torch.full_like(own, float("-inf")).to(logits.dtype)
         logits[rows, forced] = 0.0
@@ -119,18 +122,25 @@ def step_of(req: Any) -> int:
     return req.extend_range.end - len(req.origin_input_ids) + req.decode_batch_idx
 
 
-def keep_rows(board: Board, at: tuple[list[int], list[int]], logits: torch.Tensor) -> None:
-    """Keep the distributions of logits [n, vocabulary]; `at` are their places and steps."""
+def _taken(which: list[int], *lists: list[int]) -> list[list[int]]:
+    return [[each[i] for i in which] for each in lists]
+
+
+def keep_rows(board: Board, places: list[int], steps: list[int], logits: torch.Tensor) -> None:
+    """Keep the distributions of logits [n, vocabulary]."""
     log_probs = logits.log_softmax(-1).clamp(min=LOWEST)
-    board.log_probs[at] = log_probs.half().cpu().numpy()
-    board.top[at] = logits.argmax(-1).int().cpu().numpy()
+    board.log_probs[places, steps] = log_probs.half().cpu().numpy()
+    board.top[places, steps] = logits.argmax(-1).int().cpu().numpy()
 
 
-def compare_rows(board: Board, at: tuple[list[int], list[int]], logits: torch.Tensor) -> None:
-    """Compare logits [n, vocabulary] with what was kept at `at`, in float32."""
-    kept = torch.from_numpy(board.log_probs[at]).to(logits.device)
-    board.results[0][at] = kl_of(kept, logits).cpu().numpy()
-    board.results[1][at] = logits.argmax(-1).cpu().numpy() == board.top[at]
+def compare_rows(
+    board: Board, lines: list[int], places: list[int], steps: list[int], logits: torch.Tensor
+) -> None:
+    """Compare logits [n, vocabulary] with what was kept at the same places, in float32."""
+    kept = torch.from_numpy(board.log_probs[places, steps]).to(logits.device)
+    board.results[0][lines, steps] = kl_of(kept, logits).cpu().numpy()
+    same = logits.argmax(-1).cpu().numpy() == board.top[places, steps]
+    board.results[1][lines, steps] = same
 
 
 def kl_of(kept: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def measure(setup: Setup, parts: list[Part], keep: Callable[[TextRecord], None])
     Each server is compared with its own full KV: what remains is the budget, not the kernels.
     """
     vocabulary = check_room(setup, setup.out)
-    for key, group in groupby(parts, key=lambda part: part[0].server):
+    for key, group in itertools.groupby(parts, key=lambda part: part[0].server):
         of_server = list(group)
         served = [variant.name for variant, _, _ in of_server]
         more = ["--enable-custom-logit-processor", *setup.server]
@@ -86,12 +86,32 @@ def measure(setup: Setup, parts: list[Part], keep: Callable[[TextRecord], None])
             running_server(setup.model, key, more, served, setup.verbose) as url,
         ):
             path = Path(folder).resolve()
-            board = Board.create(path, setup.at_once, setup.task.forced_tokens, vocabulary)
+            lines = setup.at_once * len(of_server)
+            board = Board.create(path, setup.at_once, setup.task.forced_tokens, vocabulary, lines)
             _Passes(setup, url, board, path).run(of_server, keep)
 
 
+@dataclass(frozen=True)
+class Pass:
+    """One text forced once.
+
+    Attributes
+    ----------
+    number, place : int
+        Of the text in the task, and on the board.
+    line : int or None
+        Of the board's results; None keeps the distributions.
+    """
+
+    variant: Variant
+    budget: int
+    number: int
+    place: int
+    line: int | None = None
+
+
 class _Passes:
-    """Texts through one server: first with full KV, then at each budget."""
+    """Texts through one server: first with full KV, then at all budgets side by side."""
 
     def __init__(self, setup: Setup, url: str, board: Board, folder: Path):
         self.setup, self.url, self.board, self.folder = setup, url, board, folder
@@ -106,72 +126,65 @@ class _Passes:
                 self.board.tokens[place] = text[self.setup.task.prompt_tokens :]
             self.board.top[:] = -1
             started = time.monotonic()
-            self._force(*FULL_KV, dict(enumerate(together)), keep=True)
+            for _ in self._forced([Pass(*FULL_KV, n, place) for place, n in enumerate(together)]):
+                pass
             if (self.board.top[: len(together)] < 0).any():
                 raise EvalError(f"{self.url}: the server left tokens out with full KV")
             self._report("full KV, kept", len(together), started)
-            for variant, budget, left in parts:
-                places = {p: number for p, number in enumerate(together) if (number,) in left}
-                if places:
-                    self._compare(variant, budget, places, keep)
+            self._compare(parts, together, keep)
 
     def _compare(
-        self,
-        variant: Variant,
-        budget: int,
-        places: dict[int, int],
-        keep: Callable[[TextRecord], None],
+        self, parts: list[Part], together: list[int], keep: Callable[[TextRecord], None]
     ) -> None:
         started = time.monotonic()
         self.board.results[:] = np.nan
-        records = []
-        for place, meta in self._force(variant, budget, places, keep=False).items():
-            kl, agreement = np.array(self.board.results[:, place], dtype=np.float64)
+        lines = itertools.count()
+        passes = [
+            Pass(variant, budget, number, place, next(lines))
+            for variant, budget, left in parts
+            for place, number in enumerate(together)
+            if (number,) in left
+        ]
+        found: dict[tuple[str, int], list[float]] = {}
+        for done, meta in self._forced(passes):
+            kl, agreement = np.array(self.board.results[:, done.line], dtype=np.float64)
             if np.isnan(kl).any():
-                raise EvalError(f"{self.url}: the server left tokens out at budget {budget}")
-            records.append(
-                TextRecord(
-                    variant=variant.name,
-                    budget=budget,
-                    number=places[place],
-                    kl=float(kl.mean()),
-                    agreement=float(agreement.mean()),
-                    prompt_tokens=meta["prompt_tokens"],
-                    forced_tokens=meta["completion_tokens"],
-                    resident_tokens=meta["kv_resident_tokens"],
-                    overwritten_tokens=meta["kv_overwritten_tokens"],
-                    cut_tokens=meta["kv_cut_tokens"],
-                )
+                raise EvalError(f"{self.url}: the server left tokens out at budget {done.budget}")
+            record = TextRecord(
+                variant=done.variant.name,
+                budget=done.budget,
+                number=done.number,
+                kl=float(kl.mean()),
+                agreement=float(agreement.mean()),
+                prompt_tokens=meta["prompt_tokens"],
+                forced_tokens=meta["completion_tokens"],
+                resident_tokens=meta["kv_resident_tokens"],
+                overwritten_tokens=meta["kv_overwritten_tokens"],
+                cut_tokens=meta["kv_cut_tokens"],
             )
-            keep(records[-1])
-        title = point_title(variant.name, budget)
-        mean = sum(record.kl for record in records) / len(records)
-        self._report(f"{title}: KL {mean:.4g}", len(records), started)
+            found.setdefault((record.variant, record.budget), []).append(record.kl)
+            keep(record)
+        for point, values in found.items():
+            mean = sum(values) / len(values)
+            self._report(f"{point_title(*point)}: KL {mean:.4g}", len(values), started)
 
-    def _force(
-        self, variant: Variant, budget: int, places: dict[int, int], keep: bool
-    ) -> dict[int, dict[str, Any]]:
-        """All texts at once, {place: number}; returns each place's `meta_info`."""
+    def _forced(self, passes: list[Pass]) -> Iterator[tuple[Pass, dict[str, Any]]]:
+        """Each pass with its `meta_info`, in order; the server gets them all at once."""
         # Waits, since the last rows may not be free yet.
         post(f"{self.url}/flush_cache?timeout=60", {})
-        pool = ThreadPoolExecutor(len(places))
+        pool = ThreadPoolExecutor(len(passes))
         try:
-            metas = pool.map(
-                lambda place: self._force_one(variant, budget, place, places[place], keep), places
-            )
-            return dict(zip(places, metas, strict=True))
+            yield from zip(passes, pool.map(self._force_one, passes), strict=True)
         finally:
             # After an error or Ctrl+C nobody waits for the other texts: the server ends them.
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _force_one(
-        self, variant: Variant, budget: int, place: int, number: int, keep: bool
-    ) -> dict[str, Any]:
-        task, text = self.setup.task, self.setup.texts[number]
-        where = {"folder": str(self.folder), "place": place, "keep": keep}
-        params: dict[str, Any] = {"kv_budget": budget, KEY: where}
-        if variant.policy != FULL:
-            params["kv_policy"] = variant.policy
+    def _force_one(self, one: Pass) -> dict[str, Any]:
+        task, text = self.setup.task, self.setup.texts[one.number]
+        where = {"folder": str(self.folder), "place": one.place, "line": one.line}
+        params: dict[str, Any] = {"kv_budget": one.budget, KEY: where}
+        if one.variant.policy != FULL:
+            params["kv_policy"] = one.variant.policy
         sampling = {
             "temperature": 0,
             "max_new_tokens": task.forced_tokens,
@@ -188,14 +201,14 @@ class _Passes:
         )
         if answer["output_ids"] != text[task.prompt_tokens :]:
             raise EvalError(
-                f"text {number} at budget {budget}: the server did not follow it to the end; "
-                f"it answered {len(answer['output_ids'])} of {task.forced_tokens} tokens"
+                f"text {one.number} at budget {one.budget}: the server did not follow it to the "
+                f"end; it answered {len(answer['output_ids'])} of {task.forced_tokens} tokens"
             )
         meta = answer["meta_info"]
-        if budget and meta.get("num_retractions"):
+        if one.budget and meta.get("num_retractions"):
             raise EvalError(
-                f"text {number} at budget {budget}: was retracted and started over; give the "
-                f"server a larger pool, or a smaller --concurrency"
+                f"text {one.number} at budget {one.budget}: was retracted and started over; give "
+                f"the server a larger pool, or a smaller --concurrency"
             )
         return meta
 

@@ -192,8 +192,20 @@ class Probe:
         temporary.replace(self.file)
 
 
+def _beside_others(server_args, port_args, gpu_id: int, tp_rank: int, *more) -> tuple:
+    """A scheduler's arguments, for a rank that shares the first GPU with the other ranks.
+
+    NCCL refuses two ranks of one host on one GPU, so each rank says that it is a host of its own,
+    and they talk over the loopback interface.
+    """
+    os.environ.update(NCCL_HOSTID=f"rank{tp_rank}", NCCL_SOCKET_IFNAME="lo", NCCL_IB_DISABLE="1")
+    return server_args, port_args, 0, tp_rank, *more
+
+
 def run_scheduler_process(*args, **kwargs):
     """SGLang's entry point of a scheduler process, with the probe attached."""
+    if os.environ.get("LONGFLOW_PROBE_ONE_GPU"):
+        args = _beside_others(*args)
     from sglang.srt.managers import scheduler as module
     from sglang.srt.managers.scheduler_components import invariant_checker
     from sglang.srt.plugins import load_plugins

@@ -97,7 +97,7 @@ def test_a_files_problems_with_their_solutions(tmp_path):
         read_solved(tmp_path / "none.jsonl")
 
 
-def row(folder, place, step, keep, prompt=7):
+def row(folder, place, step, line, prompt=7):
     """custom_params of a request that samples its token `step`."""
     prefilled = prompt + min(step, 0)
     request = SimpleNamespace(
@@ -106,12 +106,12 @@ def row(folder, place, step, keep, prompt=7):
         decode_batch_idx=max(step, 0),
     )
     assert step_of(request) == step
-    return {KEY: {"folder": str(folder), "place": place, "keep": keep}, "__req__": request}
+    return {KEY: {"folder": str(folder), "place": place, "line": line}, "__req__": request}
 
 
 @pytest.fixture
 def board(tmp_path):
-    board = Board.create(tmp_path, places=2, steps=STEPS, vocabulary=VOCABULARY)
+    board = Board.create(tmp_path, places=2, steps=STEPS, vocabulary=VOCABULARY, lines=2)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, VOCABULARY, (2, STEPS), generator=generator)
     board.tokens[:], board.top[:], board.results[:] = tokens.numpy(), -1, np.nan
@@ -133,9 +133,9 @@ def test_kept_and_compared_as_plain_torch_does(board, tmp_path):
     ours = full + torch.randn(2, STEPS, VOCABULARY)
     ours[1] = full[1]  # the second text loses nothing
     force = ForcedText()
-    for logits, keep in ((full, True), (ours, False)):
+    for logits, compared in ((full, False), (ours, True)):
         for step in range(STEPS):
-            rows = [row(tmp_path, place, step, keep) for place in (1, 0)]
+            rows = [row(tmp_path, place, step, 1 - place if compared else None) for place in (1, 0)]
             given = logits[[1, 0], step].clone()
             forced = force(given, rows)
             assert forced.argmax(-1).tolist() == board.tokens[[1, 0], step].tolist()
@@ -144,9 +144,9 @@ def test_kept_and_compared_as_plain_torch_does(board, tmp_path):
         ours.log_softmax(-1), full.log_softmax(-1), log_target=True, reduction="none"
     ).sum(-1)
     kl, agreement = torch.from_numpy(np.array(board.results))
-    torch.testing.assert_close(kl[0], expected[0], rtol=2e-3, atol=1e-5)
-    assert kl[1].abs().max() < 1e-5
-    assert torch.equal(agreement.bool(), full.argmax(-1) == ours.argmax(-1))
+    torch.testing.assert_close(kl[1], expected[0], rtol=2e-3, atol=1e-5)
+    assert kl[0].abs().max() < 1e-5
+    assert torch.equal(agreement.bool(), (full.argmax(-1) == ours.argmax(-1))[[1, 0]])
     assert (board.top == full.argmax(-1).numpy()).all()
 
 
@@ -155,10 +155,10 @@ def test_a_chunk_and_the_step_beyond_the_end_are_passed_over(board, tmp_path):
     torch.manual_seed(2)
     logits = torch.randn(4, VOCABULARY)
     rows = [
-        row(tmp_path, 0, -3, True),
-        row(tmp_path, 0, 2, True),
-        row(tmp_path, 1, STEPS, True),
-        row(tmp_path, 1, 0, False),
+        row(tmp_path, 0, -3, None),
+        row(tmp_path, 0, 2, None),
+        row(tmp_path, 1, STEPS, None),
+        row(tmp_path, 1, 0, 1),
     ]
     board.log_probs[1, 0], board.top[1, 0] = logits[3].log_softmax(-1).half(), logits[3].argmax()
     forced = ForcedText()(logits.clone(), rows)
@@ -250,13 +250,13 @@ class FakeServer:
         params, ids = body["sampling_params"]["custom_params"], body["input_ids"]
         number = next(n for n, text in enumerate(self.texts) if text[: self.prompt] == ids)
         budget = params["kv_budget"]
-        self.seen.append((number, budget, params.get("kv_policy"), params[KEY]["keep"]))
+        self.seen.append((number, budget, params.get("kv_policy"), params[KEY]["line"]))
         output = []
         for step in range(STEPS):
             logits = self.logits[number, step]
             if budget:
                 logits = logits + self.noise[number, step] / budget
-            given = row(params[KEY]["folder"], params[KEY]["place"], step, params[KEY]["keep"])
+            given = row(params[KEY]["folder"], params[KEY]["place"], step, params[KEY]["line"])
             output.append(int(ForcedText()(logits[None].clone(), [given]).argmax()))
         meta = dict(prompt_tokens=self.prompt, completion_tokens=STEPS, kv_resident_tokens=9)
         meta |= dict(kv_overwritten_tokens=2 if budget else 0, kv_cut_tokens=0)
@@ -281,7 +281,7 @@ def passes(tmp_path, monkeypatch):
     server = FakeServer(texts, 4)
     monkeypatch.setattr(text_run, "post", server.post)
     monkeypatch.setattr(ask, "post", server.post)
-    board = Board.create(tmp_path, 2, STEPS, VOCABULARY)
+    board = Board.create(tmp_path, 2, STEPS, VOCABULARY, lines=6)
     setup = Setup(tmp_path, task, texts, at_once=2, out=tmp_path)
     return text_run._Passes(setup, "http://none", board, tmp_path), server
 
@@ -305,8 +305,11 @@ def test_every_text_is_compared_with_its_own_full_kv(passes):
             assert record.kl == pytest.approx(server.kl(record.number, record.budget), rel=2e-3)
         else:
             assert abs(record.kl) < 1e-5 and record.agreement == 1.0
-    kept = [seen for seen in server.seen if seen[3]]
-    assert sorted(kept) == [(number, 0, None, True) for number in range(3)]
+    kept = [seen for seen in server.seen if seen[3] is None]
+    assert sorted(kept) == [(number, 0, None, None) for number in range(3)]
+    # Side by side, so in lines of their own: two texts twice, then one three times.
+    lines = [seen[3] for seen in server.seen if seen[3] is not None]
+    assert sorted(lines[:4]) == [0, 1, 2, 3] and sorted(lines[4:]) == [0, 1, 2]
 
 
 def test_a_text_that_was_not_followed_or_began_again_is_an_error(passes):
