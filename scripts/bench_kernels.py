@@ -136,8 +136,9 @@ class Inputs:
             state["decay"] = 0.95
         if likens:
             state["likeness"] = True
-            state["row_mean"] = torch.full((self.batch,), 1e-3, device="cuda")
-            state["novelty_weight"] = 10.0
+            state["row_level"] = torch.full((self.batch,), 1e-3, device="cuda")
+            state["novelty_weight"], state["novelty_span"] = 2.0, 0.1
+            state["level_share"] = 0.2
             state["protect_sink_tokens"] = 4
             ring = torch.arange(1, 65, dtype=torch.int32, device="cuda")
             state["recent"] = ring.expand(self.batch, 1, -1).contiguous()

@@ -59,11 +59,19 @@ class Rule:
         channels that RoPE turns least ("l", of all KV heads together, as `longflow-novel` has it);
         of several, the lowest ("lv").
     power : float
+    centred : int
+        1: cosine similarities are of what differs from the mean of the tokens that fill the row.
     above : float
         Cosine similarities count from here on: this is 0, 1 stays 1.
     floor : float
         Other than 0: likeness does not take from the score, but adds ``floor`` times the row's mean
         score of this step, less by ``(1 - s) ** power``; decides where nothing was read lately.
+    share : float
+        Other than 0: in place of the row's mean score, ``floor`` counts what this share of its
+        slots has remembered less than.
+    pace : float
+        Other than 0: that level is not looked up, but follows: up by this part of itself times
+        what the share is above that of the slots below it.
     every : int
         Steps from one look at the scores to the next, which names as many victims.
     apart : int
@@ -79,8 +87,11 @@ class Rule:
     heads: int = 0
     twin: str = ""
     power: float = 1.0
+    centred: int = 0
     above: float = 0.0
     floor: float = 0.0
+    share: float = 0.0
+    pace: float = 0.0
     every: int = 1
     apart: int = 0
 
@@ -92,18 +103,24 @@ def parse_rule(text: str) -> Rule:
     return Rule(score, **{name: types[name](value) for name, value in pairs})
 
 
-def _direction(name: str, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Vectors of k and v [batch, kv_heads, ..., size] that `Rule.twin` compares: the mean of their
-    products over heads is a cosine, or the mean of the heads'. k is rotated in halves."""
+def _compared(name: str, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Channels of k or v [batch, kv_heads, tokens, size] that `Rule.twin` compares. k is rotated
+    in halves."""
     if name == "v":
-        return F.normalize(v, dim=-1)
+        return v
     if name == "l":
         half = k.shape[-1] // 2
         slow = half * 3 // 4
-        k = torch.cat([k[..., slow:half], k[..., half + slow :]], dim=-1)
-        length = k.square().mean(dim=1, keepdim=True).sum(dim=-1, keepdim=True).sqrt()
-        return k / length.clamp_min(1e-12)
-    return F.normalize(k, dim=-1)
+        return torch.cat([k[..., slow:half], k[..., half + slow :]], dim=-1)
+    return k
+
+
+def _direction(name: str, part: torch.Tensor) -> torch.Tensor:
+    """Scaled so that the mean of products over heads is a cosine, or the mean of the heads'."""
+    if name == "l":
+        length = part.square().mean(dim=1, keepdim=True).sum(dim=-1, keepdim=True).sqrt()
+        return part / length.clamp_min(1e-12)
+    return F.normalize(part, dim=-1)
 
 
 def _lowest(similarities) -> torch.Tensor:
@@ -121,8 +138,13 @@ class Rows:
         self.victim_heads = kv_heads if rule.heads else 1
         self.born = torch.arange(budget).expand(batch, self.victim_heads, -1).clone()
         self.memory = torch.zeros(batch, self.victim_heads, budget)
+        self.level: torch.Tensor | None = None
         self.norms = self.v.abs().mean(dim=-1)
-        self.parts = {name: _direction(name, self.k, self.v) for name in rule.twin}
+        self.parts, self.centres = {}, {}
+        for name in rule.twin:
+            part = _compared(name, self.k, self.v)
+            self.centres[name] = part.mean(dim=2, keepdim=True) * rule.centred
+            self.parts[name] = _direction(name, part - self.centres[name])
         if rule.twin:
             alike = _lowest(part @ part.transpose(2, 3) for part in self.parts.values())
             older = torch.ones(budget, budget).triu(1).bool()  # [token, one written after it]
@@ -146,10 +168,11 @@ class Rows:
         """Note how alike all tokens are to the one that is written to `place` [batch]."""
         found = []
         for name, part in self.parts.items():
-            new = _direction(name, k, v)
-            found.append((part @ new[..., None])[..., 0])
-            index = place[:, None, None, None].expand(-1, new.shape[1], 1, new.shape[2])
-            part.scatter_(2, index, new[:, :, None])
+            new = _compared(name, k[:, :, None], v[:, :, None]) - self.centres[name]
+            new = _direction(name, new)
+            found.append((part @ new.transpose(2, 3))[..., 0])
+            index = place[:, None, None, None].expand(new.shape)
+            part.scatter_(2, index, new)
         self.twin = torch.maximum(self.twin, _lowest(found))
         self.twin.scatter_(1, place[:, None], -1.0)
 
@@ -182,12 +205,22 @@ class Rows:
         mean = scores.mean(dim=-1, keepdim=True)
         if rule.decay:
             scores = self._remember(scores, step)
+        if rule.share:
+            mean = self._level(scores, mean)
         if rule.twin:
             like = (self.twin[:, None] - rule.above).clamp_min(0.0) / (1 - rule.above)
             unlike = (1 - like).clamp_min(1e-6) ** rule.power
             scores = scores + rule.floor * mean * unlike if rule.floor else scores * unlike
         scores = scores.masked_fill(self.born < rule.sinks, torch.inf)
         return scores.masked_fill(self.born > step - rule.recent, torch.inf)
+
+    def _level(self, scores: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+        if not self.rule.pace:
+            return scores.quantile(self.rule.share, dim=-1, keepdim=True)
+        level = mean * self.rule.share if self.level is None else self.level
+        below = (scores < level).float().mean(dim=-1, keepdim=True)
+        self.level = level * (1 + self.rule.pace * (self.rule.share - below))
+        return level
 
     def _scores(self, weights: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         score, heads = self.rule.score, weights.shape[1] * weights.shape[2]

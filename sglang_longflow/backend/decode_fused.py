@@ -220,10 +220,11 @@ class FusedDecode:
             slot_score=None if self.memory is None else self.memory.slot_words[layer_id],
             decay=self.policy.peak_decay,
             likeness=self.policy.needs.slot_likeness,
-            row_mean=self.memory.row_mean[layer_id]
-            if self.memory is not None and self.memory.row_mean is not None
+            row_level=self.memory.row_level[layer_id]
+            if self.memory is not None and self.memory.row_level is not None
             else None,
             novelty_weight=self.policy.novelty_weight,
             novelty_span=self.policy.novelty_span,
+            level_share=self.policy.level_share,
         )
         return out.view(-1, layer.tp_q_head_num * layer.v_head_dim)

@@ -6,6 +6,7 @@ from functools import cached_property
 
 import torch
 
+from longflow_kernels import first_level, next_level
 from sglang_longflow.contracts import FullRow
 from sglang_longflow.policies import Needs
 
@@ -26,8 +27,8 @@ class PolicyMemory:
         [num_layers, num_slots * victim_heads], in `slot_words`.
     slot_likeness : torch.Tensor or None
         [num_layers, num_slots], in `slot_words`.
-    row_mean : torch.Tensor or None
-        [num_layers, num_rows] float32, the mean score of each row's last step.
+    row_level : torch.Tensor or None
+        [num_layers, num_rows] float32, what a share of the row's slots have remembered less than.
     slot_order : torch.Tensor or None
         [num_layers, num_slots] int32, when the slot's token was written: its place in the row as
         it filled, then counting on.
@@ -62,7 +63,7 @@ class PolicyMemory:
         if needs.slot_likeness:
             assert self.slot_words is not None and victim_heads == 1
             self.slot_score, self.slot_likeness = self.slot_words.view(num_layers, -1, 2).unbind(2)
-        self.row_mean = new(needs.slot_likeness, num_rows, dtype=torch.float32)
+        self.row_level = new(needs.slot_likeness, num_rows, dtype=torch.float32)
         self.slot_order = new(needs.slot_order, num_slots, dtype=torch.int32)
         self.queries = new(window, num_rows, window, num_q_heads, head_dim, dtype=dtype)
         self.queue = new(queue, num_rows, queue, dtype=torch.int32)
@@ -71,7 +72,7 @@ class PolicyMemory:
     def nbytes(self) -> int:
         tensors = (
             self.slot_words,
-            self.row_mean,
+            self.row_level,
             self.slot_order,
             self.queries,
             self.queue,
@@ -193,13 +194,16 @@ class LayerRows:
         stored = self.memory.slot_likeness[self.layer_id]
         return self._store(stored, torch.maximum(self._before(stored), likeness))
 
-    def mean_before(self, scores: torch.Tensor) -> torch.Tensor:
-        """[n, 1], of the step before; takes note of that of `scores` [n, budget]."""
-        assert self.memory.row_mean is not None, "the policy does not need slot_likeness"
-        stored, rows = self.memory.row_mean[self.layer_id], self.step.rows
-        before = torch.where(self.step.overwrites == 0, 0.0, stored[rows][:, None])
-        stored[rows] = scores.mean(dim=1)
-        return before
+    def level(self, remembered: torch.Tensor, share: float) -> torch.Tensor:
+        """[n, 1]: what about `share` of each row's slots had in `remembered` [n, budget], as far
+        as it has followed by the step before; it takes its next step. 0 before a row overwrites."""
+        assert self.memory.row_level is not None, "the policy does not need slot_likeness"
+        stored, rows = self.memory.row_level[self.layer_id], self.step.rows
+        done = self.step.overwrites
+        level = torch.where(done == 0, 0.0, stored[rows][:, None])
+        first, later = first_level(remembered, share), next_level(level, remembered, share)
+        stored[rows] = torch.where(done == 0, first, later)[:, 0]
+        return level
 
     def _before(self, stored: torch.Tensor) -> torch.Tensor:
         """[n, budget]: what was stored for the slots' tokens; 0 for those without a history."""

@@ -75,13 +75,18 @@ class Policy:
 
     @property
     def novelty_weight(self) -> float:
-        """What being unlike all newer tokens adds to a slot's score, in means of the row's scores
-        one step before: times ``min(1, (1 - likeness) / novelty_span)``."""
+        """What being unlike all newer tokens adds to a slot's score, in levels of the row: times
+        ``min(1, (1 - likeness) / novelty_span)``."""
         return 0.0
 
     @property
     def novelty_span(self) -> float:
         return 1.0
+
+    @property
+    def level_share(self) -> float:
+        """The share of a row's slots that have remembered less than its level."""
+        return 0.0
 
     @property
     def first_tokens_kept(self) -> int:

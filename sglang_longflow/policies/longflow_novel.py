@@ -16,11 +16,13 @@ from sglang_longflow.policies.rows import FullRows, Needs
 class LongFlowNovel(Policy):
     """Overwrite what the last queries did not use and a newer token stands for.
 
-    Own to this project. A slot's score is ``peak + weight * mean * novelty``:
+    Own to this project. A slot's score is ``peak + weight * level * novelty``:
 
     - ``peak``: the highest of its LongFlow scores (arXiv 2603.11504, eq. 6), each counted ``decay``
       times less for every step since, as under `longflow-peak`;
-    - ``mean``: of the row's LongFlow scores one step before, so that both sides have one unit;
+    - ``level``: what about ``share`` of the row's slots have as their peak. So novelty
+      decides among those that are read least, about as many in any row, however its attention
+      is spread; it is followed step by step (`longflow_kernels.next_level`);
     - ``novelty``: ``min(1, (1 - likeness) / (1 - alike_from))``;
     - ``likeness``: the largest cosine similarity of its key to the key of a token written after it,
       over all KV heads together, 0 where all are below. Only the quarter of a key's channels counts
@@ -29,11 +31,11 @@ class LongFlowNovel(Policy):
       date.
 
     So a token that a query looked at lately stays, whatever it is like; one that none has looked at
-    for a hundred steps stays while nothing newer is like it. The first ``first_tokens`` and the
+    for some fifty steps stays while nothing newer is like it. The first ``first_tokens`` and the
     last ``recent_tokens`` stay. Both memories begin with the row's first overwrite, when what
     filled the row is compared with each other; from then on the last 16 tokens are compared with
     all at every sixteenth overwrite, while they still are recent. They take two float32 a slot and
-    layer, the mean one a row and layer. RoPE is taken to turn channel i with i + head_dim / 2 over
+    layer, the level one a row and layer. RoPE is taken to turn channel i with i + head_dim / 2 over
     the whole head, as in Llama and Qwen. An over-long prompt is cut by SnapKV's pick as under
     `longflow`.
     """
@@ -42,8 +44,9 @@ class LongFlowNovel(Policy):
     ranks_by: ClassVar[str | None] = "removal"
     needs: ClassVar[Needs] = Needs(slot_score=True, slot_likeness=True)
 
-    decay: float = 0.97
-    weight: float = 6.0
+    decay: float = 0.95
+    weight: float = 2.0
+    share: float = 0.2
     alike_from: float = 0.9
     first_tokens: int = 4
     recent_tokens: int = 64
@@ -65,14 +68,19 @@ class LongFlowNovel(Policy):
         return self.weight
 
     @property
+    def level_share(self) -> float:
+        return self.share
+
+    @property
     def novelty_span(self) -> float:
         return 1 - self.alike_from
 
     def scores(self, rows: FullRows) -> torch.Tensor:
         likeness = rows.likest(self._likeness(rows))
         novelty = ((1 - likeness) / self.novelty_span).clamp(max=1)
-        worth = self.novelty_weight * rows.mean_before(rows.removal_scores)
-        return super().scores(rows) + worth * novelty
+        remembered = super().scores(rows)
+        level = rows.level(remembered, self.level_share)
+        return remembered + self.novelty_weight * level * novelty
 
     @staticmethod
     def _likeness(rows: FullRows) -> torch.Tensor:

@@ -20,7 +20,7 @@ class Needs:
         One float32 for each slot, `FullRows.accumulate`.
     slot_likeness : bool
         One more float32 for each slot, `FullRows.likest`, and one for each row,
-        `FullRows.mean_before`.
+        `FullRows.level`.
     slot_order : bool
         When each slot was written, `FullRows.order`.
     query_window : int
@@ -56,7 +56,7 @@ class RowMemory(Protocol):
     def order(self) -> torch.Tensor: ...
     def accumulate(self, scores: torch.Tensor, decay: float, peak: bool) -> torch.Tensor: ...
     def likest(self, likeness: torch.Tensor) -> torch.Tensor: ...
-    def mean_before(self, scores: torch.Tensor) -> torch.Tensor: ...
+    def level(self, remembered: torch.Tensor, share: float) -> torch.Tensor: ...
     def queries(self) -> tuple[torch.Tensor, torch.Tensor]: ...
     def store_queue(self, queue: torch.Tensor) -> None: ...
     def queued(self, interval: int) -> torch.Tensor: ...
@@ -158,11 +158,14 @@ class FullRows:
         assert self._memory is not None
         return self._memory.likest(likeness)
 
-    def mean_before(self, scores: torch.Tensor) -> torch.Tensor:
-        """[n, 1]: each row's mean of the `scores` [n, budget_tokens] of the step before, whose
-        place this step's take; 0 for rows that filled in this step."""
+    def level(self, remembered: torch.Tensor, share: float) -> torch.Tensor:
+        """[n, 1]: what about `share` of each row's slots had in `remembered` [n, budget_tokens],
+        as it was followed until the step before; 0 for rows that filled in this step.
+
+        It follows this step's, too (`longflow_kernels.next_level`): call it once a step.
+        """
         assert self._memory is not None
-        return self._memory.mean_before(scores)
+        return self._memory.level(remembered, share)
 
     def queries(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The last queries [n, window, num_q_heads, head_dim] float32, and [n, window] bool which

@@ -67,8 +67,8 @@ class World:
             self.memory.slot_score.uniform_(0, 40)
             if self.memory.slot_likeness is not None:
                 self.memory.slot_likeness.uniform_(0, 1)
-                self.memory.row_mean.uniform_(0, 1)
-                self.changing.append(self.memory.row_mean)
+                self.memory.row_level.uniform_(0, 1)
+                self.changing.append(self.memory.row_level)
             self.changing.append(self.memory.slot_words)
         memory = self.memory if self.policy.needs.any else None
         self.decode = FusedDecode(runner, self.state, self.policy, HEADS, WIDTH, memory)
@@ -145,9 +145,10 @@ def test_an_eager_step_equals_the_reference(policy, done):
         slot_score=None if world.memory.slot_words is None else world.memory.slot_words[1],
         decay=world.policy.peak_decay,
         likeness=policy == "longflow-novel",
-        row_mean=None if world.memory.row_mean is None else world.memory.row_mean[1],
+        row_level=None if world.memory.row_level is None else world.memory.row_level[1],
         novelty_weight=world.policy.novelty_weight,
         novelty_span=world.policy.novelty_span,
+        level_share=world.policy.level_share,
     )
     torch.testing.assert_close(got.view(3, HEADS, DIM).double(), want.out, rtol=0, atol=2e-6)
     memory = {"longflow": 0, "longflow-peak": 1, "longflow-novel": 2}[policy]

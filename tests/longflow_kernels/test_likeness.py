@@ -134,6 +134,6 @@ def test_what_it_does_not_take_is_refused_by_name():
         DecodeCase([DUE], protect_recent_tokens=15).run()
     with pytest.raises(ValueError, match="next_slot has 2 heads"):
         DecodeCase([DUE], victim_heads=2, protect_recent_tokens=16).run()
-    missing = "likeness=True: slot_score, row_mean and recent are needed"
+    missing = "likeness=True: slot_score, row_level and recent are needed"
     with pytest.raises(ValueError, match=missing):
         DecodeCase([DUE]).run()

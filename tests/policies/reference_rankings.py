@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-WEIGHT, SPAN = 6.0, 0.1  # of longflow-novel
+WEIGHT, SHARE, SPAN = 2.0, 0.2, 0.1  # of longflow-novel
 
 
 @dataclass
@@ -37,7 +37,7 @@ class ReferenceRow:
     prompt: int = 0
     sinks: int = 0  # protected tokens; only the project's own policies are asked for any
     recent: int = 0
-    mean: float = 0.0  # of the last step's scores
+    level: float = 0.0  # what SHARE of the slots have as their peak
 
     def fill(self, k, v) -> None:
         self.tokens.append(Token(len(self.tokens), k.double(), v.double()))
@@ -111,10 +111,14 @@ class ReferenceRow:
             newest = self.tokens
         else:
             newest = self.tokens[-16:] if self.overwrites and self.overwrites % 16 == 0 else []
-        peaks, scores = [0.97 * t.mass for t in self.tokens], []
+        peaks, scores = [0.95 * t.mass for t in self.tokens], []
         removal = self.removal()
-        worth = WEIGHT * self.mean if self.overwrites else 0.0
-        self.mean = sum(removal) / len(removal)
+        worth = WEIGHT * self.level if self.overwrites else 0.0
+        if self.overwrites:
+            below = sum(max(*x) < self.level for x in zip(peaks, removal, strict=True))
+            self.level *= 1 + 0.1 * (SHARE - below / self.budget)
+        else:
+            self.level = SHARE * sum(removal) / self.budget
         for i, (token, now) in enumerate(zip(self.tokens, removal, strict=True)):
             newer = newest[max(0, len(newest) - (self.budget - 1 - i)) :]
             token.likeness = max([token.likeness, *(likeness(token, n) for n in newer)])

@@ -85,7 +85,7 @@ def memory_for(policy, rows=ROWS + 1):
 
 
 def poison(memory):
-    for tensor in (memory.slot_score, memory.slot_likeness, memory.row_mean, memory.queries):
+    for tensor in (memory.slot_score, memory.slot_likeness, memory.row_level, memory.queries):
         if tensor is not None:
             tensor.fill_(torch.nan)
     for tensor in (memory.slot_order, memory.queue):

@@ -80,12 +80,12 @@ def combine_kernel(
     kv_indices_ptr,
     fields_ptr,
     slot_score_ptr,
-    row_mean_ptr,
+    row_level_ptr,
     next_slot_ptr,
     recent_ptr,
     best_score_ptr,
     best_index_ptr,
-    chunk_sum_ptr,
+    chunk_count_ptr,
     arrived_ptr,
     min_split_tokens,
     field_stride,
@@ -93,6 +93,9 @@ def combine_kernel(
     decay,
     novelty_weight,
     novelty_span,
+    level_share,
+    level_pace,
+    lowest_level,
     NUM_Q_HEADS: tl.constexpr,
     V_HEAD_DIM: tl.constexpr,
     BLOCK_DV: tl.constexpr,
@@ -121,7 +124,8 @@ def combine_kernel(
     stored before the row's first overwrite, since until then its slots may not be its own. With
     LIKENESS a second word follows each slot's score, its likeness to newer tokens
     (`likeness.kernel`); rows that liken rank by what is remembered, and ``novelty_weight`` times
-    the mean score that the row had one step before times ``min(1, (1 - likeness) / novelty_span)``.
+    the row's level times ``min(1, (1 - likeness) / novelty_span)``. The level follows what
+    ``level_share`` of the row's slots have remembered less than.
 
     With DEPENDENT the programs start before the attention has ended, and wait for it here.
     """
@@ -187,9 +191,9 @@ def combine_kernel(
     best_score = tl.full([TILES, BLOCK_N], float("inf"), tl.float32)
     best_index = tl.zeros([TILES, BLOCK_N], tl.int32) + (kv_len - 1)
     if LIKENESS:
-        summed = tl.zeros([TILES, BLOCK_N], tl.float32)
-        own_mean = (memory == LIKENS) & (written > 0)
-        novelty_worth = tl.load(row_mean_ptr + req, mask=own_mean, other=0.0) * novelty_weight
+        counted = tl.zeros([TILES, BLOCK_N], tl.float32)
+        own_level = (memory == LIKENS) & (written > 0)
+        level = tl.load(row_level_ptr + req, mask=own_level, other=0.0)
     for first in range(chunk * TILES * BLOCK_N, kv_len, CHUNKS * TILES * BLOCK_N):
         tiles = first // BLOCK_N + offs_t
         position = tiles[:, None] * BLOCK_N + offs_n[None, :]
@@ -211,8 +215,6 @@ def combine_kernel(
             lse = _lse(partial_lse_ptr, first_head + voter, votes, splits, MAX_SPLITS, BLOCK_S)
             weight = tl.where(votes[None, :], tl.exp2(peak - lse[None, :]), 0.0)
             score += tl.sum(decode(codes) * weight[:, :, None], axis=1)
-        if LIKENESS:
-            summed += tl.where(position < kv_len, score, 0.0)
         if MEMORY:
             if remembers:
                 here = position < kv_len
@@ -225,10 +227,12 @@ def combine_kernel(
                 score = tl.maximum(score, tl.load(at, mask=old, other=0.0) * decay)
                 tl.store(at, score, mask=here & (written > 0))
                 if LIKENESS:
+                    below = tl.where(score < level, 1.0, 0.0)
+                    counted += tl.where(here, tl.where(written > 0, below, score), 0.0)
                     own = here & (written > 0) & (memory == LIKENS)
                     like = tl.load(at + 1, mask=own & (position != newest), other=0.0)
                     tl.store(at + 1, 0.0, mask=own & (position == newest))
-                    score += novelty_worth * tl.minimum((1 - like) / novelty_span, 1.0)
+                    score += level * novelty_weight * tl.minimum((1 - like) / novelty_span, 1.0)
         kept = (position >= kv_len) | (position < protect_sink_tokens)
         for place in range(RECENT):
             entry = tl.load(recent_at + place).to(tl.int32)
@@ -243,11 +247,11 @@ def combine_kernel(
 
     victim_type = next_slot_ptr.dtype.element_ty
     if LIKENESS:
-        row_sum = tl.sum(summed)
+        count = tl.sum(counted)
     if CHUNKS > 1:
         place_of_row = row * VICTIM_HEADS + victim_head
         if LIKENESS:
-            tl.store(chunk_sum_ptr + row * CHUNKS + chunk, row_sum)
+            tl.store(chunk_count_ptr + row * CHUNKS + chunk, count)
         tl.store(best_score_ptr + place_of_row * CHUNKS + chunk, lowest)
         tl.store(best_index_ptr + place_of_row * CHUNKS + chunk, index)
         tl.debug_barrier()
@@ -261,10 +265,14 @@ def combine_kernel(
         indices = tl.load(best_index_ptr + best_at, cache_modifier=".cg")
         index = tl.min(tl.where(scores == tl.min(scores, axis=0), indices, 2147483647), axis=0)
         if LIKENESS:
-            row_sum = tl.sum(tl.load(chunk_sum_ptr + row * CHUNKS + offs_c, cache_modifier=".cg"))
+            count = tl.sum(tl.load(chunk_count_ptr + row * CHUNKS + offs_c, cache_modifier=".cg"))
         tl.store(arrived_ptr + place_of_row, 0)
     if LIKENESS:
-        tl.store(row_mean_ptr + req, row_sum / kv_len, mask=memory == LIKENS)
+        # Before the first overwrite `count` is the sum of the scores, and the level begins.
+        part = count / kv_len
+        followed = level * (1 + level_pace * (level_share - part))
+        level = tl.maximum(tl.where(written > 0, followed, part * level_share), lowest_level)
+        tl.store(row_level_ptr + req, level, mask=memory == LIKENS)
     if RECENT > 0:
         offs_r = tl.arange(0, BLOCK_R)
         ring = tl.where(written == 0, kv_len - RECENT + offs_r, newest)

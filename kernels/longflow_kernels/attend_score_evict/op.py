@@ -13,6 +13,7 @@ from longflow_kernels.attend_score_evict.gather import gather_indices_kernel
 from longflow_kernels.attend_score_evict.launch import LaunchConfig
 from longflow_kernels.attend_score_evict.layout import NUM_FIELDS
 from longflow_kernels.attend_score_evict.rows import SCORE_ALIGN, score_places
+from longflow_kernels.likeness.level import LEVEL_PACE, LOWEST_LEVEL
 from longflow_kernels.likeness.op import update_likeness
 
 HEAD_DIMS = (64, 96, 128, 256)
@@ -60,7 +61,7 @@ class Workspace:
         self.tile_peak = new(width // MIN_BLOCK_N * num_q_heads)
         self.best_score = new(max_batch, victim_heads, MAX_CHUNKS)
         self.best_index = new(max_batch, victim_heads, MAX_CHUNKS, dtype=torch.int32)
-        self.chunk_sum = new(max_batch, MAX_CHUNKS)
+        self.chunk_count = new(max_batch, MAX_CHUNKS)
         self.arrived = torch.zeros(max_batch, victim_heads, dtype=torch.int32, device=device)
 
     @property
@@ -124,9 +125,10 @@ def attend_score_evict(
     slot_score: torch.Tensor | None = None,
     decay: float = 0.0,
     likeness: bool = False,
-    row_mean: torch.Tensor | None = None,
+    row_level: torch.Tensor | None = None,
     novelty_weight: float = 0.0,
     novelty_span: float = 1.0,
+    level_share: float = 0.0,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """One decode step of one layer: write, attend, score and choose, K/V read once.
@@ -175,14 +177,14 @@ def attend_score_evict(
         `likeness` [num_slots * 2]: each slot's score, then how like a newer token it is.
     decay : float
     likeness : bool
-        Rows of the batch may have ``likens``; needs `slot_score`, `row_mean`, a ring `recent` of
+        Rows of the batch may have ``likens``; needs `slot_score`, `row_level`, a ring `recent` of
         at least `likeness.COMPARED_TOKENS`, and one victim in a layer.
-    row_mean : torch.Tensor, optional
-        [num_rows] float32, the mean score of each row that likens, one step before. Updated in
-        place.
-    novelty_weight, novelty_span : float
-        Such rows rank by what their slots have in `slot_score`, plus ``novelty_weight`` times that
-        mean times ``min(1, (1 - likeness) / novelty_span)``.
+    row_level : torch.Tensor, optional
+        [num_rows] float32: what about ``level_share`` of the slots of a row that likens have less
+        than in `slot_score`. See `likeness.level`. Updated in place.
+    novelty_weight, novelty_span, level_share : float
+        Such rows rank by what their slots have in `slot_score`, plus ``novelty_weight`` times the
+        row's level times ``min(1, (1 - likeness) / novelty_span)``.
     out : torch.Tensor, optional
         [batch, num_q_heads, v_head_dim], contiguous.
 
@@ -208,8 +210,8 @@ def attend_score_evict(
             f"slot_score is {slot_score.dtype} {tuple(slot_score.shape)}: expected float32 "
             f"[{words}]"
         )
-    if likeness and (slot_score is None or recent is None or row_mean is None):
-        raise ValueError("likeness=True: slot_score, row_mean and recent are needed, too")
+    if likeness and (slot_score is None or recent is None or row_level is None):
+        raise ValueError("likeness=True: slot_score, row_level and recent are needed, too")
     if out is None:
         out = torch.empty(batch, num_q_heads, v_head_dim, dtype=q.dtype, device=q.device)
     if batch == 0:
@@ -279,12 +281,12 @@ def attend_score_evict(
         kv_indices,
         fields,
         workspace.best_score if slot_score is None else slot_score,
-        workspace.best_score if row_mean is None else row_mean,
+        workspace.best_score if row_level is None else row_level,
         next_slot,
         next_slot if recent is None else recent,
         workspace.best_score,
         workspace.best_index,
-        workspace.chunk_sum,
+        workspace.chunk_count,
         workspace.arrived,
         config.min_split_tokens,
         fields.stride(0),
@@ -292,6 +294,9 @@ def attend_score_evict(
         decay,
         novelty_weight,
         novelty_span,
+        level_share,
+        LEVEL_PACE,
+        LOWEST_LEVEL,
         NUM_Q_HEADS=num_q_heads,
         V_HEAD_DIM=v_head_dim,
         BLOCK_DV=block_dv,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from longflow_kernels.attend_score_evict.rows import LIKENS
+from longflow_kernels.likeness.level import first_level, next_level
 from longflow_kernels.likeness.reference import COMPARED_TOKENS, found_likeness
 
 
@@ -127,14 +128,15 @@ def attend_score_evict_reference(
     slot_score: torch.Tensor | None = None,
     decay: float = 0.0,
     likeness: bool = False,
-    row_mean: torch.Tensor | None = None,
+    row_level: torch.Tensor | None = None,
     novelty_weight: float = 0.0,
     novelty_span: float = 1.0,
+    level_share: float = 0.0,
 ) -> ReferenceStep:
     """`attend_score_evict` row by row in float64; the oracle of its tests.
 
     Takes the same arguments and updates the cache, `next_slot`, `recent`, `slot_score` and
-    `row_mean` in place; slow.
+    `row_level` in place; slow.
     """
     batch, q_heads, _ = q.shape
     kv_heads, v_head_dim = v_new.shape[1:]
@@ -166,7 +168,6 @@ def attend_score_evict_reference(
         if not by_attention:
             contribution = contribution * v.abs().sum(dim=-1).T / v_scale
         total = contribution.view(victim_heads, -1, kv_len).sum(dim=1)
-        mean = total.mean()
         if remembers:
             assert slot_score is not None
             words = 2 if likeness else victim_heads
@@ -179,13 +180,16 @@ def attend_score_evict_reference(
                 if written > 0:
                     stored[head, slots] = total[head].to(stored.dtype)
             if remembers == LIKENS:
-                assert recent is not None and row_mean is not None
-                if written > 0:
+                assert recent is not None and row_level is not None
+                level = row_level[row].double()
+                if written == 0:
+                    row_level[row] = first_level(total, level_share).item()
+                else:
+                    row_level[row] = next_level(level[None, None], total, level_share).item()
                     like = slot_score.view(-1, 2)[:, 1]
                     like = _likeness(like, slots, k, next_slot[row], recent[row, 0], written)
                     novelty = ((1 - like) / novelty_span).clamp(max=1)
-                    total += novelty_weight * row_mean[row].double() * novelty
-                row_mean[row] = mean
+                    total += novelty_weight * level * novelty
         total[:, :protect_sink_tokens] = torch.inf
         if recent is not None:
             size = recent.shape[2]
