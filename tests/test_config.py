@@ -1,5 +1,6 @@
 """The one configuration: every wrong value is refused by name; no budget means inert."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from sglang_longflow.policies import policy_names
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
-
+FUSED = ("longflow", "streaming", "tova", "random")
 NOVEL = {"kv_budget": 96, "kv_policy": "longflow-novel", "kv_decode_kernel": "triton"}
 
 
@@ -160,9 +161,14 @@ def test_what_the_servers_policy_keeps_is_kept_in_all_rows():
 def test_the_kernels_have_one_decay_the_servers():
     fused = LongFlowConfig(**NOVEL)
     served = [name for name in policy_names() if fused.serves(fused.policy(name))]
-    assert served == ["longflow", "streaming", "tova", "random", "longflow-novel"]
+    assert served == [*FUSED, "longflow-peak", "longflow-novel"]
+    other = replace(fused.policy("longflow-peak"), decay=0.9)
+    assert not fused.serves(other)
+    peak = LongFlowConfig(**{**NOVEL, "kv_policy": "longflow-peak"})
+    served = [name for name in policy_names() if peak.serves(peak.policy(name))]
+    assert served == [*FUSED, "longflow-peak"]  # it has no memory of likeness
     reference = LongFlowConfig(**{**NOVEL, "kv_decode_kernel": "reference"})
-    assert reference.serves(reference.policy("longflow-peak"))
+    assert reference.serves(replace(reference.policy("longflow-peak"), decay=0.9))
 
 
 # config_from

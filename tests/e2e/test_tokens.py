@@ -284,7 +284,7 @@ def test_the_fused_kernels_in_a_server(tmp_path):
 
 
 def test_likeness_in_the_fused_kernels_of_a_server(tmp_path):
-    """`longflow-novel`, interpreted: cut prompts, a radix prefix hit, and a policy without likeness
+    """`longflow-novel`, interpreted: cut prompts, a radix prefix hit, and policies without likeness
     beside it, for which the server keeps the same first and last tokens."""
     folder = harness.build_tiny_model("llama", tmp_path, num_hidden_layers=2)
     model = load(folder)
@@ -294,12 +294,15 @@ def test_likeness_in_the_fused_kernels_of_a_server(tmp_path):
         (shared + prompt(30, 3), 80, "longflow-novel"),
         (prompt(120, 9), 90, "longflow-novel"),
         (shared, 72, "longflow"),
+        (prompt(60, 14), 72, "longflow-peak"),
     ]
 
     def wanted_tokens(ids, budget, policy):
         chosen = dict(policy=policy)
         if policy == "longflow-novel":
             chosen = dict(ranking=lambda: ReferenceRow(policy, budget))
+        if policy == "longflow-peak":
+            chosen = dict(ranking=lambda: ReferenceRow(policy, budget, sinks=4, recent=64))
         return expected(model, ids, budget, 45, **protect, **chosen)
 
     wanted = [wanted_tokens(*case) for case in cases]
@@ -318,4 +321,4 @@ def test_likeness_in_the_fused_kernels_of_a_server(tmp_path):
         )
         assert harness.outputs(got) == wanted
         assert got[0]["meta_info"]["cached_tokens"] > 0
-        assert engine.probe_report()["peak_full_rows"] == 3
+        assert engine.probe_report()["peak_full_rows"] == 4
