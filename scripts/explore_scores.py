@@ -72,6 +72,9 @@ class Rule:
     pace : float
         Other than 0: that level is not looked up, but follows: up by this part of itself times
         what the share is above that of the slots below it.
+    tilt : float
+        Layers have budgets of their own, in all as many slots: the first ``1 + tilt`` times the
+        budget, the last ``1 - tilt`` times, those between on a line.
     every : int
         Steps from one look at the scores to the next, which names as many victims.
     apart : int
@@ -92,6 +95,7 @@ class Rule:
     floor: float = 0.0
     share: float = 0.0
     pace: float = 0.0
+    tilt: float = 0.0
     every: int = 1
     apart: int = 0
 
@@ -295,9 +299,12 @@ def logits_of(model, ids: torch.Tensor, budget: int = 0, rule: Rule | None = Non
             q, k = attention.q_norm(q), attention.k_norm(k)
         q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
         q, k = apply_rotary_pos_emb(q, k, cos, sin)
-        found = (
-            evicting_attention(q, k, v, budget, rule, number) if rule else full_attention(q, k, v)
-        )
+        if rule:
+            place = 2 * number / (len(model.model.layers) - 1)
+            slots = round(budget * (1 + rule.tilt * (1 - place)))
+            found = evicting_attention(q, k, v, slots, rule, number)
+        else:
+            found = full_attention(q, k, v)
         hidden = hidden + attention.o_proj(found.transpose(1, 2).flatten(2))
         hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
     return model.lm_head(model.model.norm(hidden))
