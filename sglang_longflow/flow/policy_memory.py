@@ -154,14 +154,17 @@ class LayerRows:
     ----------
     step : StepRows
     written : torch.Tensor
-        [n] int64, the row index that this step wrote; read where the row has overwritten.
+        [n] int64, the row index that this step wrote.
     """
 
-    def __init__(self, memory: PolicyMemory, layer_id: int, step: StepRows, written: torch.Tensor):
+    def __init__(self, memory: PolicyMemory, layer_id: int, step: StepRows, victims: torch.Tensor):
+        """`victims` [n] int64: what each row was to overwrite; anything where it has just filled,
+        since no victim was picked for it yet."""
         self.memory = memory
         self.layer_id = layer_id
         self.step = step
-        self.written = written
+        last = step.slots.shape[1] - 1
+        self.written = torch.where(step.overwrites[:, 0] == 0, last, victims)
         self._order: torch.Tensor | None = None
         if memory.slot_order is not None:
             self._order = self._note_order(memory.slot_order[layer_id])

@@ -230,6 +230,27 @@ def test_policies_that_remember(tiny_models, names):
             assert harness.outputs(got) == wanted
 
 
+@pytest.mark.parametrize("name", ["snapkv-decode", "vatp"])
+def test_a_row_that_held_a_larger_budget_is_used_again(tiny_models, name):
+    """Where the next victim of the row before lay means nothing to a row that has just filled."""
+    folder = tiny_models("llama")
+    before, ids = prompt(25, 1), prompt(30, 2)
+    wanted = expected(
+        load(folder),
+        ids,
+        72,
+        60,
+        protect_sink_tokens={"vatp": 20}.get(name, 0),
+        ranking=lambda: ReferenceRow(name, 72),
+    )
+    settings = dict(kv_budget=160, kv_policy=name, max_running_requests=1)
+    with harness.engine(folder, probe=True, **settings) as engine:
+        for _ in range(2):  # whichever rows there are
+            engine.generate(input_ids=before, sampling_params=greedy(150))
+        got = engine.generate(input_ids=[ids, ids], sampling_params=[greedy(60, kv_budget=72)] * 2)
+    assert harness.outputs(got) == [wanted, wanted]
+
+
 def test_every_policy_is_tested_here():
     remembering = {"longflow-peak", "longflow-novel", "vatp", "h2o", "h2o-last", "keydiff"}
     remembering |= {"snapkv-decode", "rkv", "rpc"}

@@ -95,7 +95,7 @@ def poison(memory):
 
 def pick(policy, memory, slots, members):
     """Victims of rows [(row, q, overwrites, place)] as the reference decode asks for them."""
-    rows, queries, overwrites, places = zip(*members, strict=True)
+    rows, queries, overwrites, _ = zip(*members, strict=True)
     index = torch.tensor([row.index for row in rows])
     keys = torch.stack([row.k for row in rows])
     budget = KVBudget(BUDGET, policy)
@@ -104,7 +104,9 @@ def pick(policy, memory, slots, members):
     ]
     positions = torch.tensor([row.prompt + row.steps - 1 for row in rows])
     step = StepRows(index, slots[index], positions, full)
-    layer = LayerRows(memory, 1, step, torch.tensor(places))
+    # What a row that has just filled was to overwrite is what the row before it was.
+    victims = [place if done else 12_345 for (_, _, done, place) in members]
+    layer = LayerRows(memory, 1, step, torch.tensor(victims))
     return policy.victims(
         FullRows(
             budget_tokens=BUDGET,
