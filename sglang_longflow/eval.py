@@ -96,7 +96,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--longest", type=int, default=4600, help="tokens of its longest reference chains")
     add("--text-tokens", type=int, default=4096, help="of each text, its prompt included")
     add("--prompt-tokens", type=int, default=512, help="of each text, prefilled at once")
-    add("--concurrency", type=int, default=256, help="requests at once")
+    add(
+        "--concurrency",
+        type=int,
+        default=256,
+        help="requests at once; texts at once, each under all policies and budgets of a server",
+    )
     add("--no-plot", dest="plot", action="store_false", help="no picture")
     add("--verbose", action="store_true", help="show the servers' output")
     add("server", nargs="*", help="more server arguments, after --")

@@ -1,10 +1,11 @@
-"""How like newer tokens a row's tokens are: plain loops, the kernel in Triton's interpreter."""
+"""How like newer tokens a row's tokens are, and its level: plain loops, the kernel interpreted."""
 
 import pytest
 import torch
 from decode_case import INTERPRETED, DecodeCase, assert_step
 
 from longflow_kernels.attend_score_evict.rows import StepRow
+from longflow_kernels.likeness.level import first_level, next_level
 from longflow_kernels.likeness.op import update_likeness
 from longflow_kernels.likeness.reference import COMPARED_TOKENS, found_likeness
 
@@ -126,6 +127,29 @@ def test_rows_whose_turn_it_is_not_keep_their_memory():
     names = ("kv_indices", "req_pool_indices", "fields", "next_slot", "recent", "slot_score")
     update_likeness(arguments["k_cache"], *(arguments[name] for name in names))
     assert torch.equal(arguments["slot_score"].nan_to_num(), before.nan_to_num())
+
+
+def test_a_level_follows_what_a_share_of_the_slots_are_below():
+    """From a part of the mean score, and when all scores grow a hundredfold."""
+    scores = torch.rand(3, 500, dtype=torch.float64) ** 2
+    level = first_level(scores, share=0.2)
+    torch.testing.assert_close(level, 0.2 * scores.mean(dim=1, keepdim=True))
+    for scale in (1, 100):
+        for _ in range(1000):
+            level = next_level(level, scale * scores, share=0.2)
+        below = (scale * scores < level).double().mean(dim=1)
+        assert ((below - 0.2).abs() < 0.01).all()
+
+
+def test_a_level_is_never_lost():
+    nothing = torch.zeros(1, 8)
+    level = first_level(nothing, share=0.2)
+    assert level.item() > 0
+    for _ in range(50):
+        level = next_level(level, nothing, share=0.2)
+    for _ in range(4000):
+        level = next_level(level, nothing + 1, share=0.2)
+    assert 0.5 < level.item() < 1.1
 
 
 @interpreted
