@@ -160,11 +160,11 @@ class ReferenceDecode:
             return attention_mass(q, load("k"), layer.scaling, layer.logit_cap)
 
         recent = self.state.note_written(layer_id, step.rows, group.budget_tokens, overwrites)
+        written = self.state.next_slot[layer_id, step.rows, 0].long()
         memory = None
         if group.policy.needs.any:
             assert self.memory is not None
-            victims = self.state.next_slot[layer_id, step.rows, 0].long()
-            memory = LayerRows(self.memory, layer_id, step, victims)
+            memory = LayerRows(self.memory, layer_id, step, written)
         rows = FullRows(
             budget_tokens=group.budget_tokens,
             overwrites=overwrites,
@@ -178,5 +178,5 @@ class ReferenceDecode:
             scaling=layer.scaling,
             logit_cap=layer.logit_cap,
         )
-        chosen = group.policy.victims(rows).to(torch.int32)
-        self.state.next_slot[layer_id, step.rows, 0] = chosen
+        victims = group.policy.victims(rows).to(torch.int32)
+        self.state.next_slot[layer_id, step.rows, 0] = victims

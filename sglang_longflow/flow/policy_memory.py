@@ -159,7 +159,7 @@ class LayerRows:
 
     def __init__(self, memory: PolicyMemory, layer_id: int, step: StepRows, victims: torch.Tensor):
         """`victims` [n] int64: what each row was to overwrite; anything where it has just filled,
-        since no victim was picked for it yet."""
+        since none was picked for it yet (a row before it may have been longer)."""
         self.memory = memory
         self.layer_id = layer_id
         self.step = step
