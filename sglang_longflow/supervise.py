@@ -23,6 +23,8 @@ from sglang_longflow.log_lines import texts_of
 
 RECENT_LINES = 2000
 POLL_INTERVAL_S = 0.3
+#: SGLang's main process outlives a scheduler that has died by about a second.
+END_WITHIN_S = 5.0
 _PR_SET_PDEATHSIG = 1
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _EXCEPTION = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception|Setup|NotApplied): .+)$")
@@ -159,6 +161,14 @@ class Server:
                 raise ServerEnded(f"the server did not answer within {timeout_s:.0f} s")
             time.sleep(POLL_INTERVAL_S)
         raise self._ended("ended during start-up")
+
+    def end_of(self, error: Exception) -> Exception:
+        """Why the server ended, where that is behind an `error` of asking it, else the error."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(END_WITHIN_S)
+        if self.process.poll() is None:
+            return error
+        return self._ended("ended while it was asked")
 
     def _ended(self, how: str) -> ServerEnded:
         status = describe_status(self.process.returncode)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from sglang_longflow.errors import EvalError
 from sglang_longflow.local_http import first_port
 from sglang_longflow.preflight import free_port
 from sglang_longflow.serve import prepare
@@ -43,6 +44,9 @@ def started(
 ) -> Iterator[str]:
     """The url of a server that is ready; it ends with the block.
 
+    Where it dies in the block, which so gets an `EvalError`, that becomes `ServerEnded`, with what
+    its log says last.
+
     `arguments` are for `longflow serve`, `what` is printed, `environment` is added to the
     server's.
     """
@@ -52,7 +56,10 @@ def started(
     with Server(settings.arguments, settings.url, echo, variables) as server:
         print(f"starting a server for {what}")
         print(f"ready in {server.wait_ready(start_timeout_s):.0f} s", flush=True)
-        yield settings.url
+        try:
+            yield settings.url
+        except EvalError as error:
+            raise server.end_of(error) from None
 
 
 @contextmanager

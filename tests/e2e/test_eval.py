@@ -7,15 +7,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 from harness import longflow_eval as evaluate
 
 import sglang_longflow.eval as evaluation
-from sglang_longflow.errors import ConfigError
+from sglang_longflow.errors import ConfigError, EvalError
+from sglang_longflow.evaluation.ask import post
 from sglang_longflow.evaluation.servers import running_server
+from sglang_longflow.supervise import ServerEnded
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.e2e
@@ -67,6 +71,28 @@ def evaluate_here(tiny_with_tokenizer, shared_server, monkeypatch, capsys):
 
     monkeypatch.setattr(evaluation, "running_server", the_server)
     return run
+
+
+def test_a_server_that_dies_while_it_is_asked_says_why(tiny_with_tokenizer):
+    """And one that lives on is not blamed for a refusal."""
+    more = ["--max-total-tokens=2000", "--chunked-prefill-size=512"]
+    server = tiny_with_tokenizer, ("longflow", 0, 0), more, ["longflow"]
+
+    def ask(url: str, budget: int) -> None:
+        sampling = {"max_new_tokens": 1500, "custom_params": {"kv_budget": budget}}
+        post(f"{url}/generate", {"input_ids": [5] * 9, "sampling_params": sampling})
+
+    with (
+        pytest.raises(
+            ServerEnded, match=r"^the server ended while it was asked \((sig|exit).*\): ."
+        ),
+        running_server(*server) as url,
+    ):
+        with pytest.raises(EvalError, match=r"HTTP 400.*kv_budget=12"):
+            ask(url, 12)
+        found = [p for p in psutil.Process().children(recursive=True) if "scheduler" in p.name()]
+        threading.Timer(1, found[0].kill).start()
+        ask(url, 96)
 
 
 def test_answers_are_counted_kept_and_not_asked_for_again(model, tmp_path):
