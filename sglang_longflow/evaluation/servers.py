@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from sglang_longflow.errors import EvalError
+from sglang_longflow.errors import BenchError, EvalError
 from sglang_longflow.local_http import first_port
 from sglang_longflow.preflight import free_port
 from sglang_longflow.serve import prepare
@@ -44,8 +44,8 @@ def started(
 ) -> Iterator[str]:
     """The url of a server that is ready; it ends with the block.
 
-    Where it dies in the block, which so gets an `EvalError`, that becomes `ServerEnded`, with what
-    its log says last.
+    Where it dies in the block, which so gets an `EvalError` or a `BenchError`, that becomes
+    `ServerEnded`, with what its log says last.
 
     `arguments` are for `longflow serve`, `what` is printed, `environment` is added to the
     server's.
@@ -58,7 +58,7 @@ def started(
         print(f"ready in {server.wait_ready(start_timeout_s):.0f} s", flush=True)
         try:
             yield settings.url
-        except EvalError as error:
+        except (EvalError, BenchError) as error:
             raise server.end_of(error) from None
 
 
