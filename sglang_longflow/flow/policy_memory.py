@@ -174,8 +174,7 @@ class LayerRows:
         budget = slots.shape[1]
         filled = torch.arange(budget, device=slots.device).expand_as(slots)
         order = torch.where(done <= 1, filled, stored[slots].long())
-        late = order.scatter(1, self.written[:, None], budget - 1 + done)
-        order = torch.where(done == 0, order, late)
+        order = order.scatter(1, self.written[:, None], budget - 1 + done)
         stored[slots[own]] = order[own].to(torch.int32)
         return order
 
@@ -210,9 +209,8 @@ class LayerRows:
 
     def _before(self, stored: torch.Tensor) -> torch.Tensor:
         """[n, budget]: what was stored for the slots' tokens; 0 for those without a history."""
-        slots, done = self.step.slots, self.step.overwrites
-        before = torch.where(done <= 1, 0.0, stored[slots])
-        return torch.where(done == 0, before, before.scatter(1, self.written[:, None], 0.0))
+        before = torch.where(self.step.overwrites <= 1, 0.0, stored[self.step.slots])
+        return before.scatter(1, self.written[:, None], 0.0)
 
     def _store(self, stored: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
         own = self.step.own
