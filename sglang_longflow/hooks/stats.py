@@ -104,5 +104,6 @@ def _settings(scheduler, state: runtime.Runtime) -> dict[str, Any]:
         "max_queued_requests": scheduler.max_queued_requests,
         "device_name": device_name,
         "device_memory_bytes": device_memory_bytes,
-        "weights_bytes": int(runner.weight_load_mem_usage * 2**30),
+        # Counted: SGLang's own number is a difference of free memory, which others use too.
+        "weights_bytes": sum(tensor.nbytes for tensor in runner.model.parameters()),
     }

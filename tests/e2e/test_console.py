@@ -14,6 +14,8 @@ import urllib.request
 import harness
 import pytest
 
+from sglang_longflow.geometry import load_geometry, weights_bytes
+
 pytestmark = pytest.mark.e2e
 KEY = "right-key"
 POOL, BUDGET = 3000, 96
@@ -172,11 +174,14 @@ def test_no_text_of_requests_is_told_and_a_rid_is_data(server):
             assert EVIL not in text or headers["Content-Type"] == "application/json"
 
 
-def test_the_plan_is_about_this_pool(server):
+def test_the_plan_is_about_this_pool(server, tiny_with_tokenizer):
     plan = json.loads(ask(server, "/longflow/plan?budget=96&prompt_tokens=20&output_tokens=900")[2])
     assert plan["pool_tokens"] == POOL and plan["rows_budget"] == POOL // 96
     assert plan["kv_bytes_per_token"] == 2 * 2 * 2 * 64 * 4  # layers, K and V, heads, size, float32
     settings = stats(server)["settings"]
+    assert settings["weights_bytes"] == weights_bytes(
+        load_geometry(str(tiny_with_tokenizer)), "float32"
+    )
     assert settings["kv_pool_bytes"] // plan["kv_bytes_per_token"] in (POOL, POOL + 1)
 
 
