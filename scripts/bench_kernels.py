@@ -137,7 +137,9 @@ class Inputs:
         if likens:
             state["likeness"] = True
             state["row_level"] = torch.full((self.batch,), 1e-3, device="cuda")
-            state["novelty_weight"], state["novelty_span"] = 2.0, 0.1
+            state["row_recall"] = torch.full((self.batch,), 0.04, device="cuda")
+            state["recall_enough"], state["recall_pace"] = 0.04, 0.0
+            state["novelty_weight"], state["novelty_span"] = 16.0, 0.1
             state["level_share"] = 0.2
             state["protect_sink_tokens"] = 4
             ring = torch.arange(1, 65, dtype=torch.int32, device="cuda")

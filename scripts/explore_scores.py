@@ -72,6 +72,13 @@ class Rule:
     pace : float
         Other than 0: that level is not looked up, but follows: up by this part of itself times
         what the share is above that of the slots below it.
+    recalled : float
+        Other than 0: likeness counts in full in rows where so large a part of a step's scores goes
+        to slots whose memory was below the level (and which are not recent); where it is less, by
+        the `gate`-th power of the part of it.
+    gate : float
+    slow : float
+        What a step counts in the mean of that part; it begins at `recalled`.
     tilt : float
         Layers have budgets of their own, in all as many slots: the first ``1 + tilt`` times the
         budget, the last ``1 - tilt`` times, those between on a line.
@@ -95,6 +102,9 @@ class Rule:
     floor: float = 0.0
     share: float = 0.0
     pace: float = 0.0
+    recalled: float = 0.0
+    gate: float = 2.0
+    slow: float = 0.02
     tilt: float = 0.0
     every: int = 1
     apart: int = 0
@@ -143,6 +153,7 @@ class Rows:
         self.born = torch.arange(budget).expand(batch, self.victim_heads, -1).clone()
         self.memory = torch.zeros(batch, self.victim_heads, budget)
         self.level: torch.Tensor | None = None
+        self.recall = torch.full((batch, self.victim_heads, 1), rule.recalled)
         self.norms = self.v.abs().mean(dim=-1)
         self.parts, self.centres = {}, {}
         for name in rule.twin:
@@ -207,16 +218,27 @@ class Rows:
         rule = self.rule
         scores = self._scores(weights, out)
         mean = scores.mean(dim=-1, keepdim=True)
+        if rule.recalled:
+            self._recall(scores, mean, step)
         if rule.decay:
             scores = self._remember(scores, step)
         if rule.share:
             mean = self._level(scores, mean)
+        if rule.recalled:
+            mean = mean * (self.recall / rule.recalled).clamp(0, 1) ** rule.gate
         if rule.twin:
             like = (self.twin[:, None] - rule.above).clamp_min(0.0) / (1 - rule.above)
             unlike = (1 - like).clamp_min(1e-6) ** rule.power
             scores = scores + rule.floor * mean * unlike if rule.floor else scores * unlike
         scores = scores.masked_fill(self.born < rule.sinks, torch.inf)
         return scores.masked_fill(self.born > step - rule.recent, torch.inf)
+
+    def _recall(self, scores: torch.Tensor, mean: torch.Tensor, step: int) -> None:
+        rule = self.rule
+        level = mean * rule.share if self.level is None else self.level
+        cold = (self.memory * rule.decay < level) & (self.born <= step - rule.recent)
+        part = (scores * cold).sum(dim=-1, keepdim=True) / scores.sum(dim=-1, keepdim=True)
+        self.recall = self.recall + rule.slow * (part - self.recall)
 
     def _level(self, scores: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
         if not self.rule.pace:

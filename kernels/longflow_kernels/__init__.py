@@ -3,16 +3,26 @@
 from longflow_kernels.attend_score_evict.reference import attention_mass, removal_scores
 from longflow_kernels.compress_prompt.reference import prompt_scores, top_positions
 from longflow_kernels.likeness.level import first_level, next_level
+from longflow_kernels.likeness.recall import (
+    RECALL_PACE,
+    next_recall,
+    novelty_worth,
+    recalled_part,
+)
 from longflow_kernels.likeness.reference import COMPARED_TOKENS, compares, found_likeness
 
 __all__ = [
     "COMPARED_TOKENS",
+    "RECALL_PACE",
     "attention_mass",
     "compares",
     "first_level",
     "found_likeness",
     "next_level",
+    "next_recall",
+    "novelty_worth",
     "prompt_scores",
+    "recalled_part",
     "removal_scores",
     "top_positions",
 ]

@@ -226,5 +226,8 @@ class FusedDecode:
             novelty_weight=self.policy.novelty_weight,
             novelty_span=self.policy.novelty_span,
             level_share=self.policy.level_share,
+            row_recall=None if self.memory is None else self.memory.row_recall,
+            recall_enough=self.policy.recall_enough,
+            recall_pace=0.0 if self.memory is None else self.memory.recall_pace,
         )
         return out.view(-1, layer.tp_q_head_num * layer.v_head_dim)

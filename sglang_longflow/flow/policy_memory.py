@@ -6,7 +6,7 @@ from functools import cached_property
 
 import torch
 
-from longflow_kernels import first_level, next_level
+from longflow_kernels import RECALL_PACE, first_level, next_level, next_recall
 from sglang_longflow.contracts import FullRow
 from sglang_longflow.policies import Needs
 
@@ -29,6 +29,11 @@ class PolicyMemory:
         [num_layers, num_slots], in `slot_words`.
     row_level : torch.Tensor or None
         [num_layers, num_rows] float32, what a share of the row's slots have remembered less than.
+    row_recall : torch.Tensor or None
+        [num_rows] float32, what part of the row's scores goes to slots below the level; each layer
+        moves it on in turn.
+    recall_pace : float
+        What a layer's part counts in it.
     slot_order : torch.Tensor or None
         [num_layers, num_slots] int32, when the slot's token was written: its place in the row as
         it filled, then counting on.
@@ -64,6 +69,8 @@ class PolicyMemory:
             assert self.slot_words is not None and victim_heads == 1
             self.slot_score, self.slot_likeness = self.slot_words.view(num_layers, -1, 2).unbind(2)
         self.row_level = new(needs.slot_likeness, num_rows, dtype=torch.float32)
+        self.row_recall = torch.zeros(num_rows, device=device) if needs.slot_likeness else None
+        self.recall_pace = RECALL_PACE / num_layers
         self.slot_order = new(needs.slot_order, num_slots, dtype=torch.int32)
         self.queries = new(window, num_rows, window, num_q_heads, head_dim, dtype=dtype)
         self.queue = new(queue, num_rows, queue, dtype=torch.int32)
@@ -73,6 +80,7 @@ class PolicyMemory:
         tensors = (
             self.slot_words,
             self.row_level,
+            self.row_recall,
             self.slot_order,
             self.queries,
             self.queue,
@@ -206,6 +214,21 @@ class LayerRows:
         first, later = first_level(remembered, share), next_level(level, remembered, share)
         stored[rows] = torch.where(done == 0, first, later)[:, 0]
         return level
+
+    def recall(self, part: torch.Tensor, begins_at: float) -> torch.Tensor:
+        """[n, 1]: each row's recall until the layer before, and `begins_at` where it has just
+        filled; it takes in this layer's `part` [n, 1]."""
+        assert self.memory.row_recall is not None, "the policy does not need slot_likeness"
+        stored, rows, done = self.memory.row_recall, self.step.rows, self.step.overwrites
+        recall = torch.where(done == 0, begins_at, stored[rows][:, None])
+        later = next_recall(recall, part, self.memory.recall_pace)
+        stored[rows] = torch.where(done > 1, later, recall)[:, 0]
+        return recall
+
+    def past(self, decay: float) -> torch.Tensor:
+        """[n, budget]: what `accumulate` had for the slots, counted `decay` times."""
+        assert self.memory.slot_score is not None, "the policy does not need slot_score"
+        return self._before(self.memory.slot_score[self.layer_id]) * decay
 
     def _before(self, stored: torch.Tensor) -> torch.Tensor:
         """[n, budget]: what was stored for the slots' tokens; 0 for those without a history."""

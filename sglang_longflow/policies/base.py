@@ -89,6 +89,12 @@ class Policy:
         return 0.0
 
     @property
+    def recall_enough(self) -> float:
+        """The part of a row's scores that must go back to slots below its level, so that novelty
+        counts in full (`longflow_kernels.novelty_worth`)."""
+        return 1.0
+
+    @property
     def first_tokens_kept(self) -> int:
         """Tokens at the beginning that are never overwritten."""
         return self.protect_sink_tokens

@@ -7,7 +7,13 @@ from typing import ClassVar
 
 import torch
 
-from longflow_kernels import COMPARED_TOKENS, compares, found_likeness
+from longflow_kernels import (
+    COMPARED_TOKENS,
+    compares,
+    found_likeness,
+    novelty_worth,
+    recalled_part,
+)
 from sglang_longflow.policies.base import Policy
 from sglang_longflow.policies.rows import FullRows, Needs
 
@@ -16,13 +22,17 @@ from sglang_longflow.policies.rows import FullRows, Needs
 class LongFlowNovel(Policy):
     """Overwrite what the last queries did not use and a newer token stands for.
 
-    Own to this project. A slot's score is ``peak + weight * level * novelty``:
+    Own to this project. A slot's score is ``peak + weight * level * worth * novelty``:
 
     - ``peak``: the highest of its LongFlow scores (arXiv 2603.11504, eq. 6), each counted ``decay``
       times less for every step since, as under `longflow-peak`;
     - ``level``: what about ``share`` of the row's slots have as their peak. So novelty
       decides among those that are read least, about as many in any row, however its attention
       is spread; it is followed step by step (`longflow_kernels.next_level`);
+    - ``worth``: ``min(1, recall / enough) ** 4``. The recall is the part of the row's scores that
+      goes to slots whose peak was below the level: a mean of some fifty steps over all layers
+      (`longflow_kernels.next_recall`). So novelty counts where queries do go back to what they had
+      not looked at, as in chains that need results of long ago, and in plain text hardly;
     - ``novelty``: ``min(1, (1 - likeness) / (1 - alike_from))``;
     - ``likeness``: the largest cosine similarity of its key to the key of a token written after it,
       over all KV heads together, 0 where all are below. Only the quarter of a key's channels counts
@@ -35,9 +45,9 @@ class LongFlowNovel(Policy):
     last ``recent_tokens`` stay. Both memories begin with the row's first overwrite, when what
     filled the row is compared with each other; from then on the last 16 tokens are compared with
     all at every sixteenth overwrite, while they still are recent. They take two float32 a slot and
-    layer, the level one a row and layer. RoPE is taken to turn channel i with i + head_dim / 2 over
-    the whole head, as in Llama and Qwen. An over-long prompt is cut by SnapKV's pick as under
-    `longflow`.
+    layer, the level one a row and layer, the recall one a row. RoPE is taken to turn channel i with
+    i + head_dim / 2 over the whole head, as in Llama and Qwen. An over-long prompt is cut by
+    SnapKV's pick as under `longflow`.
     """
 
     name: ClassVar[str] = "longflow-novel"
@@ -45,8 +55,9 @@ class LongFlowNovel(Policy):
     needs: ClassVar[Needs] = Needs(slot_score=True, slot_likeness=True)
 
     decay: float = 0.95
-    weight: float = 2.0
+    weight: float = 16.0
     share: float = 0.2
+    enough: float = 0.04
     alike_from: float = 0.9
     first_tokens: int = 4
     recent_tokens: int = 64
@@ -72,15 +83,22 @@ class LongFlowNovel(Policy):
         return self.share
 
     @property
+    def recall_enough(self) -> float:
+        return self.enough
+
+    @property
     def novelty_span(self) -> float:
         return 1 - self.alike_from
 
     def scores(self, rows: FullRows) -> torch.Tensor:
         likeness = rows.likest(self._likeness(rows))
         novelty = ((1 - likeness) / self.novelty_span).clamp(max=1)
+        past = rows.past(self.peak_decay)
         remembered = super().scores(rows)
         level = rows.level(remembered, self.level_share)
-        return remembered + self.novelty_weight * level * novelty
+        part = recalled_part(rows.removal_scores, past, level, rows.kept(self.first_tokens_kept))
+        worth = novelty_worth(rows.recall(part, self.recall_enough), self.recall_enough)
+        return remembered + self.novelty_weight * level * worth * novelty
 
     @staticmethod
     def _likeness(rows: FullRows) -> torch.Tensor:

@@ -19,8 +19,8 @@ class Needs:
     slot_score : bool
         One float32 for each slot, `FullRows.accumulate`.
     slot_likeness : bool
-        One more float32 for each slot, `FullRows.likest`, and one for each row,
-        `FullRows.level`.
+        One more float32 for each slot, `FullRows.likest`, and two for each row,
+        `FullRows.level` and `FullRows.recall`.
     slot_order : bool
         When each slot was written, `FullRows.order`.
     query_window : int
@@ -57,6 +57,8 @@ class RowMemory(Protocol):
     def accumulate(self, scores: torch.Tensor, decay: float, peak: bool) -> torch.Tensor: ...
     def likest(self, likeness: torch.Tensor) -> torch.Tensor: ...
     def level(self, remembered: torch.Tensor, share: float) -> torch.Tensor: ...
+    def recall(self, part: torch.Tensor, begins_at: float) -> torch.Tensor: ...
+    def past(self, decay: float) -> torch.Tensor: ...
     def queries(self) -> tuple[torch.Tensor, torch.Tensor]: ...
     def store_queue(self, queue: torch.Tensor) -> None: ...
     def queued(self, interval: int) -> torch.Tensor: ...
@@ -167,6 +169,22 @@ class FullRows:
         assert self._memory is not None
         return self._memory.level(remembered, share)
 
+    def past(self, decay: float) -> torch.Tensor:
+        """[n, budget_tokens]: what `accumulate` had before this step, counted `decay` times; call
+        it first."""
+        assert self._memory is not None
+        return self._memory.past(decay)
+
+    def recall(self, part: torch.Tensor, begins_at: float) -> torch.Tensor:
+        """[n, 1]: each row's recall as it was before this layer, and `begins_at` in rows that
+        filled in this step.
+
+        It takes in this layer's `part` [n, 1] (`longflow_kernels.next_recall`): call it once a
+        step and layer.
+        """
+        assert self._memory is not None
+        return self._memory.recall(part, begins_at)
+
     def queries(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The last queries [n, window, num_q_heads, head_dim] float32, and [n, window] bool which
         of them exist: a row that was not cut remembers those of its decode steps only."""
@@ -193,13 +211,19 @@ class FullRows:
         Of equals the first; ``scores`` stay as they are.
         """
         if protect_sink_tokens or self.recent is not None:
-            scores = scores.clone()
-            scores[:, :protect_sink_tokens] = torch.inf
-            if self.recent is not None:
-                scores.scatter_(1, self.recent.to(torch.int64), torch.inf)
+            scores = scores.masked_fill(self.kept(protect_sink_tokens), torch.inf)
         if count == 1:
             return scores.argmin(dim=1, keepdim=True)
         return scores.argsort(dim=1, stable=True)[:, :count]
+
+    def kept(self, protect_sink_tokens: int) -> torch.Tensor:
+        """[n, budget_tokens] bool: slots that are protected."""
+        shape = (len(self.overwrites), self.budget_tokens)
+        kept = torch.zeros(shape, dtype=torch.bool, device=self.device)
+        kept[:, :protect_sink_tokens] = True
+        if self.recent is not None:
+            kept.scatter_(1, self.recent.to(torch.int64), True)
+        return kept
 
     def written_last(self, count: int) -> torch.Tensor:
         """[n, count] int64: row indices of the tokens written last, the newest first.

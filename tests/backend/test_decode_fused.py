@@ -68,7 +68,8 @@ class World:
             if self.memory.slot_likeness is not None:
                 self.memory.slot_likeness.uniform_(0, 1)
                 self.memory.row_level.uniform_(0, 1)
-                self.changing.append(self.memory.row_level)
+                self.memory.row_recall.uniform_(0, 2 * self.policy.recall_enough)
+                self.changing += [self.memory.row_level, self.memory.row_recall]
             self.changing.append(self.memory.slot_words)
         memory = self.memory if self.policy.needs.any else None
         self.decode = FusedDecode(runner, self.state, self.policy, HEADS, WIDTH, memory)
@@ -149,9 +150,12 @@ def test_an_eager_step_equals_the_reference(policy, done):
         novelty_weight=world.policy.novelty_weight,
         novelty_span=world.policy.novelty_span,
         level_share=world.policy.level_share,
+        row_recall=world.memory.row_recall,
+        recall_enough=world.policy.recall_enough,
+        recall_pace=world.memory.recall_pace,
     )
     torch.testing.assert_close(got.view(3, HEADS, DIM).double(), want.out, rtol=0, atol=2e-6)
-    memory = {"longflow": 0, "longflow-peak": 1, "longflow-novel": 2}[policy]
+    memory = {"longflow": 0, "longflow-peak": 1, "longflow-novel": 3}[policy]
     exact = len(after) - memory
     for mine, theirs in zip(after[:exact], world.snapshot()):
         assert torch.equal(mine, theirs)

@@ -7,7 +7,7 @@ import longflow_oracle
 import pytest
 import torch
 from harness import greedy, prompt
-from reference_rankings import ReferenceRow
+from reference_rankings import ReferenceRow, rankings_of
 
 from sglang_longflow.policies import policy_names
 
@@ -216,7 +216,7 @@ def test_policies_that_remember(tiny_models, names):
             budget,
             100,
             protect_sink_tokens={"vatp": 20, "longflow-novel": 4}.get(name, 0),
-            ranking=lambda name=name, budget=budget: ReferenceRow(name, budget),
+            ranking=rankings_of(name, budget, len(model.model.layers)),
         )
         for ids, budget, name in cases
     ]
@@ -321,7 +321,7 @@ def test_likeness_in_the_fused_kernels_of_a_server(tmp_path):
     def wanted_tokens(ids, budget, policy):
         chosen = dict(policy=policy)
         if policy == "longflow-novel":
-            chosen = dict(ranking=lambda: ReferenceRow(policy, budget))
+            chosen = dict(ranking=rankings_of(policy, budget, layers=2))
         if policy == "longflow-peak":
             chosen = dict(ranking=lambda: ReferenceRow(policy, budget, sinks=4, recent=64))
         return expected(model, ids, budget, 45, **protect, **chosen)

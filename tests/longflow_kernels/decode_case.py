@@ -29,6 +29,10 @@ SMALL = LaunchConfig(
 )
 
 
+#: The recall at which novelty counts in full; rows have up to twice as much.
+RECALL_ENOUGH = 0.2
+
+
 @dataclass
 class DecodeCase:
     """One step of one layer. `run` and `reference` leave the case as it was."""
@@ -134,6 +138,8 @@ class DecodeCase:
         # About what a row's mean is, and different for each.
         level = (0.5 + torch.rand(num_rows, generator=generator)) * dim / width
         self.row_level = level.to(self.device) if self.likeness else None
+        recall = 2 * RECALL_ENOUGH * torch.rand(num_rows, generator=generator)
+        self.row_recall = recall.to(self.device) if self.likeness else None
         self.recent = recent.to(self.device) if self.protect_recent_tokens else None
 
     def _arguments(self) -> dict:
@@ -144,6 +150,7 @@ class DecodeCase:
                 ("recent", self.recent),
                 ("slot_score", self.slot_score),
                 ("row_level", self.row_level),
+                ("row_recall", self.row_recall),
             )
         }
         return {
@@ -155,6 +162,8 @@ class DecodeCase:
             "novelty_weight": 3.0,
             "novelty_span": 0.25,
             "level_share": 0.3,
+            "recall_enough": RECALL_ENOUGH,
+            "recall_pace": 0.1,
             "scaling": self.head_dim**-0.5,
             "logit_cap": self.logit_cap,
             "k_scale": self.k_scale,
@@ -179,6 +188,7 @@ class DecodeCase:
             made.partial_lse,
             made.tile_peak,
             made.best_score,
+            made.chunk_sums,
         ):
             tensor.fill_(float("nan"))
         made.scores.fill_(0)  # the most tempting score
@@ -210,7 +220,7 @@ class DecodeCase:
         case.tensors["kv_indices"] = self.tensors["kv_indices"][start:].clone()
         case.recent, case.num_slots = self.recent, self.num_slots
         case.slot_score, case.likeness = self.slot_score, self.likeness
-        case.row_level = self.row_level
+        case.row_level, case.row_recall = self.row_level, self.row_recall
         return case
 
 
@@ -248,11 +258,12 @@ def assert_step(case: DecodeCase, *, tolerance: float, score_rounding: float) ->
             assert chosen <= limit, (request, head, chosen, lowest)
     if case.recent is not None:
         assert torch.equal(got["recent"].cpu(), want["recent"])
-    if case.row_level is not None:
+    if case.likeness:
         # A score that is rounded may be on the other side of the level.
-        torch.testing.assert_close(
-            got["row_level"].cpu(), want["row_level"], rtol=score_rounding + SCORE_STEP, atol=1e-9
-        )
+        for name in ("row_level", "row_recall"):
+            torch.testing.assert_close(
+                got[name].cpu(), want[name], rtol=score_rounding + SCORE_STEP, atol=1e-9
+            )
     if case.slot_score is not None:
         # Codes are a step apart, and the smallest scores are as good as 0.
         slot_score, wanted = got["slot_score"].cpu(), want["slot_score"]

@@ -288,4 +288,4 @@ def test_workspace_reports_its_bytes():
     )
     assert workspace.places == 128 + 2 * 128
     scores = 4 * (2 * (384 + 1024) + 4 * (384 + 1024) // 16)
-    assert workspace.nbytes == scores + 4 * (8 * 4 * 64 + 8 * 4 + 3 * 2 * 64 + 2)
+    assert workspace.nbytes == scores + 4 * (8 * 4 * 64 + 8 * 4 + 5 * 2 * 64 + 2)

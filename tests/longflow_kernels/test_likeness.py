@@ -7,6 +7,7 @@ from decode_case import INTERPRETED, DecodeCase, assert_step
 from longflow_kernels.attend_score_evict.rows import StepRow
 from longflow_kernels.likeness.level import first_level, next_level
 from longflow_kernels.likeness.op import update_likeness
+from longflow_kernels.likeness.recall import next_recall, novelty_worth, recalled_part
 from longflow_kernels.likeness.reference import COMPARED_TOKENS, found_likeness
 
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="the GPU runs test_kernels_gpu.py")
@@ -106,8 +107,9 @@ def test_half_and_fp8_keys(dtype, cache, limits):
 def test_likeness_decides():
     """The lowest score goes, unless another slot's token has been said again."""
     case = DecodeCase([DUE], protect_recent_tokens=COMPARED_TOKENS, seed=2)
-    _, after = case.run()
     request = case.tensors["req_pool_indices"][0]
+    case.row_recall[request] = 1.0  # more than enough
+    _, after = case.run()
     before = int(after["next_slot"][request])
     newest = int(case.tensors["next_slot"][request])
     spared = {before, newest, *case.recent[request, 0].tolist()}
@@ -117,6 +119,10 @@ def test_likeness_decides():
     assert_step(case, **EXACT)
     _, after = case.run()
     assert after["next_slot"][request] == other
+    case.row_recall[request] = 0.0  # nothing goes back: likeness does not count
+    assert_step(case, **EXACT)
+    _, after = case.run()
+    assert after["next_slot"][request] != other
 
 
 @interpreted
@@ -152,12 +158,29 @@ def test_a_level_is_never_lost():
     assert 0.5 < level.item() < 1.1
 
 
+def test_a_recall_counts_what_goes_to_cold_slots():
+    scores = torch.tensor([[4.0, 3.0, 2.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
+    past = torch.tensor([[0.1, 9.0, 0.1, 0.1]]).expand(2, -1)
+    kept = torch.tensor([[False, False, True, False]]).expand(2, -1)
+    part = recalled_part(scores, past, torch.full((2, 1), 0.5), kept)
+    torch.testing.assert_close(part, torch.tensor([[0.5], [0.0]]))
+    recall = torch.zeros(2, 1)
+    for _ in range(300):
+        recall = next_recall(recall, part, 0.02)
+    torch.testing.assert_close(recall, part, rtol=0.01, atol=0)
+
+
+def test_novelty_is_worth_all_or_next_to_nothing():
+    worth = novelty_worth(torch.tensor([0.0, 0.01, 0.02, 0.04, 0.3]), enough=0.04)
+    torch.testing.assert_close(worth, torch.tensor([0.0, 1 / 256, 1 / 16, 1.0, 1.0]))
+
+
 @interpreted
 def test_what_it_does_not_take_is_refused_by_name():
     with pytest.raises(ValueError, match="recent holds 15 tokens: likeness looks at the last 16"):
         DecodeCase([DUE], protect_recent_tokens=15).run()
     with pytest.raises(ValueError, match="next_slot has 2 heads"):
         DecodeCase([DUE], victim_heads=2, protect_recent_tokens=16).run()
-    missing = "likeness=True: slot_score, row_level and recent are needed"
+    missing = "likeness=True: slot_score, row_level, row_recall and recent are needed"
     with pytest.raises(ValueError, match=missing):
         DecodeCase([DUE]).run()

@@ -7,11 +7,12 @@ its row index, and the queries of the decode steps.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 
-WEIGHT, SHARE, SPAN = 2.0, 0.2, 0.1  # of longflow-novel
+WEIGHT, SHARE, SPAN, ENOUGH = 16.0, 0.2, 0.1, 0.04  # of longflow-novel
 
 
 @dataclass
@@ -21,6 +22,14 @@ class Token:
     v: torch.Tensor
     mass: float = 0.0
     likeness: float = 0.0
+
+
+@dataclass
+class Recall:
+    """Of one request, moved on by each of its layers in turn."""
+
+    layers: int
+    value: float = 0.0
 
 
 @dataclass
@@ -38,6 +47,7 @@ class ReferenceRow:
     sinks: int = 0  # protected tokens; only the project's own policies are asked for any
     recent: int = 0
     level: float = 0.0  # what SHARE of the slots have as their peak
+    shared: Recall = field(default_factory=lambda: Recall(layers=2))
 
     def fill(self, k, v) -> None:
         self.tokens.append(Token(len(self.tokens), k.double(), v.double()))
@@ -113,7 +123,14 @@ class ReferenceRow:
             newest = self.tokens[-16:] if self.overwrites and self.overwrites % 16 == 0 else []
         peaks, scores = [0.95 * t.mass for t in self.tokens], []
         removal = self.removal()
-        worth = WEIGHT * self.level if self.overwrites else 0.0
+        late = self.budget - (self.recent or 64)
+        free = [i for i in range(late) if self.tokens[i].place > 3]
+        if self.overwrites == 0:
+            self.shared.value = ENOUGH
+        worth = WEIGHT * self.level * min(1.0, self.shared.value / ENOUGH) ** 4
+        if self.overwrites > 1:
+            part = sum(removal[i] for i in free if peaks[i] < self.level) / sum(removal)
+            self.shared.value += 0.02 / self.shared.layers * (part - self.shared.value)
         if self.overwrites:
             below = sum(max(*x) < self.level for x in zip(peaks, removal, strict=True))
             self.level *= 1 + 0.1 * (SHARE - below / self.budget)
@@ -125,8 +142,7 @@ class ReferenceRow:
             peak = max(peaks[i], now)
             token.mass = peak if self.overwrites else 0.0
             scores.append(peak + worth * min(1.0, (1 - token.likeness) / SPAN))
-        late = self.budget - (self.recent or 64)
-        return self.lowest(scores, [i for i in range(late) if self.tokens[i].place > 3])
+        return self.lowest(scores, free)
 
     def accumulated(self) -> list[float]:
         for token, now in zip(self.tokens, self.mass(), strict=True):
@@ -242,3 +258,9 @@ class ReferenceRow:
             for i, u in enumerate(unit):
                 scores[i] -= float(u @ anchor / anchor.norm())
         return self.lowest(scores, range(self.budget))
+
+
+def rankings_of(policy: str, budget: int, layers: int) -> Callable[[], ReferenceRow]:
+    """Makes one `ReferenceRow` after the other, for the layers of one request."""
+    shared = Recall(layers)
+    return lambda: ReferenceRow(policy, budget, shared=shared)

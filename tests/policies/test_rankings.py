@@ -85,7 +85,13 @@ def memory_for(policy, rows=ROWS + 1):
 
 
 def poison(memory):
-    for tensor in (memory.slot_score, memory.slot_likeness, memory.row_level, memory.queries):
+    for tensor in (
+        memory.slot_score,
+        memory.slot_likeness,
+        memory.row_level,
+        memory.row_recall,
+        memory.queries,
+    ):
         if tensor is not None:
             tensor.fill_(torch.nan)
     for tensor in (memory.slot_order, memory.queue):
@@ -178,7 +184,8 @@ def test_memory_is_what_the_policy_needs_and_is_counted(name):
     slots, window, queue = (ROWS + 1) * BUDGET + 1, needs.query_window, needs.queue_tokens
     words = slots * (needs.slot_score + needs.slot_likeness + needs.slot_order)
     words += (ROWS + 1) * (window * HEADS * DIM + queue + needs.slot_likeness)
-    assert memory.nbytes == 2 * 4 * words
+    shared = (ROWS + 1) * needs.slot_likeness  # by the two layers
+    assert memory.nbytes == 4 * (2 * words + shared)
     assert needs.any == (name != "keydiff")
 
 

@@ -81,11 +81,12 @@ def combine_kernel(
     fields_ptr,
     slot_score_ptr,
     row_level_ptr,
+    row_recall_ptr,
     next_slot_ptr,
     recent_ptr,
     best_score_ptr,
     best_index_ptr,
-    chunk_count_ptr,
+    chunk_sums_ptr,
     arrived_ptr,
     min_split_tokens,
     field_stride,
@@ -96,6 +97,8 @@ def combine_kernel(
     level_share,
     level_pace,
     lowest_level,
+    recall_enough,
+    recall_pace,
     NUM_Q_HEADS: tl.constexpr,
     V_HEAD_DIM: tl.constexpr,
     BLOCK_DV: tl.constexpr,
@@ -124,8 +127,9 @@ def combine_kernel(
     stored before the row's first overwrite, since until then its slots may not be its own. With
     LIKENESS a second word follows each slot's score, its likeness to newer tokens
     (`likeness.kernel`); rows that liken rank by what is remembered, and ``novelty_weight`` times
-    the row's level times ``min(1, (1 - likeness) / novelty_span)``. The level follows what
-    ``level_share`` of the row's slots have remembered less than.
+    the row's level times ``min(1, (1 - likeness) / novelty_span)``, as far as its recall is
+    ``recall_enough``. The level follows what ``level_share`` of the row's slots have remembered
+    less than, the recall what part of its scores goes to slots that were below (`likeness.recall`).
 
     With DEPENDENT the programs start before the attention has ended, and wait for it here.
     """
@@ -192,8 +196,14 @@ def combine_kernel(
     best_index = tl.zeros([TILES, BLOCK_N], tl.int32) + (kv_len - 1)
     if LIKENESS:
         counted = tl.zeros([TILES, BLOCK_N], tl.float32)
-        own_level = (memory == LIKENS) & (written > 0)
-        level = tl.load(row_level_ptr + req, mask=own_level, other=0.0)
+        recalled = tl.zeros([TILES, BLOCK_N], tl.float32)
+        scored = tl.zeros([TILES, BLOCK_N], tl.float32)
+        likens = memory == LIKENS
+        level = tl.load(row_level_ptr + req, mask=likens & (written > 0), other=0.0)
+        recall = tl.load(row_recall_ptr + req, mask=likens & (written > 0), other=0.0)
+        worth = tl.minimum(recall / recall_enough, 1.0)
+        worth = worth * worth
+        most = level * novelty_weight * worth * worth
     for first in range(chunk * TILES * BLOCK_N, kv_len, CHUNKS * TILES * BLOCK_N):
         tiles = first // BLOCK_N + offs_t
         position = tiles[:, None] * BLOCK_N + offs_n[None, :]
@@ -215,6 +225,8 @@ def combine_kernel(
             lse = _lse(partial_lse_ptr, first_head + voter, votes, splits, MAX_SPLITS, BLOCK_S)
             weight = tl.where(votes[None, :], tl.exp2(peak - lse[None, :]), 0.0)
             score += tl.sum(decode(codes) * weight[:, :, None], axis=1)
+        past = tl.zeros([TILES, BLOCK_N], tl.float32)
+        now = score
         if MEMORY:
             if remembers:
                 here = position < kv_len
@@ -224,21 +236,24 @@ def combine_kernel(
                 else:
                     at = slot_score_ptr + slot.to(tl.int64) * VICTIM_HEADS + victim_head
                 old = here & (written > 1) & (position != newest)
-                score = tl.maximum(score, tl.load(at, mask=old, other=0.0) * decay)
+                past = tl.load(at, mask=old, other=0.0) * decay
+                score = tl.maximum(score, past)
                 tl.store(at, score, mask=here & (written > 0))
                 if LIKENESS:
-                    below = tl.where(score < level, 1.0, 0.0)
-                    counted += tl.where(here, tl.where(written > 0, below, score), 0.0)
-                    own = here & (written > 0) & (memory == LIKENS)
+                    counted += tl.where(here & (score < level), 1.0, 0.0)
+                    own = here & (written > 0) & likens
                     like = tl.load(at + 1, mask=own & (position != newest), other=0.0)
                     tl.store(at + 1, 0.0, mask=own & (position == newest))
-                    score += level * novelty_weight * tl.minimum((1 - like) / novelty_span, 1.0)
+                    score += most * tl.minimum((1 - like) / novelty_span, 1.0)
         kept = (position >= kv_len) | (position < protect_sink_tokens)
         for place in range(RECENT):
             entry = tl.load(recent_at + place).to(tl.int32)
             entry = tl.where(written == 0, kv_len - RECENT + place, entry)
             entry = tl.where((written > 0) & (place == newest_place), newest, entry)
             kept = kept | (position == entry)
+        if LIKENESS:
+            scored += tl.where(position < kv_len, now, 0.0)
+            recalled += tl.where((past < level) & (kept == 0), now, 0.0)
         better = (score < best_score) & (kept == 0)
         best_index = tl.where(better, position, best_index)
         best_score = tl.where(better, score, best_score)
@@ -247,11 +262,14 @@ def combine_kernel(
 
     victim_type = next_slot_ptr.dtype.element_ty
     if LIKENESS:
-        count = tl.sum(counted)
+        count, back, total = tl.sum(counted), tl.sum(recalled), tl.sum(scored)
     if CHUNKS > 1:
         place_of_row = row * VICTIM_HEADS + victim_head
         if LIKENESS:
-            tl.store(chunk_count_ptr + row * CHUNKS + chunk, count)
+            sums_at = chunk_sums_ptr + row * 3 * CHUNKS
+            tl.store(sums_at + chunk, count)
+            tl.store(sums_at + CHUNKS + chunk, back)
+            tl.store(sums_at + 2 * CHUNKS + chunk, total)
         tl.store(best_score_ptr + place_of_row * CHUNKS + chunk, lowest)
         tl.store(best_index_ptr + place_of_row * CHUNKS + chunk, index)
         tl.debug_barrier()
@@ -265,14 +283,20 @@ def combine_kernel(
         indices = tl.load(best_index_ptr + best_at, cache_modifier=".cg")
         index = tl.min(tl.where(scores == tl.min(scores, axis=0), indices, 2147483647), axis=0)
         if LIKENESS:
-            count = tl.sum(tl.load(chunk_count_ptr + row * CHUNKS + offs_c, cache_modifier=".cg"))
+            count = tl.sum(tl.load(sums_at + offs_c, cache_modifier=".cg"))
+            back = tl.sum(tl.load(sums_at + CHUNKS + offs_c, cache_modifier=".cg"))
+            total = tl.sum(tl.load(sums_at + 2 * CHUNKS + offs_c, cache_modifier=".cg"))
         tl.store(arrived_ptr + place_of_row, 0)
     if LIKENESS:
-        # Before the first overwrite `count` is the sum of the scores, and the level begins.
-        part = count / kv_len
-        followed = level * (1 + level_pace * (level_share - part))
-        level = tl.maximum(tl.where(written > 0, followed, part * level_share), lowest_level)
-        tl.store(row_level_ptr + req, level, mask=memory == LIKENS)
+        # Both begin when the row fills; what its slots remember does with the first overwrite.
+        followed = level * (1 + level_pace * (level_share - count / kv_len))
+        begun = total / kv_len * level_share
+        level = tl.maximum(tl.where(written > 0, followed, begun), lowest_level)
+        tl.store(row_level_ptr + req, level, mask=likens)
+        part = tl.where(total > 0, back / tl.where(total > 0, total, 1.0), 0.0)
+        recall += tl.where(written > 1, recall_pace * (part - recall), 0.0)
+        recall = tl.where(written > 0, recall, recall_enough)
+        tl.store(row_recall_ptr + req, recall, mask=likens)
     if RECENT > 0:
         offs_r = tl.arange(0, BLOCK_R)
         ring = tl.where(written == 0, kv_len - RECENT + offs_r, newest)

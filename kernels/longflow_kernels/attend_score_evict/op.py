@@ -61,7 +61,7 @@ class Workspace:
         self.tile_peak = new(width // MIN_BLOCK_N * num_q_heads)
         self.best_score = new(max_batch, victim_heads, MAX_CHUNKS)
         self.best_index = new(max_batch, victim_heads, MAX_CHUNKS, dtype=torch.int32)
-        self.chunk_count = new(max_batch, MAX_CHUNKS)
+        self.chunk_sums = new(max_batch, 3, MAX_CHUNKS)
         self.arrived = torch.zeros(max_batch, victim_heads, dtype=torch.int32, device=device)
 
     @property
@@ -129,6 +129,9 @@ def attend_score_evict(
     novelty_weight: float = 0.0,
     novelty_span: float = 1.0,
     level_share: float = 0.0,
+    row_recall: torch.Tensor | None = None,
+    recall_enough: float = 1.0,
+    recall_pace: float = 0.0,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """One decode step of one layer: write, attend, score and choose, K/V read once.
@@ -177,14 +180,20 @@ def attend_score_evict(
         `likeness` [num_slots * 2]: each slot's score, then how like a newer token it is.
     decay : float
     likeness : bool
-        Rows of the batch may have ``likens``; needs `slot_score`, `row_level`, a ring `recent` of
-        at least `likeness.COMPARED_TOKENS`, and one victim in a layer.
+        Rows of the batch may have ``likens``; needs `slot_score`, `row_level`, `row_recall`,
+        a ring `recent` of at least `likeness.COMPARED_TOKENS`, and one victim in a layer.
     row_level : torch.Tensor, optional
         [num_rows] float32: what about ``level_share`` of the slots of a row that likens have less
         than in `slot_score`. See `likeness.level`. Updated in place.
     novelty_weight, novelty_span, level_share : float
         Such rows rank by what their slots have in `slot_score`, plus ``novelty_weight`` times the
-        row's level times ``min(1, (1 - likeness) / novelty_span)``.
+        row's level times ``min(1, (1 - likeness) / novelty_span)``, times what the row's recall
+        makes of it.
+    row_recall : torch.Tensor, optional
+        [num_rows] float32, the same for all layers: what part of a row's scores goes to slots that
+        were below its level. See `likeness.recall`. Updated in place.
+    recall_enough, recall_pace : float
+        The recall at which novelty counts in full; and what this layer's part counts in it.
     out : torch.Tensor, optional
         [batch, num_q_heads, v_head_dim], contiguous.
 
@@ -210,8 +219,10 @@ def attend_score_evict(
             f"slot_score is {slot_score.dtype} {tuple(slot_score.shape)}: expected float32 "
             f"[{words}]"
         )
-    if likeness and (slot_score is None or recent is None or row_level is None):
-        raise ValueError("likeness=True: slot_score, row_level and recent are needed, too")
+    if likeness and any(given is None for given in (slot_score, recent, row_level, row_recall)):
+        raise ValueError(
+            "likeness=True: slot_score, row_level, row_recall and recent are needed, too"
+        )
     if out is None:
         out = torch.empty(batch, num_q_heads, v_head_dim, dtype=q.dtype, device=q.device)
     if batch == 0:
@@ -282,11 +293,12 @@ def attend_score_evict(
         fields,
         workspace.best_score if slot_score is None else slot_score,
         workspace.best_score if row_level is None else row_level,
+        workspace.best_score if row_recall is None else row_recall,
         next_slot,
         next_slot if recent is None else recent,
         workspace.best_score,
         workspace.best_index,
-        workspace.chunk_count,
+        workspace.chunk_sums,
         workspace.arrived,
         config.min_split_tokens,
         fields.stride(0),
@@ -297,6 +309,8 @@ def attend_score_evict(
         level_share,
         LEVEL_PACE,
         LOWEST_LEVEL,
+        recall_enough,
+        recall_pace,
         NUM_Q_HEADS=num_q_heads,
         V_HEAD_DIM=v_head_dim,
         BLOCK_DV=block_dv,

@@ -8,6 +8,7 @@ import torch
 
 from longflow_kernels.attend_score_evict.rows import LIKENS
 from longflow_kernels.likeness.level import first_level, next_level
+from longflow_kernels.likeness.recall import next_recall, novelty_worth, recalled_part
 from longflow_kernels.likeness.reference import COMPARED_TOKENS, found_likeness
 
 
@@ -132,11 +133,14 @@ def attend_score_evict_reference(
     novelty_weight: float = 0.0,
     novelty_span: float = 1.0,
     level_share: float = 0.0,
+    row_recall: torch.Tensor | None = None,
+    recall_enough: float = 1.0,
+    recall_pace: float = 0.0,
 ) -> ReferenceStep:
     """`attend_score_evict` row by row in float64; the oracle of its tests.
 
-    Takes the same arguments and updates the cache, `next_slot`, `recent`, `slot_score` and
-    `row_level` in place; slow.
+    Takes the same arguments and updates the cache, `next_slot`, `recent`, `slot_score`,
+    `row_level` and `row_recall` in place; slow.
     """
     batch, q_heads, _ = q.shape
     kv_heads, v_head_dim = v_new.shape[1:]
@@ -168,6 +172,7 @@ def attend_score_evict_reference(
         if not by_attention:
             contribution = contribution * v.abs().sum(dim=-1).T / v_scale
         total = contribution.view(victim_heads, -1, kv_len).sum(dim=1)
+        now, past = total.clone(), torch.zeros_like(total)
         if remembers:
             assert slot_score is not None
             words = 2 if likeness else victim_heads
@@ -176,20 +181,30 @@ def attend_score_evict_reference(
                 if written > 1:
                     before = stored[head, slots].double() * decay
                     before[next_slot[row, head]] = 0.0
+                    past[head] = before
                     total[head] = torch.maximum(total[head], before)
                 if written > 0:
                     stored[head, slots] = total[head].to(stored.dtype)
             if remembers == LIKENS:
-                assert recent is not None and row_level is not None
-                level = row_level[row].double()
+                assert recent is not None and row_level is not None and row_recall is not None
+                level, recall = row_level[row].double(), row_recall[row].double()
                 if written == 0:
                     row_level[row] = first_level(total, level_share).item()
+                    row_recall[row] = recall_enough
                 else:
                     row_level[row] = next_level(level[None, None], total, level_share).item()
                     like = slot_score.view(-1, 2)[:, 1]
                     like = _likeness(like, slots, k, next_slot[row], recent[row, 0], written)
                     novelty = ((1 - like) / novelty_span).clamp(max=1)
-                    total += novelty_weight * level * novelty
+                    total += novelty_weight * level * novelty_worth(recall, recall_enough) * novelty
+                if written > 1:
+                    kept = torch.zeros_like(now, dtype=torch.bool)
+                    kept[:, :protect_sink_tokens] = True
+                    ring = recent[row, 0].clone()
+                    ring[(written - 1) % len(ring)] = next_slot[row, 0]
+                    kept[:, ring.long()] = True
+                    part = recalled_part(now, past, level, kept)
+                    row_recall[row] = next_recall(recall, part, recall_pace).item()
         total[:, :protect_sink_tokens] = torch.inf
         if recent is not None:
             size = recent.shape[2]

@@ -1,0 +1,48 @@
+"""A row's recall: what part of its attention goes back to tokens it had not looked at lately.
+
+Novelty keeps such tokens, at the cost of those that are in use. That pays where queries do go back,
+as those of a chain that needs a result of long ago; in plain text few do. One number a row, of all
+layers together: a layer alone says too little.
+"""
+
+from __future__ import annotations
+
+import torch
+
+#: What one step counts in the recall, all its layers together.
+RECALL_PACE = 0.02
+
+
+def recalled_part(
+    scores: torch.Tensor, past: torch.Tensor, level: torch.Tensor, kept: torch.Tensor
+) -> torch.Tensor:
+    """[n, 1]: the part of a step's scores that goes to slots which were below the level.
+
+    Parameters
+    ----------
+    scores : torch.Tensor
+        [n, slots], this step's alone.
+    past : torch.Tensor
+        [n, slots], what the slots remembered before, counted less for this step.
+    level : torch.Tensor
+        [n, 1] (`level.next_level`).
+    kept : torch.Tensor
+        [n, slots] bool: protected slots, which do not count; what was written last is always read.
+    """
+    cold = (past < level) & ~kept
+    total = scores.sum(dim=-1, keepdim=True)
+    found = torch.where(cold, scores, 0.0).sum(dim=-1, keepdim=True)
+    return torch.where(total > 0, found / total, 0.0)
+
+
+def next_recall(recall: torch.Tensor, part: torch.Tensor, pace: float) -> torch.Tensor:
+    """[n, 1], after a layer whose `recalled_part` is `part`; `pace` is a layer's."""
+    return recall + pace * (part - recall)
+
+
+def novelty_worth(recall: torch.Tensor, enough: float) -> torch.Tensor:
+    """[n, 1] from 0 to 1: what novelty counts in a row; all of it where the recall is `enough`.
+
+    The fourth power: at a third of `enough` hardly anything is left.
+    """
+    return (recall / enough).clamp(max=1) ** 4
