@@ -1,7 +1,8 @@
 """What a rule of eviction costs, in seconds: to try scores, not to report them.
 
 Tokens are fed to a Llama-like or Qwen3 model layer by layer: within a layer every query is known
-before eviction begins, so only attention is walked token by token. Everything after the first
+before eviction begins, so only attention is walked token by token. Rules whose layers share
+something (`recalled`) go through all layers token by token. Everything after the first
 `--budget` tokens attends to that many slots. No server, no prompt cut, float32; what
 `longflow eval` measures through a server is what counts (docs/accuracy.md).
 
@@ -73,12 +74,12 @@ class Rule:
         Other than 0: that level is not looked up, but follows: up by this part of itself times
         what the share is above that of the slots below it.
     recalled : float
-        Other than 0: likeness counts in full in rows where so large a part of a step's scores goes
-        to slots whose memory was below the level (and which are not recent); where it is less, by
-        the `gate`-th power of the part of it.
+        Other than 0: likeness counts in full in rows where so large a part of the scores goes to
+        slots whose memory was below the level (and which are not recent); where it is less, by
+        the `gate`-th power of the part of it. All layers of a row share that mean.
     gate : float
     slow : float
-        What a step counts in the mean of that part; it begins at `recalled`.
+        What a step counts in it; it begins at `recalled`.
     tilt : float
         Layers have budgets of their own, in all as many slots: the first ``1 + tilt`` times the
         budget, the last ``1 - tilt`` times, those between on a line.
@@ -142,10 +143,25 @@ def _lowest(similarities) -> torch.Tensor:
     return torch.stack([found.mean(dim=1) for found in similarities]).amin(dim=0)
 
 
+@dataclass
+class Recall:
+    """What part of each row's scores goes to slots below its level; of all layers."""
+
+    value: torch.Tensor  # [batch, 1, 1]
+    pace: float  # what a layer of a step counts
+
+
 class Rows:
     """One layer's rows of all texts, at their budget."""
 
-    def __init__(self, rule: Rule, k: torch.Tensor, v: torch.Tensor, layer: int):
+    def __init__(
+        self,
+        rule: Rule,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: int,
+        recall: Recall | None = None,
+    ):
         batch, kv_heads, budget, _ = k.shape
         self.rule, self.k, self.v = rule, k.clone(), v.clone()
         self.budget, self.kv_heads = budget, kv_heads
@@ -153,7 +169,7 @@ class Rows:
         self.born = torch.arange(budget).expand(batch, self.victim_heads, -1).clone()
         self.memory = torch.zeros(batch, self.victim_heads, budget)
         self.level: torch.Tensor | None = None
-        self.recall = torch.full((batch, self.victim_heads, 1), rule.recalled)
+        self.recall = recall
         self.norms = self.v.abs().mean(dim=-1)
         self.parts, self.centres = {}, {}
         for name in rule.twin:
@@ -218,27 +234,27 @@ class Rows:
         rule = self.rule
         scores = self._scores(weights, out)
         mean = scores.mean(dim=-1, keepdim=True)
-        if rule.recalled:
-            self._recall(scores, mean, step)
+        worth = self._worth(scores, mean, step) if self.recall else 1.0
         if rule.decay:
             scores = self._remember(scores, step)
         if rule.share:
             mean = self._level(scores, mean)
-        if rule.recalled:
-            mean = mean * (self.recall / rule.recalled).clamp(0, 1) ** rule.gate
         if rule.twin:
             like = (self.twin[:, None] - rule.above).clamp_min(0.0) / (1 - rule.above)
             unlike = (1 - like).clamp_min(1e-6) ** rule.power
-            scores = scores + rule.floor * mean * unlike if rule.floor else scores * unlike
+            scores = scores + rule.floor * worth * mean * unlike if rule.floor else scores * unlike
         scores = scores.masked_fill(self.born < rule.sinks, torch.inf)
         return scores.masked_fill(self.born > step - rule.recent, torch.inf)
 
-    def _recall(self, scores: torch.Tensor, mean: torch.Tensor, step: int) -> None:
-        rule = self.rule
+    def _worth(self, scores: torch.Tensor, mean: torch.Tensor, step: int) -> torch.Tensor:
+        """[batch, 1, 1]: what likeness counts, after this layer's part in the recall."""
+        assert self.recall is not None
+        rule, recall = self.rule, self.recall
         level = mean * rule.share if self.level is None else self.level
         cold = (self.memory * rule.decay < level) & (self.born <= step - rule.recent)
         part = (scores * cold).sum(dim=-1, keepdim=True) / scores.sum(dim=-1, keepdim=True)
-        self.recall = self.recall + rule.slow * (part - self.recall)
+        recall.value = recall.value + recall.pace * (part - recall.value)
+        return (recall.value / rule.recalled).clamp(0, 1) ** rule.gate
 
     def _level(self, scores: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
         if not self.rule.pace:
@@ -309,27 +325,64 @@ def full_attention(q, k, v) -> torch.Tensor:
 def logits_of(model, ids: torch.Tensor, budget: int = 0, rule: Rule | None = None) -> torch.Tensor:
     """[batch, tokens, vocabulary]; full KV without a rule."""
     hidden = model.model.embed_tokens(ids)
-    cos, sin = model.model.rotary_emb(hidden, torch.arange(ids.shape[1]).expand(ids.shape))
-    for number, layer in enumerate(model.model.layers):
-        attention, normed = layer.self_attn, layer.input_layernorm(hidden)
-        shape = (*ids.shape, -1, attention.head_dim)
-        q, k, v = (
-            project(normed).view(shape)
-            for project in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
-        if hasattr(attention, "q_norm"):
-            q, k = attention.q_norm(q), attention.k_norm(k)
-        q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
-        q, k = apply_rotary_pos_emb(q, k, cos, sin)
-        if rule:
-            place = 2 * number / (len(model.model.layers) - 1)
-            slots = round(budget * (1 + rule.tilt * (1 - place)))
-            found = evicting_attention(q, k, v, slots, rule, number)
-        else:
-            found = full_attention(q, k, v)
-        hidden = hidden + attention.o_proj(found.transpose(1, 2).flatten(2))
-        hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+    turned = model.model.rotary_emb(hidden, torch.arange(ids.shape[1]).expand(ids.shape))
+    layers = model.model.layers
+    if rule and rule.recalled:
+        hidden = _step_by_step(layers, hidden, turned, budget, rule)
+    else:
+        for number, layer in enumerate(layers):
+            q, k, v = _qkv(layer, hidden, *turned)
+            if rule:
+                slots = round(budget * (1 + rule.tilt * (1 - 2 * number / (len(layers) - 1))))
+                found = evicting_attention(q, k, v, slots, rule, number)
+            else:
+                found = full_attention(q, k, v)
+            hidden = _after_attention(layer, hidden, found)
     return model.lm_head(model.model.norm(hidden))
+
+
+def _qkv(layer, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor):
+    """q, k, v [batch, heads, tokens, size] of a layer, after RoPE."""
+    attention, normed = layer.self_attn, layer.input_layernorm(hidden)
+    shape = (*hidden.shape[:2], -1, attention.head_dim)
+    q, k, v = (
+        project(normed).view(shape)
+        for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    if hasattr(attention, "q_norm"):
+        q, k = attention.q_norm(q), attention.k_norm(k)
+    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+    return *apply_rotary_pos_emb(q, k, cos, sin), v
+
+
+def _after_attention(layer, hidden: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+    hidden = hidden + layer.self_attn.o_proj(found.transpose(1, 2).flatten(2))
+    return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+
+
+def _step_by_step(layers, hidden: torch.Tensor, turned, budget: int, rule: Rule) -> torch.Tensor:
+    """`hidden` after all layers; one recall goes through the layers of a step."""
+    start = torch.full((len(hidden), 1, 1), rule.recalled)
+    recall = Recall(start, rule.slow / len(layers))
+    begin, rows, places = hidden[:, :budget], [], []
+    cos, sin = turned
+    for number, layer in enumerate(layers):
+        q, k, v = _qkv(layer, begin, cos[:, :budget], sin[:, :budget])
+        rows.append(Rows(rule, k, v, number, recall))
+        places.append(rows[-1].victims(*rows[-1].attend(q[:, :, -1]), budget - 1))
+        begin = _after_attention(layer, begin, full_attention(q, k, v))
+    done = [begin]
+    for step in range(budget, hidden.shape[1]):
+        now = slice(step, step + 1)
+        token = hidden[:, now]
+        for number, layer in enumerate(layers):
+            q, k, v = _qkv(layer, token, cos[:, now], sin[:, now])
+            rows[number].write(places[number], k[:, :, 0], v[:, :, 0], step)
+            weights, found = rows[number].attend(q[:, :, 0])
+            places[number] = rows[number].victims(weights, found, step)
+            token = _after_attention(layer, token, found.flatten(1, 2)[:, :, None])
+        done.append(token)
+    return torch.cat(done, dim=1)
 
 
 class Texts:
