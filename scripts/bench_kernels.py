@@ -142,7 +142,7 @@ class Inputs:
             state["novelty_weight"], state["novelty_span"] = 16.0, 0.1
             state["level_share"] = 0.2
             state["protect_sink_tokens"] = 4
-            ring = torch.arange(1, 65, dtype=torch.int32, device="cuda")
+            ring = torch.arange(1, 17, dtype=torch.int32, device="cuda")
             state["recent"] = ring.expand(self.batch, 1, -1).contiguous()
 
         def call(kv_indices):

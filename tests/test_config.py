@@ -88,7 +88,7 @@ def test_flags_and_fields_are_the_same():
             {**NOVEL, "kv_victims": "kv_head"},
             "kv_victims='kv_head': 'longflow-novel' compares tokens over all KV heads, so it has",
         ),
-        ({**NOVEL, "kv_budget": 69}, "kv_budget=69: below the minimum 70"),
+        ({**NOVEL, "kv_budget": 37}, "kv_budget=37: below the minimum 38"),
         ({"kv_budget": 64, "kv_protect_sink_tokens": -1}, "kv_protect_sink_tokens=-1"),
         ({"kv_budget": 64, "kv_protect_sink_tokens": True}, "kv_protect_sink_tokens=True"),
         ({"kv_budget": 64, "kv_protect_recent_tokens": 1.0}, "kv_protect_recent_tokens=1.0"),
@@ -151,8 +151,8 @@ def test_what_the_servers_policy_keeps_is_kept_in_all_rows():
     own, other = config.policy(), config.policy("tova")
     assert own == config.policy("longflow-novel")
     for policy in (own, other):
-        assert (policy.first_tokens_kept, policy.recent_tokens_kept) == (4, 64)
-        assert policy.min_budget_tokens == 70
+        assert (policy.first_tokens_kept, policy.recent_tokens_kept) == (4, 16)
+        assert policy.min_budget_tokens == 38
     # A first token of vatp's is its own affair; the reference decode asks each policy.
     vatp = LongFlowConfig(kv_budget=72, kv_policy="vatp", kv_decode_kernel="reference")
     assert (vatp.policy().first_tokens_kept, vatp.policy("h2o").first_tokens_kept) == (20, 0)

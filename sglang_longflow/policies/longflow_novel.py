@@ -60,7 +60,7 @@ class LongFlowNovel(Policy):
     enough: float = 0.04
     alike_from: float = 0.9
     first_tokens: int = 4
-    recent_tokens: int = 64
+    recent_tokens: int = COMPARED_TOKENS
 
     @property
     def peak_decay(self) -> float:

@@ -207,20 +207,19 @@ def test_policies_that_remember(tiny_models, names):
     """Prompts that are cut and that are not, twice in the same slots, other policies beside."""
     folder = tiny_models("llama")
     model = load(folder)
-    budget = 96 if "longflow-novel" in names else 72  # that one keeps the last 64 tokens
-    cases = [(prompt(length, 90 + length), budget, name) for name in names for length in (25, 120)]
+    cases = [(prompt(length, 90 + length), 72, name) for name in names for length in (25, 120)]
     wanted = [
         expected(
             model,
             ids,
-            budget,
+            72,
             100,
             protect_sink_tokens={"vatp": 20, "longflow-novel": 4}.get(name, 0),
-            ranking=rankings_of(name, budget, len(model.model.layers)),
+            ranking=rankings_of(name, 72, len(model.model.layers)),
         )
-        for ids, budget, name in cases
+        for ids, _, name in cases
     ]
-    with harness.engine(folder, probe=True, kv_budget=budget, kv_policy=names[0]) as engine:
+    with harness.engine(folder, probe=True, kv_budget=72, kv_policy=names[0]) as engine:
         for _ in range(2):
             harness.cold(engine)
             got = engine.generate(
@@ -309,7 +308,7 @@ def test_likeness_in_the_fused_kernels_of_a_server(tmp_path):
     beside it, for which the server keeps the same first and last tokens."""
     folder = harness.build_tiny_model("llama", tmp_path, num_hidden_layers=2)
     model = load(folder)
-    protect = dict(protect_sink_tokens=4, protect_recent_tokens=64)
+    protect = dict(protect_sink_tokens=4, protect_recent_tokens=16)
     shared = prompt(40, 7)
     cases = [
         (shared + prompt(30, 3), 80, "longflow-novel"),
@@ -323,7 +322,7 @@ def test_likeness_in_the_fused_kernels_of_a_server(tmp_path):
         if policy == "longflow-novel":
             chosen = dict(ranking=rankings_of(policy, budget, layers=2))
         if policy == "longflow-peak":
-            chosen = dict(ranking=lambda: ReferenceRow(policy, budget, sinks=4, recent=64))
+            chosen = dict(ranking=lambda: ReferenceRow(policy, budget, sinks=4, recent=16))
         return expected(model, ids, budget, 45, **protect, **chosen)
 
     wanted = [wanted_tokens(*case) for case in cases]

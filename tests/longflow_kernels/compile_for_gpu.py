@@ -190,7 +190,7 @@ def main() -> None:
     show("combine 64 heads, 64 recent", combine(64, 1, 64))
     show("combine by KV head", combine(32, 8, 0))
     show("combine with memory", combine(32, 1, 0, memory=True))
-    show("combine with likeness, 64 recent", combine(32, 1, 64, memory=True, likeness=True))
+    show("combine with likeness, 16 recent", combine(32, 1, 16, memory=True, likeness=True))
     for head_dim, cache in ((64, "bf16"), (128, "bf16"), (128, "fp8e4nv"), (256, "bf16")):
         show(f"likeness {head_dim} {cache}", liken(head_dim, cache))
     show("gather", build(gather_indices_kernel, dict(BLOCK=512), 4, 3, "bf16", "bf16"))

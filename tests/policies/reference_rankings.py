@@ -123,7 +123,7 @@ class ReferenceRow:
             newest = self.tokens[-16:] if self.overwrites and self.overwrites % 16 == 0 else []
         peaks, scores = [0.95 * t.mass for t in self.tokens], []
         removal = self.removal()
-        late = self.budget - (self.recent or 64)
+        late = self.budget - (self.recent or 16)
         free = [i for i in range(late) if self.tokens[i].place > 3]
         if self.overwrites == 0:
             self.shared.value = ENOUGH
