@@ -139,13 +139,15 @@ class Soak:
                         found.times_s.append(time.monotonic())
             await asyncio.sleep(1)
 
-    async def _kill_and_restart(self, worker: Replica) -> tuple[float, float]:
-        """(when the scheduler was killed, when the worker served again), as Kubernetes would."""
+    async def _kill_and_restart(self, worker: Replica) -> tuple[float, float, float]:
+        """(when the scheduler was killed, when its server had ended, when it served again), as
+        Kubernetes would."""
         scheduler = worker.parts()["scheduler"]
         self._down.add(worker.name)
         killed, began = time.time(), time.monotonic()
         os.kill(scheduler.pid, signal.SIGKILL)
         await until(lambda: not worker.alive, 60, f"{worker.name} ends after its scheduler")
+        ended = time.time()
         self.report.exit_after_s = round(time.monotonic() - began, 1)
         self.report.exit_status = worker.process.returncode
         worker.start()
@@ -155,9 +157,9 @@ class Soak:
         await until(healthy, 60, f"the router takes {worker.name} again", 0.5)
         self._down.discard(worker.name)
         self.report.ready_after_s = round(time.monotonic() - began, 1)
-        return killed, time.time()
+        return killed, ended, time.time()
 
-    async def _judge(self, traffic: Traffic, killed: tuple[float, float]) -> None:
+    async def _judge(self, traffic: Traffic, killed: tuple[float, float, float]) -> None:
         report, problems = self.report, self.report.problems
         report.outcomes = {
             f"{kind}: {outcome}": count
@@ -177,10 +179,11 @@ class Soak:
                 problems.append(f"{worker.name} does not answer at the end: {status}")
         self._judge_memory()
 
-    def _went_down(self, note: Note, killed: float, back: float) -> bool:
-        """Whether the killed worker alone had this request when it was killed."""
+    def _went_down(self, note: Note, killed: float, ended: float, back: float) -> bool:
+        """Whether the killed worker alone had this request: when its scheduler was killed, or
+        after, since the server takes requests until it has seen that and ended."""
         had = [note.rid in _received(worker.log) for worker in self.workers]
-        return had == [True, False] and note.at <= killed and killed <= note.done <= back
+        return had == [True, False] and note.at <= ended and killed <= note.done <= back
 
     async def _judge_pool(self, worker: Replica) -> None:
         """Nothing runs or waits any more, and every slot is free or evictable."""
