@@ -1,7 +1,8 @@
 """Output tokens a second under a queue that never empties: stock SGLang and a budget server.
 
 Each system is a real `launch_server` with dummy weights of a known geometry and the same pool:
-`longflow` has a budget, `stock` runs without the plugin, `inert` with the plugin and no budget.
+`longflow`, `longflow-peak` and `longflow-novel` have a budget and that policy, `stock` runs without
+the plugin, `inert` with the plugin and no budget.
 Points (see throughput_points.yaml) are measured one after the other, each on one system after the
 other; idle systems only hold their memory. A point sends all its requests at once and counts the
 tokens that arrive between `warm` and `warm + seconds`. What is still running then is aborted.
@@ -42,7 +43,8 @@ from sglang_longflow.benchmark.streams import (
 from sglang_longflow.preflight import free_port
 from sglang_longflow.supervise import Server
 
-SYSTEMS = ("longflow", "stock", "inert")
+POLICIES = ("longflow", "longflow-peak", "longflow-novel")
+SYSTEMS = (*POLICIES, "stock", "inert")
 #: Tokens in one message of the stream; inter-token latencies are means over as many.
 STREAM_INTERVAL = 16
 _DECODE = re.compile(
@@ -136,7 +138,7 @@ def bodies(point: Point, vocab_size: int, seed: int) -> list[dict]:
         length = point.input + (done if point.stagger == "prompt" else 0)
         ids = [generator.randrange(10, vocab_size - 10) for _ in range(length)]
         sampling = dict(temperature=0, max_new_tokens=point.output - done, ignore_eos=True)
-        if point.system == "longflow":
+        if point.system in POLICIES:
             sampling["custom_params"] = {"kv_budget": point.budget}
         made.append(dict(input_ids=ids, sampling_params=sampling, stream=True))
     return made
@@ -219,9 +221,9 @@ def server_of(system: str, args: argparse.Namespace, points: list[Point]) -> tup
         *args.server,
     ]
     environment = None
-    if system == "longflow":
+    if system in POLICIES:
         budget = max(p.budget for p in points if p.system == system)
-        arguments += [f"--kv-budget={budget}", "--kv-budget-allow-full"]
+        arguments += [f"--kv-policy={system}", f"--kv-budget={budget}", "--kv-budget-allow-full"]
     elif system == "stock":
         # Only plugins that are named load. On a CPU the platform is one of them.
         on_cpu = "device cpu" in " ".join(args.server).replace("=", " ")
@@ -304,7 +306,7 @@ def main() -> int:
     default = Path(__file__).with_name("throughput_points.yaml")
     add("--points", type=Path, default=default, help="YAML file")
     add("--only", type=names, default=[], help="names of points, with commas; default: all")
-    add("--systems", type=names, default=list(SYSTEMS), help="default: longflow,stock,inert")
+    add("--systems", type=names, default=list(SYSTEMS), help="default: all that a point names")
     add("--start-timeout", type=float, default=420)
     add("--stop-after", type=float, default=0, help="seconds after which no point is begun")
     add("--seed", type=int, default=1)

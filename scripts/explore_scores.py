@@ -79,7 +79,8 @@ class Rule:
         the `gate`-th power of the part of it. All layers of a row share that mean.
     gate : float
     slow : float
-        What a step counts in it; it begins at `recalled`.
+        What a step counts in it; it begins at `begin` times `recalled`.
+    begin : float
     tilt : float
         Layers have budgets of their own, in all as many slots: the first ``1 + tilt`` times the
         budget, the last ``1 - tilt`` times, those between on a line.
@@ -106,6 +107,7 @@ class Rule:
     recalled: float = 0.0
     gate: float = 2.0
     slow: float = 0.02
+    begin: float = 1.0
     tilt: float = 0.0
     every: int = 1
     apart: int = 0
@@ -362,7 +364,7 @@ def _after_attention(layer, hidden: torch.Tensor, found: torch.Tensor) -> torch.
 
 def _step_by_step(layers, hidden: torch.Tensor, turned, budget: int, rule: Rule) -> torch.Tensor:
     """`hidden` after all layers; one recall goes through the layers of a step."""
-    start = torch.full((len(hidden), 1, 1), rule.recalled)
+    start = torch.full((len(hidden), 1, 1), rule.begin * rule.recalled)
     recall = Recall(start, rule.slow / len(layers))
     begin, rows, places = hidden[:, :budget], [], []
     cos, sin = turned

@@ -93,7 +93,9 @@ def build(
     )
 
 
-def attend(head_dim: int, group: int, dtype: str, cache: str, batch: int = 32):
+def attend(
+    head_dim: int, group: int, dtype: str, cache: str, batch: int = 32, beside: bool = False
+):
     config = launch_config(batch, 8, head_dim, 132, itemsize=1 if cache != dtype else 2)
     constants = dict(
         GROUP=group,
@@ -109,6 +111,7 @@ def attend(head_dim: int, group: int, dtype: str, cache: str, batch: int = 32):
         HAS_CAP=False,
         DOT_PRECISION="ieee",
         DEPENDENT=True,
+        BESIDE=beside,
     )
     return build(
         attend_kernel,
@@ -157,6 +160,7 @@ def liken(head_dim: int, cache: str):
         COMPARED=COMPARED_TOKENS,
         NARROW=cache != "bf16",
         DOT_PRECISION="ieee",
+        DEPENDENT=True,
     )
     return build(likeness_kernel, constants, 4, 3, "bf16", cache)
 
@@ -183,6 +187,7 @@ def main() -> None:
         show(f"attend {head_dim} bf16", attend(head_dim, 4, "bf16", "bf16"))
     for batch in (1, 8):
         show(f"attend 128 bf16, batch {batch}", attend(128, 4, "bf16", "bf16", batch))
+    show("attend 128 bf16 beside likeness", attend(128, 4, "bf16", "bf16", beside=True))
     show("attend 128 fp16", attend(128, 7, "fp16", "fp16"))
     show("attend 128 fp8", attend(128, 4, "bf16", "fp8e4nv"))
     for batch in (1, 8, 32, 128):

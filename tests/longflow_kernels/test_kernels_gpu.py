@@ -5,6 +5,7 @@ import torch
 from decode_case import INTERPRETED, DecodeCase, assert_step
 
 from longflow_kernels import prompt_scores
+from longflow_kernels.attend_score_evict import op
 from longflow_kernels.attend_score_evict.launch import launch_config
 from longflow_kernels.attend_score_evict.op import attend_score_evict
 from longflow_kernels.attend_score_evict.rows import StepRow, pack_rows
@@ -113,13 +114,46 @@ def test_batches(batch):
     assert_step(case, **TOLERANCE[torch.bfloat16])
 
 
-def test_the_same_input_gives_the_same_bits():
-    case = on_gpu([StepRow(3200, True, True)] * 24)
+WRITTEN = ("k_cache", "v_cache", "next_slot", "recent", "slot_score", "row_level", "row_recall")
+
+
+def assert_same_bits(left: dict, right: dict) -> None:
+    for name in WRITTEN:
+        if left.get(name) is not None:
+            raw = [side[name].contiguous().view(torch.uint8) for side in (left, right)]
+            assert torch.equal(*raw), name
+
+
+def rows_that_liken(batch: int) -> list[StepRow]:
+    """Some compare keys in this step, one of them all with all."""
+    written = [(1, 16, 17, 3200, 24)[i % 5] for i in range(batch)]
+    return [StepRow(3200, True, True, likens=True, written=w) for w in written]
+
+
+@pytest.mark.parametrize("likens", [False, True], ids=["plain", "likens"])
+def test_the_same_input_gives_the_same_bits(likens):
+    rows = rows_that_liken(24) if likens else [StepRow(3200, True, True)] * 24
+    case = on_gpu(rows, protect_recent_tokens=16 * likens)
     out, after = case.run()
     for _ in range(20):
         again, after_again = case.run()
         assert torch.equal(out, again)
-        assert torch.equal(after["next_slot"], after_again["next_slot"])
+        assert_same_bits(after, after_again)
+
+
+@pytest.mark.parametrize("batch", [3, 48])
+@pytest.mark.parametrize("fp8", [False, True], ids=["same", "fp8"])
+def test_kernels_that_run_side_by_side_give_the_bits_of_one_after_the_other(
+    batch, fp8, monkeypatch
+):
+    scales = dict(cache_dtype=torch.float8_e4m3fn, k_scale=0.5, v_scale=2.0) if fp8 else {}
+    case = on_gpu(rows_that_liken(batch), protect_recent_tokens=16, **scales)
+    beside = [case.run() for _ in range(5)]
+    monkeypatch.setattr(op, "_dependent_launch", lambda device: False)
+    out, after = case.run()
+    for again, after_again in beside:
+        assert torch.equal(out, again)
+        assert_same_bits(after, after_again)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -156,10 +190,11 @@ def test_error_against_float64_is_no_worse_than_flashinfers(dtype, heads):
     assert errors[0].max() <= errors[1].max() * 1.5
 
 
-def test_a_cuda_graph_replay_equals_an_eager_step():
+@pytest.mark.parametrize("likens", [False, True], ids=["plain", "likens"])
+def test_a_cuda_graph_replay_equals_an_eager_step(likens):
     """Captured with padded rows only, replayed with two different steps."""
-    rows = [FULL, GROWING, FILLS_NOW, RING]
-    cases = [on_gpu(rows, seed=seed) for seed in (1, 2)]
+    rows = [FULL, GROWING, FILLS_NOW, RING, *rows_that_liken(5 * likens)]
+    cases = [on_gpu(rows, seed=seed, protect_recent_tokens=16 * likens) for seed in (1, 2)]
     workspace = cases[0].workspace()
     static = cases[0]._arguments()
     out = torch.empty_like(static["q"])
@@ -182,9 +217,7 @@ def test_a_cuda_graph_replay_equals_an_eager_step():
         graph.replay()
         want, after = case.run()
         assert torch.equal(out, want)
-        for name in ("k_cache", "v_cache", "next_slot"):
-            raw = [t.view(torch.uint8) for t in (static[name], after[name])]
-            assert torch.equal(*raw), name
+        assert_same_bits(static, after)
 
 
 def test_no_host_synchronisation():

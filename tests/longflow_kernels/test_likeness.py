@@ -130,8 +130,9 @@ def test_rows_whose_turn_it_is_not_keep_their_memory():
     case = DecodeCase([NOT_DUE, FILLS_NOW, REMEMBERS, *OTHERS], protect_recent_tokens=16)
     arguments = case._arguments()
     before = arguments["slot_score"].clone()
-    names = ("kv_indices", "req_pool_indices", "fields", "next_slot", "recent", "slot_score")
-    update_likeness(arguments["k_cache"], *(arguments[name] for name in names))
+    names = ("k_new", "k_cache", "kv_indices", "req_pool_indices", "fields", "next_slot")
+    names += ("recent", "slot_score")
+    update_likeness(*(arguments[name] for name in names))
     assert torch.equal(arguments["slot_score"].nan_to_num(), before.nan_to_num())
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from longflow_kernels.attend_score_evict.layout import (
     BY_ATTENTION,
@@ -63,11 +63,15 @@ def attend_kernel(
     HAS_CAP: tl.constexpr,
     DOT_PRECISION: tl.constexpr,
     DEPENDENT: tl.constexpr,
+    BESIDE: tl.constexpr,
 ):
     """Grid (num_kv_heads, max_splits, batch): one split of one row for the heads of a KV head.
 
     The program whose split holds the new token stores its K/V first and then reads it like any
     other, so later steps see the same values and whatever lay in the slot before is never read.
+
+    With BESIDE the kernel before, which nothing here depends on, may still be at work: the programs
+    end after it, so that what waits for this kernel has waited for both.
     """
     kv_head = tl.program_id(0)
     split = tl.program_id(1)
@@ -194,3 +198,5 @@ def attend_kernel(
             acc,
             mask=stored,
         )
+    if BESIDE:
+        gdc_wait()

@@ -229,6 +229,21 @@ def attend_score_evict(
         return out
     group = num_q_heads // num_kv_heads
     dependent = _dependent_launch(q.device)
+    early: dict[str, bool] = {"launch_pdl": True} if dependent else {}
+    if likeness:  # before the attention, which is long enough to hide it
+        assert slot_score is not None and recent is not None
+        update_likeness(
+            k_new,
+            k_cache,
+            kv_indices,
+            req_pool_indices,
+            fields,
+            next_slot,
+            recent,
+            slot_score,
+            k_scale=k_scale,
+            dependent=dependent,
+        )
     attend_kernel[(num_kv_heads, config.max_splits, batch)](
         q,
         k_new,
@@ -267,15 +282,12 @@ def attend_score_evict(
         HAS_CAP=logit_cap > 0,
         DOT_PRECISION="ieee",
         DEPENDENT=dependent,
+        BESIDE=dependent and likeness,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         maxnreg=config.max_registers,
+        **(early if likeness else {}),
     )
-    if likeness:
-        assert slot_score is not None and recent is not None
-        update_likeness(
-            k_cache, kv_indices, req_pool_indices, fields, next_slot, recent, slot_score
-        )
     protect_recent = 0 if recent is None else recent.shape[2]
     voters = num_q_heads // victim_heads
     block_dv = triton.next_power_of_2(v_head_dim)
@@ -328,7 +340,7 @@ def attend_score_evict(
         BLOCK_R=triton.next_power_of_2(max(1, protect_recent)),
         DEPENDENT=dependent,
         num_warps=config.choose_warps,
-        **({"launch_pdl": True} if dependent else {}),
+        **early,
     )
     return out
 

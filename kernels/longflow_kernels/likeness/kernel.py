@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents
 
 from longflow_kernels.attend_score_evict.layout import KV_LEN, KV_START, LIKENS, REMEMBERS, WRITTEN
 
@@ -11,29 +12,43 @@ from longflow_kernels.attend_score_evict.layout import KV_LEN, KV_START, LIKENS,
 @triton.jit
 def _cosines(
     k_cache_ptr,
+    k_new_ptr,
+    k_scale,
     slots_a,
     slots_b,
+    newest_slot,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     K_SLOT_STRIDE: tl.constexpr,
     BLOCK_C: tl.constexpr,
     NARROW: tl.constexpr,
     DOT_PRECISION: tl.constexpr,
+    WITH_NEWEST: tl.constexpr,
 ):
-    """[n, m]: of the slow channels of all KV heads; BLOCK_C is at least a quarter of HEAD_DIM."""
+    """[n, m]: of the slow channels of all KV heads; BLOCK_C is at least a quarter of HEAD_DIM.
+
+    What `newest_slot` holds is not read, since it is being written. With WITH_NEWEST its key comes
+    from `k_new_ptr` where it is one of `slots_b`; elsewhere it is like nothing.
+    """
     HALF: tl.constexpr = HEAD_DIM // 2
     SLOW: tl.constexpr = HALF * 3 // 4
     QUARTER: tl.constexpr = HALF - SLOW
     offs_c = tl.arange(0, BLOCK_C)
     channel = tl.where(offs_c < QUARTER, SLOW + offs_c, HALF + SLOW + offs_c - QUARTER)
-    given = (offs_c < 2 * QUARTER)[None, :]
+    given = offs_c < 2 * QUARTER
+    old_a = given[None, :] & (slots_a != newest_slot)[:, None]
+    old_b = given[None, :] & (slots_b != newest_slot)[:, None]
     dots = tl.zeros([slots_a.shape[0], slots_b.shape[0]], tl.float32)
     size_a = tl.zeros([slots_a.shape[0]], tl.float32)
     size_b = tl.zeros([slots_b.shape[0]], tl.float32)
     for head in range(NUM_KV_HEADS):
         at = k_cache_ptr + head * HEAD_DIM + channel[None, :]
-        a = tl.load(at + slots_a[:, None] * K_SLOT_STRIDE, mask=given, other=0.0)
-        b = tl.load(at + slots_b[:, None] * K_SLOT_STRIDE, mask=given, other=0.0)
+        a = tl.load(at + slots_a[:, None] * K_SLOT_STRIDE, mask=old_a, other=0.0)
+        b = tl.load(at + slots_b[:, None] * K_SLOT_STRIDE, mask=old_b, other=0.0)
+        if WITH_NEWEST:
+            new = tl.load(k_new_ptr + head * HEAD_DIM + channel, mask=given, other=0.0)
+            new = (new.to(tl.float32) / k_scale).to(b.dtype)
+            b = tl.where((slots_b == newest_slot)[:, None], new[None, :], b)
         if NARROW:  # fp8: every value of it is one of float16
             a, b = a.to(tl.float16), b.to(tl.float16)
         dots = tl.dot(a, tl.trans(b), dots, input_precision=DOT_PRECISION)
@@ -45,6 +60,7 @@ def _cosines(
 
 @triton.jit(do_not_specialize=["field_stride"])
 def likeness_kernel(
+    k_new_ptr,
     k_cache_ptr,
     kv_indices_ptr,
     req_pool_indices_ptr,
@@ -52,7 +68,9 @@ def likeness_kernel(
     next_slot_ptr,
     recent_ptr,
     slot_score_ptr,
+    k_scale,
     field_stride,
+    k_new_stride,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     K_SLOT_STRIDE: tl.constexpr,
@@ -62,12 +80,15 @@ def likeness_kernel(
     COMPARED: tl.constexpr,
     NARROW: tl.constexpr,
     DOT_PRECISION: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Grid (programs, batch): the programs of a row share its tiles of BLOCK_N slots.
 
-    Runs after the step's keys are written and before `next_slot` and `recent` change. Programs of
-    rows that compare nothing in this step end at once.
+    Runs before `next_slot` and `recent` change. Programs of rows that compare nothing in this step
+    end at once. With DEPENDENT the attention starts beside it.
     """
+    if DEPENDENT:
+        gdc_launch_dependents()
     row = tl.program_id(1)
     likens = tl.load(fields_ptr + REMEMBERS * field_stride + row) == LIKENS
     written = tl.load(fields_ptr + WRITTEN * field_stride + row)
@@ -84,6 +105,8 @@ def likeness_kernel(
     last = tl.load(recent_ptr + req * RECENT + ring).to(tl.int32)
     last = tl.where((offs_m == 0) | first, newest, last)
     last_slots = tl.load(slots_ptr + last).to(tl.int64)
+    newest_slot = tl.load(slots_ptr + newest).to(tl.int64)
+    new_ptr = k_new_ptr + row.to(tl.int64) * k_new_stride
 
     offs_n = tl.arange(0, BLOCK_N)
     step = tl.num_programs(0) * BLOCK_N
@@ -99,14 +122,18 @@ def likeness_kernel(
                 later_slots = tl.load(slots_ptr + tl.minimum(later, kv_len - 1)).to(tl.int64)
                 alike = _cosines(
                     k_cache_ptr,
+                    new_ptr,
+                    k_scale,
                     slots,
                     later_slots,
+                    newest_slot,
                     NUM_KV_HEADS,
                     HEAD_DIM,
                     K_SLOT_STRIDE,
                     BLOCK_C,
                     NARROW,
                     DOT_PRECISION,
+                    WITH_NEWEST=False,
                 )
                 newer = (later[None, :] > position[:, None]) & (later < kv_len)[None, :]
                 newer = newer & (position != newest)[:, None]
@@ -117,14 +144,18 @@ def likeness_kernel(
             since = tl.min(tl.where(same, offs_m[None, :], COMPARED), axis=1)
         alike = _cosines(
             k_cache_ptr,
+            new_ptr,
+            k_scale,
             slots,
             last_slots,
+            newest_slot,
             NUM_KV_HEADS,
             HEAD_DIM,
             K_SLOT_STRIDE,
             BLOCK_C,
             NARROW,
             DOT_PRECISION,
+            WITH_NEWEST=True,
         )
         newer = offs_m[None, :] < since[:, None]
         like = tl.maximum(like, tl.max(tl.where(newer, alike, 0.0), axis=1))

@@ -11,10 +11,11 @@ from longflow_kernels.likeness.reference import COMPARED_TOKENS
 #: Programs that share a row, at most: one row in sixteen has its turn in a step, and a row of 3,200
 #: is 50 tiles. All of a batch together stay below the second: those without a turn end at once, but
 #: they must be started.
-MAX_PROGRAMS, MAX_PROGRAMS_OF_BATCH = 64, 4096
+MAX_PROGRAMS, MAX_PROGRAMS_OF_BATCH = 64, 2048
 
 
 def update_likeness(
+    k_new: torch.Tensor,
     k_cache: torch.Tensor,
     kv_indices: torch.Tensor,
     req_pool_indices: torch.Tensor,
@@ -22,16 +23,22 @@ def update_likeness(
     next_slot: torch.Tensor,
     recent: torch.Tensor,
     slot_score: torch.Tensor,
+    *,
+    k_scale: float = 1.0,
+    dependent: bool = False,
 ) -> None:
     """Raise the likeness of tokens that a newer one resembles (`reference.found_likeness`).
 
     Of rows whose ``remembers`` is `layout.LIKENS`, at their first overwrite and at every
-    `COMPARED_TOKENS`-th; reads a quarter of their keys. Can be captured in a CUDA graph.
+    `COMPARED_TOKENS`-th; reads a quarter of their keys. Can be captured in a CUDA graph, and run
+    beside the step's attention, which writes nothing that is read here.
 
     Parameters
     ----------
+    k_new : torch.Tensor
+        [batch, num_kv_heads, head_dim], this step's keys, rows of any stride.
     k_cache : torch.Tensor
-        [num_slots, num_kv_heads, head_dim], this step's keys written.
+        [num_slots, num_kv_heads, head_dim], with or without them.
     kv_indices, req_pool_indices, fields
         As in `attend_score_evict`.
     next_slot : torch.Tensor
@@ -40,6 +47,10 @@ def update_likeness(
         [num_rows, 1, at least COMPARED_TOKENS] int32 ring of the tokens written before.
     slot_score : torch.Tensor
         [num_slots * 2] float32: a slot's likeness after its score. Updated in place.
+    k_scale : float
+        What the cache's keys are multiplied by to give the real ones.
+    dependent : bool
+        The next kernel may start before this one has ended; it must wait for it before its own end.
 
     Raises
     ------
@@ -55,6 +66,7 @@ def update_likeness(
     head_dim, batch = k_cache.shape[2], fields.shape[1]
     programs = max(1, min(MAX_PROGRAMS, MAX_PROGRAMS_OF_BATCH // batch))
     likeness_kernel[(programs, batch)](
+        k_new,
         k_cache,
         kv_indices,
         req_pool_indices,
@@ -62,7 +74,9 @@ def update_likeness(
         next_slot,
         recent,
         slot_score,
+        k_scale,
         fields.stride(0),
+        k_new.stride(0),
         NUM_KV_HEADS=k_cache.shape[1],
         HEAD_DIM=head_dim,
         K_SLOT_STRIDE=k_cache.stride(0),
@@ -72,5 +86,6 @@ def update_likeness(
         COMPARED=COMPARED_TOKENS,
         NARROW=k_cache.dtype == torch.float8_e4m3fn,
         DOT_PRECISION="ieee",
+        DEPENDENT=dependent,
         num_warps=4,
     )
