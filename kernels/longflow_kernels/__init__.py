@@ -4,6 +4,7 @@ from longflow_kernels.attend_score_evict.reference import attention_mass, remova
 from longflow_kernels.compress_prompt.reference import prompt_scores, top_positions
 from longflow_kernels.likeness.level import first_level, next_level
 from longflow_kernels.likeness.recall import (
+    RECALL_FIRST,
     RECALL_PACE,
     next_recall,
     novelty_worth,
@@ -13,6 +14,7 @@ from longflow_kernels.likeness.reference import COMPARED_TOKENS, compares, found
 
 __all__ = [
     "COMPARED_TOKENS",
+    "RECALL_FIRST",
     "RECALL_PACE",
     "attention_mass",
     "compares",

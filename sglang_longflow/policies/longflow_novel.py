@@ -9,6 +9,7 @@ import torch
 
 from longflow_kernels import (
     COMPARED_TOKENS,
+    RECALL_FIRST,
     compares,
     found_likeness,
     novelty_worth,
@@ -29,7 +30,7 @@ class LongFlowNovel(Policy):
     - ``level``: what about ``share`` of the row's slots have as their peak. So novelty
       decides among those that are read least, about as many in any row, however its attention
       is spread; it is followed step by step (`longflow_kernels.next_level`);
-    - ``worth``: ``min(1, recall / enough) ** 4``. The recall is the part of the row's scores that
+    - ``worth``: ``min(1, recall / enough) ** 8``. The recall is the part of the row's scores that
       goes to slots whose peak was below the level: a mean of some fifty steps over all layers
       (`longflow_kernels.next_recall`). So novelty counts where queries do go back to what they had
       not looked at, as in chains that need results of long ago, and in plain text hardly;
@@ -97,7 +98,9 @@ class LongFlowNovel(Policy):
         remembered = super().scores(rows)
         level = rows.level(remembered, self.level_share)
         part = recalled_part(rows.removal_scores, past, level, rows.kept(self.first_tokens_kept))
-        worth = novelty_worth(rows.recall(part, self.recall_enough), self.recall_enough)
+        worth = novelty_worth(
+            rows.recall(part, RECALL_FIRST * self.recall_enough), self.recall_enough
+        )
         return remembered + self.novelty_weight * level * worth * novelty
 
     @staticmethod

@@ -46,7 +46,8 @@ POINTERS = {
     "v_cache_ptr": "*{cache}",
 }
 FLOATS = ("scaling", "logit_cap", "k_scale", "v_scale", "decay", "novelty_weight", "novelty_span")
-FLOATS += ("level_share", "level_pace", "lowest_level", "recall_enough", "recall_pace")
+FLOATS += ("level_share", "level_pace", "lowest_level", "recall_enough", "recall_first")
+FLOATS += ("recall_pace",)
 
 
 def build(

@@ -173,7 +173,7 @@ def test_a_recall_counts_what_goes_to_cold_slots():
 
 def test_novelty_is_worth_all_or_next_to_nothing():
     worth = novelty_worth(torch.tensor([0.0, 0.01, 0.02, 0.04, 0.3]), enough=0.04)
-    torch.testing.assert_close(worth, torch.tensor([0.0, 1 / 256, 1 / 16, 1.0, 1.0]))
+    torch.testing.assert_close(worth, torch.tensor([0.0, 2**-16, 2**-8, 1.0, 1.0]))
 
 
 @interpreted

@@ -126,8 +126,8 @@ class ReferenceRow:
         late = self.budget - (self.recent or 16)
         free = [i for i in range(late) if self.tokens[i].place > 3]
         if self.overwrites == 0:
-            self.shared.value = ENOUGH
-        worth = WEIGHT * self.level * min(1.0, self.shared.value / ENOUGH) ** 4
+            self.shared.value = 2 * ENOUGH
+        worth = WEIGHT * self.level * min(1.0, self.shared.value / ENOUGH) ** 8
         if self.overwrites > 1:
             part = sum(removal[i] for i in free if peaks[i] < self.level) / sum(removal)
             self.shared.value += 0.02 / self.shared.layers * (part - self.shared.value)

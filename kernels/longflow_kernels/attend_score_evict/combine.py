@@ -98,6 +98,7 @@ def combine_kernel(
     level_pace,
     lowest_level,
     recall_enough,
+    recall_first,
     recall_pace,
     NUM_Q_HEADS: tl.constexpr,
     V_HEAD_DIM: tl.constexpr,
@@ -203,6 +204,7 @@ def combine_kernel(
         recall = tl.load(row_recall_ptr + req, mask=likens & (written > 0), other=0.0)
         worth = tl.minimum(recall / recall_enough, 1.0)
         worth = worth * worth
+        worth = worth * worth
         most = level * novelty_weight * worth * worth
     for first in range(chunk * TILES * BLOCK_N, kv_len, CHUNKS * TILES * BLOCK_N):
         tiles = first // BLOCK_N + offs_t
@@ -295,7 +297,7 @@ def combine_kernel(
         tl.store(row_level_ptr + req, level, mask=likens)
         part = tl.where(total > 0, back / tl.where(total > 0, total, 1.0), 0.0)
         recall += tl.where(written > 1, recall_pace * (part - recall), 0.0)
-        recall = tl.where(written > 0, recall, recall_enough)
+        recall = tl.where(written > 0, recall, recall_first)
         tl.store(row_recall_ptr + req, recall, mask=likens)
     if RECENT > 0:
         offs_r = tl.arange(0, BLOCK_R)

@@ -11,6 +11,9 @@ import torch
 
 #: What one step counts in the recall, all its layers together.
 RECALL_PACE = 0.02
+#: What it begins at, times what is enough: until levels have settled, hardly a slot is below one,
+#: and novelty is to count in a row before it is known that it need not.
+RECALL_FIRST = 2.0
 
 
 def recalled_part(
@@ -43,6 +46,6 @@ def next_recall(recall: torch.Tensor, part: torch.Tensor, pace: float) -> torch.
 def novelty_worth(recall: torch.Tensor, enough: float) -> torch.Tensor:
     """[n, 1] from 0 to 1: what novelty counts in a row; all of it where the recall is `enough`.
 
-    The fourth power: at a third of `enough` hardly anything is left.
+    The eighth power: at half of `enough` hardly anything is left.
     """
-    return (recall / enough).clamp(max=1) ** 4
+    return (recall / enough).clamp(max=1) ** 8
