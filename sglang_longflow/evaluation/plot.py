@@ -59,7 +59,7 @@ def draw_points(points: Iterable[Point], path: Path, label: str, **axis: Any) ->
     from matplotlib import pyplot
 
     points = list(points)
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
     variants = sorted({point.variant for point in points if point.variant != FULL})
     markers = "osD^vP*Xph<>"
     axes.set_prop_cycle(color=pyplot.get_cmap("tab20").colors)  # more policies than ten
@@ -84,6 +84,6 @@ def draw_points(points: Iterable[Point], path: Path, label: str, **axis: Any) ->
     budget_axis(axes, {point.budget for point in points if point.budget})
     axes.set(**axis)
     axes.set_ylabel(label)
-    axes.legend()
+    figure.legend(loc="outside right upper")  # many policies: beside their lines
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
