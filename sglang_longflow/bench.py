@@ -35,6 +35,7 @@ from sglang_longflow.evaluation.variants import (
     parse_variant,
 )
 from sglang_longflow.local_http import first_port
+from sglang_longflow.policies import DEFAULT_POLICY
 from sglang_longflow.preflight import check_model, free_port
 
 LINE_INTERVAL_S = 10.0
@@ -60,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=["10%", "25%", "50%", FULL],
         help="tokens, shares of input + output, or full; default 10%%,25%%,50%%,full",
     )
-    add("--policy", default="longflow", help="e.g. streaming:sinks=4; default %(default)s")
+    add("--policy", default=DEFAULT_POLICY, help="e.g. streaming:sinks=4; default %(default)s")
     add(
         "--baselines",
         type=words,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from sglang_longflow.errors import ConfigError
-from sglang_longflow.policies import Policy, make_policy, policy_names
+from sglang_longflow.policies import DEFAULT_POLICY, Policy, make_policy, policy_names
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ FLAGS = (
         "reaches it overwrites its least useful slot from then on. 0: full KV by default, budgets "
         "by request. Unset: the plugin does nothing.",
     ),
-    Flag("kv_policy", str, "longflow", f"Eviction policy: {', '.join(policy_names())}."),
+    Flag("kv_policy", str, DEFAULT_POLICY, f"Eviction policy: {', '.join(policy_names())}."),
     Flag("kv_budget_min", int, None, "Smallest kv_budget a request may ask for."),
     Flag("kv_budget_max", int, None, "Largest kv_budget a request may ask for."),
     Flag(
@@ -84,7 +84,7 @@ class LongFlowConfig:
     """
 
     kv_budget: int
-    kv_policy: str = "longflow"
+    kv_policy: str = DEFAULT_POLICY
     kv_budget_min: int | None = None
     kv_budget_max: int | None = None
     kv_budget_allow_full: bool = False

@@ -40,6 +40,7 @@ from sglang_longflow.evaluation.variants import (
     plan,
     point_title,
 )
+from sglang_longflow.policies import DEFAULT_POLICY
 from sglang_longflow.reasoner import MODEL_DIR
 
 
@@ -65,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--policies",
         type=names,
-        default=["longflow", "streaming:sinks=4", "random"],
+        default=[DEFAULT_POLICY, "longflow", "streaming:sinks=4", "random"],
         help="with semicolons, e.g. 'longflow;streaming:sinks=4;h2o'",
     )
     add(

@@ -14,7 +14,10 @@ from sglang_longflow.geometry import (
 )
 from sglang_longflow.step_time import GIB, Gpu, StepTime
 
-MIN_BUDGET_TOKENS = 34  # LongFlow's policy minimum: its 32-token window and two slots more
+# A server's default and its minimum (4 first tokens, a window of 32, two slots more); written out,
+# since the policies themselves need torch.
+DEFAULT_POLICY = "longflow-novel"
+MIN_BUDGET_TOKENS = 38
 COMPUTE_BOUND_ROWS = 256  # about where matrix products stop being limited by reading weights
 DEFAULT_MEM_FRACTION = 0.85
 DEFAULT_PROMPT_TOKENS = 512

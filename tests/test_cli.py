@@ -221,7 +221,7 @@ def test_preflight_errors(capsys, argv, parts):
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [
-        (["--kv-budget", "10"], ["kv_budget=10", "34"]),
+        (["--kv-budget", "10"], ["kv_budget=10", "38"]),
         (["--kv-policy", "streaming"], ["kv_policy='streaming'", "--kv-budget"]),
         (["--kv-budget", "96", "--kv-policy", "x"], ["kv_policy='x'", "longflow"]),
         (["--kv-budget", "96", "--page-size", "16"], ["page_size=16", "--page-size 1"]),
@@ -272,9 +272,9 @@ def test_banner(model, free_port):
     text = dict(serve.banner(settings, found["kv"]))
     url = f"http://127.0.0.1:{free_port}"
     assert text["model"] == str(model) and text["port"] == str(free_port) and text["url"] == url
-    assert text["KV budget"] == "2,048 tokens a request, policy longflow"
+    assert text["KV budget"] == "2,048 tokens a request, policy longflow-novel"
     assert text["by request"] == "38 to 4,096 tokens; full KV is refused"
-    assert text["protected"] == "first 4, last 0 tokens"
+    assert text["protected"] == "first 4, last 16 tokens"
     assert text["metrics"] == f"{url}/metrics" and text["stats"] == f"{url}/longflow/stats"
     assert text["console"] == f"{url}/longflow"
     settings, found = serve.prepare([*argv, "--api-key=k"])

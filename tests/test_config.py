@@ -25,11 +25,11 @@ FUSED = ("longflow", "streaming", "tova", "random")
 NOVEL = {"kv_budget": 96, "kv_policy": "longflow-novel", "kv_decode_kernel": "triton"}
 
 
-def test_defaults_are_the_published_algorithm():
+def test_defaults():
     config = LongFlowConfig(kv_budget=64)
     assert config.as_dict() == {
         "kv_budget": 64,
-        "kv_policy": "longflow",
+        "kv_policy": "longflow-novel",
         "kv_budget_min": None,
         "kv_budget_max": None,
         "kv_budget_allow_full": False,
@@ -55,15 +55,16 @@ def test_flags_and_fields_are_the_same():
         ({"kv_budget": True}, "kv_budget=True: expected an integer"),
         ({"kv_budget": 64.0}, "kv_budget=64.0: expected an integer"),
         ({"kv_budget": "64"}, "kv_budget='64': expected an integer"),
-        ({"kv_budget": -1}, "kv_budget=-1: below the minimum 34"),
-        ({"kv_budget": 33}, "kv_budget=33: below the minimum 34"),
+        ({"kv_budget": -1}, "kv_budget=-1: below the minimum 38"),
+        ({"kv_budget": 37}, "kv_budget=37: below the minimum 38"),
+        ({"kv_budget": 33, "kv_policy": "longflow"}, "kv_budget=33: below the minimum 34"),
         ({"kv_budget": 1, "kv_policy": "streaming"}, "kv_budget=1: below the minimum 2"),
         ({"kv_budget": 64, "kv_budget_min": 65}, "kv_budget=64: below the minimum 65"),
-        ({"kv_budget": 64, "kv_budget_min": 33}, "kv_budget_min=33: below 34"),
-        ({"kv_budget": 64, "kv_budget_min": 0}, "kv_budget_min=0: below 34"),
+        ({"kv_budget": 64, "kv_budget_min": 37}, "kv_budget_min=37: below 38"),
+        ({"kv_budget": 64, "kv_budget_min": 0}, "kv_budget_min=0: below 38"),
         ({"kv_budget": 64, "kv_budget_min": False}, "kv_budget_min=False: expected an integer"),
         ({"kv_budget": 64, "kv_budget_max": 63}, "kv_budget=64: above kv_budget_max=63"),
-        ({"kv_budget": 64, "kv_budget_max": 33}, "kv_budget_max=33: below the minimum 34"),
+        ({"kv_budget": 64, "kv_budget_max": 37}, "kv_budget_max=37: below the minimum 38"),
         ({"kv_budget": 64, "kv_budget_max": "9"}, "kv_budget_max='9': expected an integer"),
         (
             {"kv_budget": 0, "kv_budget_min": 90, "kv_budget_max": 80},
@@ -109,7 +110,8 @@ def test_wrong_settings_are_refused_by_name_and_value(settings, message):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"kv_budget": 34},
+        {"kv_budget": 38},
+        {"kv_budget": 34, "kv_policy": "longflow"},
         {"kv_budget": 2, "kv_policy": "streaming"},
         {"kv_budget": 0},
         {"kv_budget": 64, "kv_budget_min": 64, "kv_budget_max": 64},
@@ -139,7 +141,8 @@ def test_full_kv_is_allowed_by_flag_or_by_default(settings, allowed):
 
 
 def test_policies_come_with_the_servers_protections():
-    config = LongFlowConfig(kv_budget=64, kv_protect_sink_tokens=3, kv_protect_recent_tokens=5)
+    protected = dict(kv_protect_sink_tokens=3, kv_protect_recent_tokens=5)
+    config = LongFlowConfig(kv_budget=64, kv_policy="longflow", **protected)
     for name in (None, "longflow", "streaming"):
         policy = config.policy(name)
         assert policy.name == (name or "longflow")

@@ -15,7 +15,7 @@ from sglang_longflow.geometry import (
     weights_bytes,
 )
 from sglang_longflow.plan import add_arguments, render, run
-from sglang_longflow.planner import MIN_BUDGET_TOKENS, budget_for_users, make_plan
+from sglang_longflow.planner import DEFAULT_POLICY, MIN_BUDGET_TOKENS, budget_for_users, make_plan
 from sglang_longflow.step_time import GIB, GPUS
 
 LLAMA = {
@@ -439,13 +439,13 @@ def test_budget_for_users():
     assert budget_for_users(290_000, 35, 200, 16_000) is None
     assert budget_for_users(290_000, 36, 200, 16_000) == 8055
     assert budget_for_users(290_000, 90, 200, 16_000) == 3222
-    assert budget_for_users(290_000, 8529, 200, 16_000) == 34
-    with pytest.raises(PlanError, match=r"--users 8530 exceeds 8529, .*pool of 290000 .*34"):
-        budget_for_users(290_000, 8530, 200, 16_000)
+    assert budget_for_users(290_000, 7631, 200, 16_000) == 38
+    with pytest.raises(PlanError, match=r"--users 7632 exceeds 7631, .*pool of 290000 .*38"):
+        budget_for_users(290_000, 7632, 200, 16_000)
     assert budget_for_users(10_000, 1, 500, 15_000) == 10_000  # full KV never finishes
 
 
-@pytest.mark.parametrize("users", [36, 90, 181, 1000, 8529])
+@pytest.mark.parametrize("users", [36, 90, 181, 1000, 7631])
 def test_the_budget_found_is_the_largest_that_runs_all_users(users):
     asked = {"prompt_tokens": 200, "output_tokens": 16_000}
     plan = plan_with_pool(290_000, users=users, **asked)
@@ -511,10 +511,10 @@ def test_gpu_names_in_any_case(capsys):
     "flags, message",
     [
         ((*BASE, "--gpu", "V100", "--budget", 100), "--gpu V100 is not one of: H100-80G, H200-1"),
-        ((*BASE, "--gpu", "L4-24G", "--budget", "many"), "--budget many must be an integer >= 34"),
-        ((*BASE, "--gpu", "L4-24G", "--budget", "3.5"), "--budget 3.5 must be an integer >= 34"),
-        ((*BASE, "--gpu", "L4-24G", "--budget", 33), "--budget 33 must be an integer >= 34"),
-        ((*BASE, "--gpu", "L4-24G", "--budget", -1), "--budget -1 must be an integer >= 34"),
+        ((*BASE, "--gpu", "L4-24G", "--budget", "many"), "--budget many must be an integer >= 38"),
+        ((*BASE, "--gpu", "L4-24G", "--budget", "3.5"), "--budget 3.5 must be an integer >= 38"),
+        ((*BASE, "--gpu", "L4-24G", "--budget", 33), "--budget 33 must be an integer >= 38"),
+        ((*BASE, "--gpu", "L4-24G", "--budget", -1), "--budget -1 must be an integer >= 38"),
         ((*BASE, "--gpu", "L4-24G", "--users", 0), "--users 0 must be an integer >= 1"),
         ((*BASE, "--gpu", "L4-24G", "--users", 10**6), "--users 1000000 exceeds "),
         ((*BASE, "--gpu", "L4-24G"), "give --gpu or --memory-gb, and --budget or --users"),
@@ -545,13 +545,14 @@ def test_errors_are_one_line_with_exit_code_2(capsys, flags, message):
 
 def test_make_plan_checks_the_budget_itself():
     geom = load_geometry("qwen3-1.7b")
-    with pytest.raises(PlanError, match=r"--budget 33 must be an integer >= 34"):
+    with pytest.raises(PlanError, match=r"--budget 33 must be an integer >= 38"):
         make_plan(geom, memory_bytes=8 * GIB, budget_tokens=33)
 
 
 def test_minimum_is_that_of_the_policy():
     policies = pytest.importorskip("sglang_longflow.policies")
-    assert policies.make_policy("longflow").min_budget_tokens == MIN_BUDGET_TOKENS
+    assert policies.DEFAULT_POLICY == DEFAULT_POLICY
+    assert policies.make_policy(DEFAULT_POLICY).min_budget_tokens == MIN_BUDGET_TOKENS
 
 
 def test_imports_neither_sglang_nor_torch():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sglang_longflow.geometry import PlanError
-from sglang_longflow.planner import Plan
+from sglang_longflow.planner import DEFAULT_POLICY, Plan
 from sglang_longflow.step_time import GIB
 
 # Parts of a server's rows, in percent; the same as the chart's defaults, which a test compares.
@@ -66,7 +66,7 @@ class Sizing:
             "kv-budget": self.budget_tokens,
             # What the thresholds count on: a row is never larger.
             "kv-budget-max": self.budget_tokens,
-            "kv-policy": "longflow",
+            "kv-policy": DEFAULT_POLICY,
             "mem-fraction-static": plan.mem_fraction_static,
             "max-running-requests": self.rows,
             "page-size": 1,

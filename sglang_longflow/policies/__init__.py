@@ -25,6 +25,9 @@ _POLICIES: dict[str, type[Policy]] = {
     )
 }
 
+#: What a server ranks by unless it is told otherwise.
+DEFAULT_POLICY = LongFlowNovel.name
+
 
 def policy_names() -> tuple[str, ...]:
     """Names accepted by --kv-policy and by requests."""
@@ -40,4 +43,12 @@ def make_policy(
     )
 
 
-__all__ = ["FullRows", "Needs", "Policy", "PromptEnd", "make_policy", "policy_names"]
+__all__ = [
+    "DEFAULT_POLICY",
+    "FullRows",
+    "Needs",
+    "Policy",
+    "PromptEnd",
+    "make_policy",
+    "policy_names",
+]

@@ -160,7 +160,7 @@ def test_the_slider_asks_the_planner(seen):
     plan = seen["plan"]
     assert (plan["budget"], plan["start"]) == ("96", f"{POOL // 96} at once")
     assert (plan["whole_budget"], plan["whole_pool"]) == (f"{POOL:,}", "1 at once")
-    assert plan["least"] == f"{POOL // 34} at once" and plan["verdict"].startswith("Helps: ")
+    assert plan["least"] == f"{POOL // 38} at once" and plan["verdict"].startswith("Helps: ")
     assert "prompt_tokens" in plan["error"] and "99999999" in plan["error"]
 
 

@@ -195,6 +195,8 @@ def engine(
         port=free_port(),
         nccl_port=free_port(),  # SGLang's own choice may be some connection's by then
     )
+    if "kv_budget" in arguments:
+        defaults["kv_policy"] = "longflow"  # not the default: what the oracle ranks by
     if DEVICE == "cuda":
         defaults["dtype"] = "bfloat16"  # FlashInfer has no float32 kernels
         if "kv_budget" in arguments:

@@ -12,6 +12,7 @@ from sglang_longflow.flow.request import asks_for_budget, check_fits, resolve_bu
 
 BOUNDED = LongFlowConfig(kv_budget=100, kv_budget_min=50, kv_budget_max=200)
 FULL_TOO = LongFlowConfig(kv_budget=100, kv_budget_allow_full=True)
+PUBLISHED = LongFlowConfig(kv_budget=100, kv_policy="longflow", kv_budget_allow_full=True)
 FULL_DEFAULT = LongFlowConfig(kv_budget=0)
 PROTECTED = LongFlowConfig(
     kv_budget=100, kv_policy="streaming", kv_protect_sink_tokens=4, kv_protect_recent_tokens=10
@@ -30,7 +31,7 @@ def refusal(params, config):
 @pytest.mark.parametrize("params", [None, {}, {"mine": 1, "__req__": object()}])
 def test_a_request_that_asks_for_nothing_gets_the_defaults(params):
     got = resolve_budget(params, BOUNDED)
-    assert (got.tokens, got.policy.name) == (100, "longflow")
+    assert (got.tokens, got.policy.name) == (100, "longflow-novel")
     assert resolve_budget(params, FULL_DEFAULT).is_full
 
 
@@ -43,11 +44,12 @@ def test_bounds_are_inclusive(tokens):
     ("value", "config", "reason", "limit"),
     [
         (49, BOUNDED, "below_minimum", "50"),
-        (34, BOUNDED, "below_minimum", "50"),
+        (38, BOUNDED, "below_minimum", "50"),
         (201, BOUNDED, "above_maximum", "200"),
         (10**18, BOUNDED, "above_maximum", "200"),
-        (33, FULL_TOO, "below_policy_minimum", "34"),
-        (1, FULL_TOO, "below_policy_minimum", "34"),
+        (33, PUBLISHED, "below_policy_minimum", "34"),
+        (37, FULL_TOO, "below_policy_minimum", "38"),
+        (1, FULL_TOO, "below_policy_minimum", "38"),
         (15, PROTECTED, "below_policy_minimum", "16"),
         (-1, FULL_TOO, "negative", "0 for full KV"),
         (-(10**9), BOUNDED, "negative", "0 for full KV"),
@@ -114,7 +116,8 @@ def test_a_policy_that_the_kernel_does_not_rank_by_is_refused():
 
 
 def test_policy_override_keeps_the_servers_protections():
-    config = LongFlowConfig(kv_budget=100, kv_protect_sink_tokens=4, kv_protect_recent_tokens=6)
+    protected = dict(kv_protect_sink_tokens=4, kv_protect_recent_tokens=6)
+    config = LongFlowConfig(kv_budget=100, kv_policy="longflow", **protected)
     got = resolve_budget({"kv_policy": "streaming"}, config).policy
     assert (got.name, got.protect_sink_tokens, got.protect_recent_tokens) == ("streaming", 4, 6)
 
@@ -135,7 +138,7 @@ def test_server_default_below_the_other_policys_minimum_is_refused_not_rounded()
 
 
 def test_streaming_with_longflow_server_may_go_below_longflows_minimum():
-    assert resolve_budget({"kv_budget": 2, "kv_policy": "streaming"}, FULL_TOO).tokens == 2
+    assert resolve_budget({"kv_budget": 2, "kv_policy": "streaming"}, PUBLISHED).tokens == 2
 
 
 @pytest.mark.parametrize("config", [FULL_TOO, FULL_DEFAULT])

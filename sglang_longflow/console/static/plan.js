@@ -2,7 +2,7 @@
 import { $, number, setShare, setText } from "./format.js";
 
 const WAIT_MS = 150;
-const LEAST = 34; // the planner's; a smaller one is refused by the server, by name
+const LEAST = 38; // the planner's; a smaller one is refused by the server, by name
 
 export class WhatIf {
   constructor(ask) {
