@@ -145,7 +145,7 @@ def test_openai_several_at_once(server):
     ("params", "words"),
     [
         ({"kv_budget": MOST + 1}, [f"kv_budget={MOST + 1}", f"maximum {MOST}"]),
-        ({"kv_budget": 33}, ["kv_budget=33", "below 34"]),
+        ({"kv_budget": 37}, ["kv_budget=37", "below 38"]),
         ({"kv_budget": "64"}, ["kv_budget='64'", "integer"]),
         ({"kv_policy": "best"}, ["kv_policy='best'", "streaming"]),
         ({"kv_bugdet": 64}, ["kv_bugdet", "did you mean kv_budget"]),

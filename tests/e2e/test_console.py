@@ -223,7 +223,7 @@ def test_longflow_top(server):
         done = longflow_top(server, "--once", "--api-key", KEY)
         assert done.returncode == 0, done.stderr
         (row,) = [line.split() for line in done.stdout.splitlines() if "watched" in line]
-        assert row[2:4] == ["96", "96"] and row[5] == "longflow"
+        assert row[2:4] == ["96", "96"] and row[5] == "longflow-novel"
         assert "running 1, 1 at budget" in done.stdout
         found = json.loads(longflow_top(server, "--once", "--json", "--api-key", KEY).stdout)
         assert found["requests"][0]["rid"] == "watched" and found["rates"] is None

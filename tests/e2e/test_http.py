@@ -141,7 +141,7 @@ def test_stats(server):
                 break
         _, stats = server.request("/longflow/stats")
         (row,) = stats["requests"]
-        assert row["rid"] == "watched" and row["kv_policy"] == "longflow"
+        assert row["rid"] == "watched" and row["kv_policy"] == "longflow-novel"
         assert row["kv_len"] == row["kv_budget"] == 96 < row["seq_len"]
         assert stats["pool"]["budgeted_tokens"] == 96
     # the client went away: SGLang aborts the request
@@ -183,7 +183,7 @@ BAD = [
     ({"kv_budget": -3}, ("kv_budget=-3", "positive")),
     ({"kv_budget": 501}, ("kv_budget=501", "maximum 500")),
     ({"kv_budget": 40}, ("kv_budget=40", "minimum 48")),
-    ({"kv_budget": 20}, ("kv_budget=20", "below 34", "longflow")),
+    ({"kv_budget": 20}, ("kv_budget=20", "below 38", "longflow")),
     ({"kv_budget": 0}, ("kv_budget=0", "--kv-budget-allow-full")),
     ({"kv_policy": "oracle"}, ("kv_policy='oracle'", "longflow, streaming")),
     ({"kv_policy": 7}, ("kv_policy=7", "unknown policy")),
