@@ -147,7 +147,7 @@ def test_rows_and_pool(seen):
     rows = {row[0]: row[1:] for row in seen["rows"]}
     assert EVIL in rows and seen["scripts_in_table"] == 0
     logical, resident, budget, saved, policy = rows[EVIL]
-    assert (resident, budget, policy) == ("96", "96", "longflow")
+    assert (resident, budget, policy) == ("96", "96", "longflow-novel")
     assert int(logical.replace(",", "")) > 96 and saved.endswith("%")
     assert any(row[2] == "full KV" for row in rows.values())
     assert seen["cells"]["all"] == 480 and seen["cells"]["budgeted"] > 100
