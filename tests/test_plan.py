@@ -513,7 +513,7 @@ def test_gpu_names_in_any_case(capsys):
         ((*BASE, "--gpu", "V100", "--budget", 100), "--gpu V100 is not one of: H100-80G, H200-1"),
         ((*BASE, "--gpu", "L4-24G", "--budget", "many"), "--budget many must be an integer >= 38"),
         ((*BASE, "--gpu", "L4-24G", "--budget", "3.5"), "--budget 3.5 must be an integer >= 38"),
-        ((*BASE, "--gpu", "L4-24G", "--budget", 33), "--budget 33 must be an integer >= 38"),
+        ((*BASE, "--gpu", "L4-24G", "--budget", 37), "--budget 37 must be an integer >= 38"),
         ((*BASE, "--gpu", "L4-24G", "--budget", -1), "--budget -1 must be an integer >= 38"),
         ((*BASE, "--gpu", "L4-24G", "--users", 0), "--users 0 must be an integer >= 1"),
         ((*BASE, "--gpu", "L4-24G", "--users", 10**6), "--users 1000000 exceeds "),
@@ -545,8 +545,8 @@ def test_errors_are_one_line_with_exit_code_2(capsys, flags, message):
 
 def test_make_plan_checks_the_budget_itself():
     geom = load_geometry("qwen3-1.7b")
-    with pytest.raises(PlanError, match=r"--budget 33 must be an integer >= 38"):
-        make_plan(geom, memory_bytes=8 * GIB, budget_tokens=33)
+    with pytest.raises(PlanError, match=r"--budget 37 must be an integer >= 38"):
+        make_plan(geom, memory_bytes=8 * GIB, budget_tokens=37)
 
 
 def test_minimum_is_that_of_the_policy():

@@ -230,7 +230,7 @@ def test_a_folder_with_files_is_kept(tmp_path, capsys):
     ("target", "flags", "text"),
     [
         ("swarm", (), "--target swarm is not one of: compose, kustomize, helm, keda"),
-        ("helm", ("--budget", "33"), "--budget 33 must be an integer >= 38"),
+        ("helm", ("--budget", "37"), "--budget 37 must be an integer >= 38"),
         ("helm", ("--budget", "600000"), "--budget 600000 exceeds the pool of 599468 tokens"),
         ("helm", ("--replicas-min", "0"), "--replicas-min 0 must be an integer >= 1"),
         (

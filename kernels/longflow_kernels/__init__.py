@@ -4,8 +4,8 @@ from longflow_kernels.attend_score_evict.reference import attention_mass, remova
 from longflow_kernels.compress_prompt.reference import prompt_scores, top_positions
 from longflow_kernels.likeness.level import first_level, next_level
 from longflow_kernels.likeness.recall import (
-    RECALL_FIRST,
     RECALL_PACE,
+    first_recall,
     next_recall,
     novelty_worth,
     recalled_part,
@@ -14,11 +14,11 @@ from longflow_kernels.likeness.reference import COMPARED_TOKENS, compares, found
 
 __all__ = [
     "COMPARED_TOKENS",
-    "RECALL_FIRST",
     "RECALL_PACE",
     "attention_mass",
     "compares",
     "first_level",
+    "first_recall",
     "found_likeness",
     "next_level",
     "next_recall",

@@ -9,8 +9,8 @@ import torch
 
 from longflow_kernels import (
     COMPARED_TOKENS,
-    RECALL_FIRST,
     compares,
+    first_recall,
     found_likeness,
     novelty_worth,
     recalled_part,
@@ -99,7 +99,7 @@ class LongFlowNovel(Policy):
         level = rows.level(remembered, self.level_share)
         part = recalled_part(rows.removal_scores, past, level, rows.kept(self.first_tokens_kept))
         worth = novelty_worth(
-            rows.recall(part, RECALL_FIRST * self.recall_enough), self.recall_enough
+            rows.recall(part, first_recall(self.recall_enough)), self.recall_enough
         )
         return remembered + self.novelty_weight * level * worth * novelty
 

@@ -53,7 +53,7 @@ def test_users_and_fp8():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ((33, 512, 100), ("budget=33", "from 38 to 5000")),
+        ((37, 512, 100), ("budget=37", "from 38 to 5000")),
         ((5001, 512, 100), ("budget=5001", "from 38 to 5000")),
         ((64, 5001, 100), ("prompt_tokens=5001", "from 1 to 5000")),
         ((64, 0, 100), ("prompt_tokens=0", "from 1 to 5000")),

@@ -81,7 +81,7 @@ def test_a_plan(client):
         ("stats?max_age_s=nan", ["max_age_s='nan'", "finite"]),
         ("stats?max_age_s=soon", ["max_age_s='soon'", "number"]),
         ("plan", ["budget: is required"]),
-        ("plan?budget=33", ["budget='33'", "38"]),
+        ("plan?budget=37", ["budget='37'", "38"]),
         ("plan?budget=5001", ["budget=5001", "from 38 to 5000"]),
         ("plan?budget=many", ["budget='many'", "integer"]),
         ("plan?budget=9999999999999999999999", ["budget='9999", "10000000"]),

@@ -15,7 +15,7 @@ from longflow_kernels.attend_score_evict.layout import NUM_FIELDS
 from longflow_kernels.attend_score_evict.rows import SCORE_ALIGN, score_places
 from longflow_kernels.likeness.level import LEVEL_PACE, LOWEST_LEVEL
 from longflow_kernels.likeness.op import update_likeness
-from longflow_kernels.likeness.recall import RECALL_FIRST
+from longflow_kernels.likeness.recall import first_recall
 
 HEAD_DIMS = (64, 96, 128, 256)
 MAX_GROUP = 16
@@ -323,7 +323,7 @@ def attend_score_evict(
         LEVEL_PACE,
         LOWEST_LEVEL,
         recall_enough,
-        RECALL_FIRST * recall_enough,
+        first_recall(recall_enough),
         recall_pace,
         NUM_Q_HEADS=num_q_heads,
         V_HEAD_DIM=v_head_dim,

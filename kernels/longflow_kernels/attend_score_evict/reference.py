@@ -9,7 +9,7 @@ import torch
 from longflow_kernels.attend_score_evict.rows import LIKENS
 from longflow_kernels.likeness.level import first_level, next_level
 from longflow_kernels.likeness.recall import (
-    RECALL_FIRST,
+    first_recall,
     next_recall,
     novelty_worth,
     recalled_part,
@@ -195,7 +195,7 @@ def attend_score_evict_reference(
                 level, recall = row_level[row].double(), row_recall[row].double()
                 if written == 0:
                     row_level[row] = first_level(total, level_share).item()
-                    row_recall[row] = RECALL_FIRST * recall_enough
+                    row_recall[row] = first_recall(recall_enough)
                 else:
                     row_level[row] = next_level(level[None, None], total, level_share).item()
                     like = slot_score.view(-1, 2)[:, 1]

@@ -38,6 +38,11 @@ def recalled_part(
     return torch.where(total > 0, found / total, 0.0)
 
 
+def first_recall(enough: float) -> float:
+    """What the recall of a row begins at when the row fills."""
+    return RECALL_FIRST * enough
+
+
 def next_recall(recall: torch.Tensor, part: torch.Tensor, pace: float) -> torch.Tensor:
     """[n, 1], after a layer whose `recalled_part` is `part`; `pace` is a layer's."""
     return recall + pace * (part - recall)
