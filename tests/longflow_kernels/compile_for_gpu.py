@@ -157,6 +157,7 @@ def liken(head_dim: int, cache: str):
         K_SLOT_STRIDE=8 * head_dim,
         BLOCK_C=max(16, head_dim // 4),
         BLOCK_N=64,
+        BLOCK_R=128,
         RECENT=64,
         COMPARED=COMPARED_TOKENS,
         NARROW=cache != "bf16",

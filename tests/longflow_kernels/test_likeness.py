@@ -5,6 +5,7 @@ import torch
 from decode_case import INTERPRETED, DecodeCase, assert_step
 
 from longflow_kernels.attend_score_evict.rows import StepRow
+from longflow_kernels.likeness import op as likeness_op
 from longflow_kernels.likeness.level import first_level, next_level
 from longflow_kernels.likeness.op import update_likeness
 from longflow_kernels.likeness.recall import next_recall, novelty_worth, recalled_part
@@ -79,6 +80,17 @@ def test_rows_that_liken_beside_others(dim):
         protect_recent_tokens=COMPARED_TOKENS,
         seed=dim,
     )
+    assert_step(case, **EXACT)
+
+
+@interpreted
+@pytest.mark.parametrize("programs", [1, 3, 7])
+def test_programs_that_share_many_rows(programs, monkeypatch):
+    """More tiles than programs, and more rows than a program looks at together."""
+    monkeypatch.setattr(likeness_op, "MAX_PROGRAMS", programs)
+    monkeypatch.setattr(likeness_op, "BLOCK_ROWS", 4)
+    rows = [DUE, NOT_DUE, *OTHERS, FIRST, DUE, DUE, FILLS_NOW, NOT_DUE, REMEMBERS, FIRST, DUE]
+    case = DecodeCase(rows, protect_recent_tokens=COMPARED_TOKENS, seed=programs)
     assert_step(case, **EXACT)
 
 

@@ -209,6 +209,18 @@ def combine_kernel(
     for first in range(chunk * TILES * BLOCK_N, kv_len, CHUNKS * TILES * BLOCK_N):
         tiles = first // BLOCK_N + offs_t
         position = tiles[:, None] * BLOCK_N + offs_n[None, :]
+        past = tl.zeros([TILES, BLOCK_N], tl.float32)
+        if MEMORY:  # asked for before the scores are read, so that both are waited for together
+            remembered = (position < kv_len) & remembers
+            slot = tl.load(kv_indices_ptr + kv_start + position, mask=remembered, other=0)
+            if LIKENESS:
+                slot_at = slot_score_ptr + slot.to(tl.int64) * 2
+            else:
+                slot_at = slot_score_ptr + slot.to(tl.int64) * VICTIM_HEADS + victim_head
+            old = remembered & (position != newest)
+            past = tl.load(slot_at, mask=old & (written > 1), other=0.0)
+            if LIKENESS:
+                like = tl.load(slot_at + 1, mask=old & (written > 0) & likens, other=0.0)
         score = tl.zeros([TILES, BLOCK_N], tl.float32)
         for first_voter in tl.range(0, VOTERS, BLOCK_V, loop_unroll_factor=max(1, 8 // BLOCK_V)):
             voter = victim_head * VOTERS + first_voter + offs_v
@@ -227,26 +239,16 @@ def combine_kernel(
             lse = _lse(partial_lse_ptr, first_head + voter, votes, splits, MAX_SPLITS, BLOCK_S)
             weight = tl.where(votes[None, :], tl.exp2(peak - lse[None, :]), 0.0)
             score += tl.sum(decode(codes) * weight[:, :, None], axis=1)
-        past = tl.zeros([TILES, BLOCK_N], tl.float32)
         now = score
         if MEMORY:
-            if remembers:
-                here = position < kv_len
-                slot = tl.load(kv_indices_ptr + kv_start + position, mask=here, other=0)
-                if LIKENESS:
-                    at = slot_score_ptr + slot.to(tl.int64) * 2
-                else:
-                    at = slot_score_ptr + slot.to(tl.int64) * VICTIM_HEADS + victim_head
-                old = here & (written > 1) & (position != newest)
-                past = tl.load(at, mask=old, other=0.0) * decay
-                score = tl.maximum(score, past)
-                tl.store(at, score, mask=here & (written > 0))
-                if LIKENESS:
-                    counted += tl.where(here & (score < level), 1.0, 0.0)
-                    own = here & (written > 0) & likens
-                    like = tl.load(at + 1, mask=own & (position != newest), other=0.0)
-                    tl.store(at + 1, 0.0, mask=own & (position == newest))
-                    score += most * tl.minimum((1 - like) / novelty_span, 1.0)
+            past *= decay
+            score = tl.maximum(score, past)
+            tl.store(slot_at, score, mask=remembered & (written > 0))
+            if LIKENESS:
+                counted += tl.where(remembered & (score < level), 1.0, 0.0)
+                own = remembered & (written > 0) & likens
+                tl.store(slot_at + 1, 0.0, mask=own & (position == newest))
+                score += most * tl.minimum((1 - like) / novelty_span, 1.0)
         kept = (position >= kv_len) | (position < protect_sink_tokens)
         for place in range(RECENT):
             entry = tl.load(recent_at + place).to(tl.int32)

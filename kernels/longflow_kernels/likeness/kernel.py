@@ -58,8 +58,8 @@ def _cosines(
     return tl.where(sizes > 0, dots * tl.rsqrt(tl.where(sizes > 0, sizes, 1.0)), 0.0)
 
 
-@triton.jit(do_not_specialize=["field_stride"])
-def likeness_kernel(
+@triton.jit
+def _update_tile(
     k_new_ptr,
     k_cache_ptr,
     kv_indices_ptr,
@@ -71,6 +71,8 @@ def likeness_kernel(
     k_scale,
     field_stride,
     k_new_stride,
+    row,
+    tile,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     K_SLOT_STRIDE: tl.constexpr,
@@ -80,25 +82,14 @@ def likeness_kernel(
     COMPARED: tl.constexpr,
     NARROW: tl.constexpr,
     DOT_PRECISION: tl.constexpr,
-    DEPENDENT: tl.constexpr,
 ):
-    """Grid (programs, batch): the programs of a row share its tiles of BLOCK_N slots.
-
-    Runs before `next_slot` and `recent` change. Programs of rows that compare nothing in this step
-    end at once. With DEPENDENT the attention starts beside it.
-    """
-    if DEPENDENT:
-        gdc_launch_dependents()
-    row = tl.program_id(1)
-    likens = tl.load(fields_ptr + REMEMBERS * field_stride + row) == LIKENS
+    """Slots `tile` to ``tile + BLOCK_N`` of a row whose turn it is."""
     written = tl.load(fields_ptr + WRITTEN * field_stride + row)
-    first = written == 1
-    if not (likens & (first | ((written > 0) & (written % COMPARED == 0)))):
-        return
     kv_len = tl.load(fields_ptr + KV_LEN * field_stride + row)
     slots_ptr = kv_indices_ptr + tl.load(fields_ptr + KV_START * field_stride + row)
     req = tl.load(req_pool_indices_ptr + row).to(tl.int64)
     newest = tl.load(next_slot_ptr + req).to(tl.int32)
+    first = written == 1
     # Places of the tokens written last, the newest first. At the first overwrite there is one.
     offs_m = tl.arange(0, COMPARED)
     ring = tl.maximum(written - 1 - offs_m, 0) % RECENT
@@ -109,56 +100,132 @@ def likeness_kernel(
     new_ptr = k_new_ptr + row.to(tl.int64) * k_new_stride
 
     offs_n = tl.arange(0, BLOCK_N)
-    step = tl.num_programs(0) * BLOCK_N
-    for tile in range(tl.program_id(0) * BLOCK_N, kv_len, step):
-        position = tile + offs_n
-        here = position < kv_len
-        slots = tl.load(slots_ptr + tl.minimum(position, kv_len - 1)).to(tl.int64)
-        like = tl.zeros([BLOCK_N], tl.float32)
-        if first:
-            # Until now the tokens lie in the order of the sequence: later tiles are newer.
-            for other in range(tile, kv_len, BLOCK_N):
-                later = other + offs_n
-                later_slots = tl.load(slots_ptr + tl.minimum(later, kv_len - 1)).to(tl.int64)
-                alike = _cosines(
-                    k_cache_ptr,
-                    new_ptr,
-                    k_scale,
-                    slots,
-                    later_slots,
-                    newest_slot,
-                    NUM_KV_HEADS,
-                    HEAD_DIM,
-                    K_SLOT_STRIDE,
-                    BLOCK_C,
-                    NARROW,
-                    DOT_PRECISION,
-                    WITH_NEWEST=False,
-                )
-                newer = (later[None, :] > position[:, None]) & (later < kv_len)[None, :]
-                newer = newer & (position != newest)[:, None]
-                like = tl.maximum(like, tl.max(tl.where(newer, alike, 0.0), axis=1))
-            since = tl.where(position == newest, 0, 1)
-        else:
-            same = position[:, None] == last[None, :]
-            since = tl.min(tl.where(same, offs_m[None, :], COMPARED), axis=1)
-        alike = _cosines(
-            k_cache_ptr,
-            new_ptr,
-            k_scale,
-            slots,
-            last_slots,
-            newest_slot,
-            NUM_KV_HEADS,
-            HEAD_DIM,
-            K_SLOT_STRIDE,
-            BLOCK_C,
-            NARROW,
-            DOT_PRECISION,
-            WITH_NEWEST=True,
-        )
-        newer = offs_m[None, :] < since[:, None]
-        like = tl.maximum(like, tl.max(tl.where(newer, alike, 0.0), axis=1))
-        at = slot_score_ptr + 2 * slots + 1
-        before = tl.load(at, mask=here & (position != newest) & (written > 1), other=0.0)
-        tl.store(at, tl.minimum(tl.maximum(like, before), 1.0), mask=here)
+    position = tile + offs_n
+    here = position < kv_len
+    slots = tl.load(slots_ptr + tl.minimum(position, kv_len - 1)).to(tl.int64)
+    like = tl.zeros([BLOCK_N], tl.float32)
+    if first:
+        # Until now the tokens lie in the order of the sequence: later tiles are newer.
+        for other in range(tile, kv_len, BLOCK_N):
+            later = other + offs_n
+            later_slots = tl.load(slots_ptr + tl.minimum(later, kv_len - 1)).to(tl.int64)
+            alike = _cosines(
+                k_cache_ptr,
+                new_ptr,
+                k_scale,
+                slots,
+                later_slots,
+                newest_slot,
+                NUM_KV_HEADS,
+                HEAD_DIM,
+                K_SLOT_STRIDE,
+                BLOCK_C,
+                NARROW,
+                DOT_PRECISION,
+                WITH_NEWEST=False,
+            )
+            newer = (later[None, :] > position[:, None]) & (later < kv_len)[None, :]
+            newer = newer & (position != newest)[:, None]
+            like = tl.maximum(like, tl.max(tl.where(newer, alike, 0.0), axis=1))
+        since = tl.where(position == newest, 0, 1)
+    else:
+        same = position[:, None] == last[None, :]
+        since = tl.min(tl.where(same, offs_m[None, :], COMPARED), axis=1)
+    alike = _cosines(
+        k_cache_ptr,
+        new_ptr,
+        k_scale,
+        slots,
+        last_slots,
+        newest_slot,
+        NUM_KV_HEADS,
+        HEAD_DIM,
+        K_SLOT_STRIDE,
+        BLOCK_C,
+        NARROW,
+        DOT_PRECISION,
+        WITH_NEWEST=True,
+    )
+    newer = offs_m[None, :] < since[:, None]
+    like = tl.maximum(like, tl.max(tl.where(newer, alike, 0.0), axis=1))
+    at = slot_score_ptr + 2 * slots + 1
+    before = tl.load(at, mask=here & (position != newest) & (written > 1), other=0.0)
+    tl.store(at, tl.minimum(tl.maximum(like, before), 1.0), mask=here)
+
+
+@triton.jit(do_not_specialize=["batch", "field_stride"])
+def likeness_kernel(
+    k_new_ptr,
+    k_cache_ptr,
+    kv_indices_ptr,
+    req_pool_indices_ptr,
+    fields_ptr,
+    next_slot_ptr,
+    recent_ptr,
+    slot_score_ptr,
+    k_scale,
+    batch,
+    field_stride,
+    k_new_stride,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    K_SLOT_STRIDE: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    RECENT: tl.constexpr,
+    COMPARED: tl.constexpr,
+    NARROW: tl.constexpr,
+    DOT_PRECISION: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    """Grid (programs,): they share the tiles of BLOCK_N slots of all rows whose turn it is.
+
+    Few programs, however large the batch: what runs beside this kernel begins when all of them
+    have. Each looks at BLOCK_R rows at a time and takes every so many-th of their tiles. Runs
+    before `next_slot` and `recent` change. With DEPENDENT the attention starts beside it.
+    """
+    if DEPENDENT:
+        gdc_launch_dependents()
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    offs_r = tl.arange(0, BLOCK_R)
+    passed = 0  # tiles of the rows before these
+    for first_row in range(0, batch, BLOCK_R):
+        there = first_row + offs_r < batch
+        at = fields_ptr + first_row + offs_r
+        likens = tl.load(at + REMEMBERS * field_stride, mask=there, other=0) == LIKENS
+        written = tl.load(at + WRITTEN * field_stride, mask=there, other=0)
+        kv_len = tl.load(at + KV_LEN * field_stride, mask=there, other=0)
+        due = likens & ((written == 1) | ((written > 0) & (written % COMPARED == 0)))
+        tiles = tl.where(due, (kv_len + BLOCK_N - 1) // BLOCK_N, 0)
+        ends = tl.cumsum(tiles, axis=0)
+        total = tl.sum(tiles, axis=0)
+        for item in range((program + programs - passed % programs) % programs, total, programs):
+            before = ends <= item
+            row = first_row + tl.sum(before.to(tl.int32), axis=0)
+            tile = item - tl.max(tl.where(before, ends, 0), axis=0)
+            _update_tile(
+                k_new_ptr,
+                k_cache_ptr,
+                kv_indices_ptr,
+                req_pool_indices_ptr,
+                fields_ptr,
+                next_slot_ptr,
+                recent_ptr,
+                slot_score_ptr,
+                k_scale,
+                field_stride,
+                k_new_stride,
+                row,
+                tile * BLOCK_N,
+                NUM_KV_HEADS,
+                HEAD_DIM,
+                K_SLOT_STRIDE,
+                BLOCK_C,
+                BLOCK_N,
+                RECENT,
+                COMPARED,
+                NARROW,
+                DOT_PRECISION,
+            )
+        passed += total

@@ -8,10 +8,13 @@ import triton
 from longflow_kernels.likeness.kernel import likeness_kernel
 from longflow_kernels.likeness.reference import COMPARED_TOKENS
 
-#: Programs that share a row, at most: one row in sixteen has its turn in a step, and a row of 3,200
-#: is 50 tiles. All of a batch together stay below the second: those without a turn end at once, but
-#: they must be started.
-MAX_PROGRAMS, MAX_PROGRAMS_OF_BATCH = 64, 2048
+#: Slots of a tile.
+BLOCK_N = 64
+#: Programs, all of a batch together: one row in sixteen has its turn in a step, and a row of 3,200
+#: is 50 tiles.
+MAX_PROGRAMS = 264
+#: Rows that a program looks at together.
+BLOCK_ROWS = 128
 
 
 def update_likeness(
@@ -64,8 +67,9 @@ def update_likeness(
             f"recent holds {recent.shape[2]} tokens: likeness looks at the last {COMPARED_TOKENS}"
         )
     head_dim, batch = k_cache.shape[2], fields.shape[1]
-    programs = max(1, min(MAX_PROGRAMS, MAX_PROGRAMS_OF_BATCH // batch))
-    likeness_kernel[(programs, batch)](
+    tiles_at_most = batch + kv_indices.shape[0] // BLOCK_N
+    programs = min(MAX_PROGRAMS, tiles_at_most)
+    likeness_kernel[(programs,)](
         k_new,
         k_cache,
         kv_indices,
@@ -75,13 +79,15 @@ def update_likeness(
         recent,
         slot_score,
         k_scale,
+        batch,
         fields.stride(0),
         k_new.stride(0),
         NUM_KV_HEADS=k_cache.shape[1],
         HEAD_DIM=head_dim,
         K_SLOT_STRIDE=k_cache.stride(0),
         BLOCK_C=max(16, triton.next_power_of_2(head_dim // 4)),
-        BLOCK_N=64,
+        BLOCK_N=BLOCK_N,
+        BLOCK_R=BLOCK_ROWS,
         RECENT=recent.shape[2],
         COMPARED=COMPARED_TOKENS,
         NARROW=k_cache.dtype == torch.float8_e4m3fn,
