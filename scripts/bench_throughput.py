@@ -155,12 +155,18 @@ async def drive(url: str, point: Point, requests: list[dict]) -> tuple[list[Stre
         ]
         _, unfinished = await asyncio.wait(tasks, timeout=point.warm + point.seconds)
         ended = time.monotonic()
-        async with session.post(f"{url}/abort_request", json={"abort_all": True}) as response:
+        # Sessions of their own: the server closes connections that have been idle for some seconds,
+        # and a client busy with a thousand streams may not have seen it.
+        async with (
+            session_for() as control,
+            control.post(f"{url}/abort_request", json={"abort_all": True}) as response,
+        ):
             response.raise_for_status()
         for task in unfinished:
             task.cancel()
         await asyncio.gather(*unfinished, return_exceptions=True)
-        await emptied(session, url)
+    async with session_for() as control:
+        await emptied(control, url)
     for stream in streams:
         stream.messages = [message for message in stream.messages if message[0] <= ended]
     return streams, began

@@ -247,7 +247,12 @@ def test_6_starts_with_sglang_defaults(tiny_models, kind):
         print("DEFAULTS", settings)
         assert settings["overlap_schedule"] and settings["radix_cache"]
         assert settings["decode_cuda_graph"] and settings["kv_decode_kernel"] == "triton"
-        assert settings["device_state_bytes"] < 0.01 * settings["kv_pool_bytes"]
+        # Under 1 % beside what the default policy remembers: two float32 beside a slot's K and V,
+        # of which these tiny models have little.
+        config = harness.tiny_config(kind)
+        kv_bytes = 2 * 2 * config.num_key_value_heads * config.head_dim
+        remembered = settings["kv_pool_bytes"] * 8 / kv_bytes
+        assert 0 < settings["device_state_bytes"] - remembered < 0.01 * settings["kv_pool_bytes"]
 
 
 @pytest.mark.parametrize("budget", [128, 0])
