@@ -21,6 +21,7 @@ from test_churn import churn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sglang_longflow.config import config_from
+from sglang_longflow.policies import DEFAULT_POLICY
 
 pytestmark = [
     pytest.mark.gpu,
@@ -255,8 +256,8 @@ def test_6_starts_with_sglang_defaults(tiny_models, kind):
         assert 0 < settings["device_state_bytes"] - remembered < 0.01 * settings["kv_pool_bytes"]
 
 
-@pytest.mark.parametrize("budget", [128, 0])
-def test_7_a_decode_step_never_waits_for_the_gpu(tiny_models, budget):
+@pytest.mark.parametrize("budget, policy", [(128, "longflow"), (128, DEFAULT_POLICY), (0, None)])
+def test_7_a_decode_step_never_waits_for_the_gpu(tiny_models, budget, policy):
     """Rows that grow, overwrite and are cut, in CUDA graphs: nothing but the tokens comes back."""
     wait = probe.count_synchronisations(lambda: torch.ones(1, device="cuda").item())
     assert wait[0] == 1.0 and len(wait[1]) == 1  # the counter does count
@@ -266,12 +267,13 @@ def test_7_a_decode_step_never_waits_for_the_gpu(tiny_models, budget):
         kv_budget=budget,
         max_total_tokens=8000,
         env={"LONGFLOW_PROBE_SYNCS": "1"},
+        **({"kv_policy": policy} if policy else {}),
     ) as engine:
         prompts = [prompt(length, length) for length in (20, 90, 200, 700)]
         items = engine.generate(input_ids=prompts, sampling_params=[greedy(300)] * 4)
         assert all(item["meta_info"]["kv_overwritten_tokens"] > 100 for item in items) or not budget
         report = engine.probe_report()
-    print("SYNCS", budget, {k: report[k] for k in ("decode_steps", "graph_steps")}, end=" ")
+    print("SYNCS", budget, policy, {k: report[k] for k in ("decode_steps", "graph_steps")}, end=" ")
     print(report["synchronisations"])
     assert report["decode_steps"] >= 299 and report["overlap"] and report["radix"]
     if config_from(engine.server_args).kv_decode_kernel == "triton":
@@ -308,3 +310,31 @@ def test_8_an_fp8_kv_cache(tiny_models):
     first = [harness.first_difference(*pair) for pair in pairs]
     print("FP8 first difference to a 16-bit cache:", first)
     assert any(place != 0 for place in first)
+
+
+def test_9_the_default_policy(tiny_models):
+    """What it remembers of slots, rows and the ring follows requests that come, go and abort."""
+    prompts = [prompt(length, length) for length in (20, 90, 300)]
+    with harness.engine(
+        tiny_models("llama"),
+        probe=True,
+        kv_policy=DEFAULT_POLICY,
+        kv_budget=96,
+        kv_budget_allow_full=True,
+        max_total_tokens=6000,
+        stream_interval=4,
+    ) as engine:
+        alone = []
+        for ids in prompts:
+            harness.cold(engine)
+            alone.append(engine.generate(input_ids=ids, sampling_params=greedy(200)))
+        done = engine.loop.run_until_complete(churn(engine, 100, seed=9))
+        again = []
+        for ids in prompts:  # slots and rows have had other owners since
+            harness.cold(engine)
+            again.append(engine.generate(input_ids=ids, sampling_params=greedy(200)))
+        report = engine.probe_report()
+    assert [item["meta_info"]["kv_resident_tokens"] for item in alone] == [96] * 3
+    assert outputs(alone) == outputs(again)
+    assert done["finished"] + done["aborted"] == 100
+    assert report["idle_available"] + report["idle_evictable"] == report["total"]
