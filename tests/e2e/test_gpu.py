@@ -324,17 +324,19 @@ def test_9_the_default_policy(tiny_models):
         max_total_tokens=6000,
         stream_interval=4,
     ) as engine:
-        alone = []
-        for ids in prompts:
-            harness.cold(engine)
-            alone.append(engine.generate(input_ids=ids, sampling_params=greedy(200)))
+
+        def one_by_one() -> list:
+            items = []
+            for ids in prompts:
+                harness.cold(engine)
+                items.append(engine.generate(input_ids=ids, sampling_params=greedy(200)))
+            return items
+
+        before = one_by_one()
         done = engine.loop.run_until_complete(churn(engine, 100, seed=9))
-        again = []
-        for ids in prompts:  # slots and rows have had other owners since
-            harness.cold(engine)
-            again.append(engine.generate(input_ids=ids, sampling_params=greedy(200)))
+        after = one_by_one()  # slots and rows have had other owners since
         report = engine.probe_report()
-    assert [item["meta_info"]["kv_resident_tokens"] for item in alone] == [96] * 3
-    assert outputs(alone) == outputs(again)
+    assert [item["meta_info"]["kv_resident_tokens"] for item in before] == [96] * 3
+    assert outputs(before) == outputs(after)
     assert done["finished"] + done["aborted"] == 100
     assert report["idle_available"] + report["idle_evictable"] == report["total"]
