@@ -1,7 +1,12 @@
 """LongFlow's tensor operations: torch and triton only, no SGLang."""
 
 from longflow_kernels.attend_score_evict.reference import attention_mass, removal_scores
-from longflow_kernels.compress_prompt.reference import prompt_scores, top_positions
+from longflow_kernels.compress_prompt.reference import (
+    pool_scores,
+    prompt_mass,
+    prompt_scores,
+    top_positions,
+)
 from longflow_kernels.likeness.level import first_level, next_level
 from longflow_kernels.likeness.recall import (
     RECALL_PACE,
@@ -23,6 +28,8 @@ __all__ = [
     "next_level",
     "next_recall",
     "novelty_worth",
+    "pool_scores",
+    "prompt_mass",
     "prompt_scores",
     "recalled_part",
     "removal_scores",

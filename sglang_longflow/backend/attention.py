@@ -6,18 +6,15 @@ import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.runtime_context import get_parallel
 
-from longflow_kernels import prompt_scores
-from longflow_kernels.compress_prompt.op import paged_prompt_scores
 from sglang_longflow import runtime
 from sglang_longflow.backend.decode_fused import FusedDecode
 from sglang_longflow.backend.decode_reference import ReferenceDecode
 from sglang_longflow.backend.graph_sizes import cover_rows
 from sglang_longflow.backend.moves import carry_out
-from sglang_longflow.backend.pool import load_kv, scale_of
+from sglang_longflow.backend.prompt_cut import PromptCut
 from sglang_longflow.contracts import DecodeView, PrefillView, PromptRow
 from sglang_longflow.flow.decode import DecodeState
 from sglang_longflow.flow.policy_memory import PolicyMemory
-from sglang_longflow.policies import Policy, PromptEnd
 
 
 class LongFlowAttnBackend(AttentionBackend):
@@ -77,8 +74,11 @@ class LongFlowAttnBackend(AttentionBackend):
             if self.fused
             else ReferenceDecode(inner, model_runner, self.state, self.memory)
         )
+        self.prompt_cut = PromptCut(
+            self.req_to_token_pool.req_to_token, self.token_to_kv_pool, self.num_layers, self.fused
+        )
         if self.fused:
-            self._compile_prompt_scores(num_q_heads, model_runner.dtype)
+            self.prompt_cut.compile(num_q_heads, model_runner.dtype)
             self._cover_rows(model_runner, config.kv_budget)
         self._note_state_bytes()
         self._prefill: PrefillView | None = None
@@ -94,15 +94,6 @@ class LongFlowAttnBackend(AttentionBackend):
         ):
             graphs.bs = cover_rows(graphs.bs, model_runner.max_total_num_tokens // budget)
             graphs.max_bs = graphs.bs[-1]
-
-    def _compile_prompt_scores(self, num_q_heads: int, dtype: torch.dtype) -> None:
-        """So that the first long prompt does not wait for it: two seconds on an H100."""
-        keys = self.token_to_kv_pool.get_key_buffer(0)
-        window = torch.zeros(
-            Policy.prompt_window_tokens, num_q_heads, keys.shape[2], dtype=dtype, device=keys.device
-        )
-        slots = torch.zeros(1, dtype=torch.int32, device=keys.device)
-        paged_prompt_scores(window, keys, slots, scaling=1.0)
 
     def __getattr__(self, name):
         return getattr(self.__dict__["inner"], name)
@@ -126,6 +117,7 @@ class LongFlowAttnBackend(AttentionBackend):
     def init_forward_metadata(self, forward_batch):
         view = runtime.current().take_view(forward_batch.rids)
         self._prefill = view if isinstance(view, PrefillView) else None
+        self.prompt_cut.begin(self._prefill.rows if self._prefill else ())
         if not forward_batch.forward_mode.is_decode():
             self.inner.init_forward_metadata(forward_batch)
             return
@@ -172,9 +164,9 @@ class LongFlowAttnBackend(AttentionBackend):
         out = self.inner.forward_extend(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
         if self._prefill is not None and k is not None:
             queries = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
-            for row in self._prefill.rows:
-                self._pick_prompt(row, queries, layer)
-                if self.memory is not None:
+            self.prompt_cut.note_layer(queries, layer)
+            if self.memory is not None:
+                for row in self._prefill.rows:
                     self._note_prompt_queries(row, queries, layer)
         return out
 
@@ -184,30 +176,3 @@ class LongFlowAttnBackend(AttentionBackend):
         rows = torch.full_like(last, row.req_pool_idx)
         kept = queries[row.query_end - window : row.query_end]
         self.memory.note_queries(layer.layer_id, rows, last, kept)
-
-    def _pick_prompt(self, row: PromptRow, queries: torch.Tensor, layer) -> None:
-        slots = self.req_to_token_pool.req_to_token[row.req_pool_idx, : row.prompt_tokens]
-
-        def score_earlier(window: int) -> torch.Tensor:
-            earlier = slots[: row.prompt_tokens - window]
-            last = queries[row.query_end - window : row.query_end]
-            if self.fused:
-                return paged_prompt_scores(
-                    last,
-                    self.token_to_kv_pool.get_key_buffer(layer.layer_id),
-                    earlier,
-                    layer.scaling,
-                    layer.logit_cap,
-                    k_scale=scale_of(layer, "k"),
-                )
-            keys = load_kv(self.token_to_kv_pool, "k", earlier.to(torch.int64), layer)
-            return prompt_scores(last, keys, layer.scaling, layer.logit_cap)
-
-        row.keep[layer.layer_id] = row.budget.policy.prompt_keep(
-            PromptEnd(
-                prompt_tokens=row.prompt_tokens,
-                keep_tokens=row.budget.tokens - 1,
-                score_earlier=score_earlier,
-                device=queries.device,
-            )
-        )

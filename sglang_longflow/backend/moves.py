@@ -24,16 +24,21 @@ def carry_out(moves: Sequence[RowMove], kv_pool, num_layers: int) -> None:
     if not moves:
         return
     dst = torch.cat([move.dst_slots for move in moves]).to(torch.int64)
-    for layer_id in range(num_layers):
-        src = torch.cat(
-            [
-                move.src_slots if move.keep is None else move.src_slots[move.keep[layer_id]]
-                for move in moves
-            ]
-        )
+    # All layers' sources at once, and copies that are cheap to launch: with a thousand rows some
+    # row is cut in almost every step, and the GPU waits for what is launched here.
+    src = torch.cat(
+        [
+            move.src_slots.expand(num_layers, -1)
+            if move.keep is None
+            else move.src_slots[move.keep]
+            for move in moves
+        ],
+        dim=1,
+    )
+    for layer_id, layer_src in enumerate(src.unbind()):
         for buffer in (kv_pool.get_key_buffer(layer_id), kv_pool.get_value_buffer(layer_id)):
             raw = buffer.view(torch.uint8) if buffer.dtype.itemsize == 1 else buffer
-            raw[dst] = raw[src]
+            raw.index_copy_(0, dst, raw.index_select(0, layer_src))
     if dst.is_cuda:
         # The scheduler made these on its own stream and drops them before this one is done.
         stream = torch.cuda.current_stream()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,22 +13,23 @@ from sglang_longflow.policies.rows import FullRows, Needs
 
 @dataclass(frozen=True)
 class PromptEnd:
-    """One layer's view of a prompt that must be cut.
+    """A prompt that must be cut, in one or several layers.
 
     Attributes
     ----------
     prompt_tokens : int
     keep_tokens : int
         How many tokens may stay: budget - 1.
-    score_earlier : callable
-        ``score_earlier(window)`` is the SnapKV score [prompt_tokens - window] float32 of the
-        tokens before the last `window` ones (`longflow_kernels.prompt_scores`).
+    scores : torch.Tensor or None
+        [num_layers, prompt_tokens - window] float32: in each layer the SnapKV scores of the tokens
+        before the last ``Policy.prompt_window_tokens`` (`longflow_kernels.prompt_scores`); None
+        where the policy has no such window.
     device : torch.device
     """
 
     prompt_tokens: int
     keep_tokens: int
-    score_earlier: Callable[[int], torch.Tensor]
+    scores: torch.Tensor | None
     device: torch.device
 
 
@@ -146,18 +146,18 @@ class Policy:
         return queue[:, 0]
 
     def prompt_keep(self, prompt: PromptEnd) -> torch.Tensor:
-        """Prompt positions [keep_tokens] int64, ascending, that stay resident in this layer.
+        """Prompt positions int64, ascending, that stay resident.
 
-        SnapKV's pick unless a policy has its own (arXiv 2404.14469): the window, the first tokens
-        that stay, and the highest scores of the rest.
+        [num_layers, keep_tokens], or [keep_tokens] where they are the same in all layers. SnapKV's
+        pick unless a policy has its own (arXiv 2404.14469): the window, the first tokens that stay,
+        and the highest scores of the rest.
         """
         window = self.prompt_window_tokens
+        assert prompt.scores is not None  # as there is a window
         earlier = top_positions(
-            prompt.score_earlier(window),
-            prompt.keep_tokens - window,
-            always_first=self.first_tokens_kept,
+            prompt.scores, prompt.keep_tokens - window, always_first=self.first_tokens_kept
         )
         last = torch.arange(
             prompt.prompt_tokens - window, prompt.prompt_tokens, device=prompt.device
         )
-        return torch.cat([earlier, last])
+        return torch.cat([earlier, last.expand(earlier.shape[0], -1)], dim=1)

@@ -23,13 +23,14 @@ from longflow_kernels.attend_score_evict.gather import gather_indices_kernel
 from longflow_kernels.attend_score_evict.launch import launch_config
 from longflow_kernels.attend_score_evict.op import OUT_VALUES
 from longflow_kernels.compress_prompt import kernel as prompt
+from longflow_kernels.compress_prompt.op import MAX_CHUNKS
 from longflow_kernels.likeness.kernel import likeness_kernel
 from longflow_kernels.likeness.reference import COMPARED_TOKENS
 
 PTXAS = Path(triton.backends.nvidia.__file__).parent / "bin" / "ptxas"
 POINTERS = {
     "kv_indices_ptr": "*i32",
-    "slots_ptr": "*i32",
+    "slot_table_ptr": "*i32",
     "req_to_token_ptr": "*i32",
     "req_pool_indices_ptr": "*i64",
     "fields_ptr": "*i32",
@@ -175,9 +176,11 @@ def cut(function, head_dim: int):
         BLOCK_M=64,
         BLOCK_N=64 if head_dim <= 128 else 32,
         BLOCK_D=triton.next_power_of_2(head_dim),
+        BLOCK_C=MAX_CHUNKS,
         HAS_CAP=False,
         DOT_PRECISION="ieee",
     )
+    constants = {name: constants[name] for name in constants if name in function.arg_names}
     return build(function, constants, 4, 3, "bf16", "bf16")
 
 

@@ -12,7 +12,7 @@ import torch
 from decode_case import SMALL, DecodeCase, assert_step
 
 from longflow_kernels.attend_score_evict.rows import StepRow
-from longflow_kernels.compress_prompt.op import paged_prompt_scores
+from longflow_kernels.compress_prompt.op import Prompt, pack_prompts, paged_prompt_mass
 
 ROWS = [
     StepRow(kv_len=53, overwrites=True, scored=True, written=3),
@@ -46,6 +46,7 @@ for written in (1, 32):  # at the first overwrite all keys are compared, later t
 queries = torch.randn(32, 8, 64, dtype=torch.bfloat16, device="cuda")
 keys = torch.randn(150, 2, 64, dtype=torch.bfloat16, device="cuda")
 slots = torch.randperm(150, device="cuda")[:77].to(torch.int32)
-assert paged_prompt_scores(queries, keys, slots, 0.125).isfinite().all()
+prompts = pack_prompts([Prompt(0, 77, 0), Prompt(0, 5, 0)], "cuda")
+assert paged_prompt_mass(queries, 32, keys, slots[None], prompts, 0.125).isfinite().all()
 torch.cuda.synchronize()
 print("sanitize: every kernel ran")

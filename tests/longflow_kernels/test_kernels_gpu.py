@@ -4,13 +4,13 @@ import pytest
 import torch
 from decode_case import INTERPRETED, DecodeCase, assert_step
 
-from longflow_kernels import prompt_scores
+from longflow_kernels import prompt_mass
 from longflow_kernels.attend_score_evict import op
 from longflow_kernels.attend_score_evict.launch import launch_config
 from longflow_kernels.attend_score_evict.op import attend_score_evict
 from longflow_kernels.attend_score_evict.rows import StepRow, pack_rows
 from longflow_kernels.compress_prompt.kernel import mass_kernel, normaliser_kernel
-from longflow_kernels.compress_prompt.op import paged_prompt_scores
+from longflow_kernels.compress_prompt.op import Prompt, pack_prompts, paged_prompt_mass
 
 pytestmark = [
     pytest.mark.gpu,
@@ -235,20 +235,29 @@ def test_no_host_synchronisation():
 
 
 @pytest.mark.parametrize("fp8", [False, True], ids=["same", "fp8"])
-@pytest.mark.parametrize("earlier", [1, 1000, 32_000])
+@pytest.mark.parametrize("lengths", [(1,), (1000,), (32_000,), (700, 1, 5000, 668)], ids=str)
 @pytest.mark.parametrize("heads", [(32, 8), (28, 4)], ids=str)
-def test_prompt_scores(heads, earlier, fp8):
+def test_prompt_mass(heads, lengths, fp8):
     num_heads, kv_heads = heads
-    q = torch.randn(32, num_heads, 128, dtype=torch.bfloat16, device="cuda")
-    cache = torch.full((earlier + 99, kv_heads, 128), float("nan"), device="cuda")
-    slots = torch.randperm(earlier + 99, device="cuda")[:earlier].to(torch.int32)
-    cache[slots.long()] = torch.randn(earlier, kv_heads, 128, device="cuda")
+    total, count = sum(lengths), len(lengths)
+    q = torch.randn(50 * count, num_heads, 128, dtype=torch.bfloat16, device="cuda")
+    cache = torch.full((total + 99, kv_heads, 128), float("nan"), device="cuda")
+    taken = torch.randperm(total + 99, device="cuda")[:total].to(torch.int32)
+    cache[taken.long()] = torch.randn(total, kv_heads, 128, device="cuda")
     cache = cache.to(torch.float8_e4m3fn if fp8 else torch.bfloat16)
     scale = 0.5 if fp8 else 1.0
-    got = paged_prompt_scores(q, cache, slots, 128**-0.5, k_scale=scale)
-    keys = cache.view(torch.uint8)[slots.long()].view(cache.dtype) if fp8 else cache[slots.long()]
-    want = prompt_scores(q, keys.float() * scale, 128**-0.5)
-    torch.testing.assert_close(got, want, rtol=2e-2, atol=1e-5)
+    table = torch.full((count + 1, max(lengths)), 1 << 30, dtype=torch.int32, device="cuda")
+    for row, slots in enumerate(taken.split(lengths)):
+        table[count - row, : len(slots)] = slots
+    prompts = [Prompt(count - i, n, 50 * i + 11) for i, n in enumerate(lengths)]
+    packed = pack_prompts(prompts, "cuda")
+    got = paged_prompt_mass(q, 32, cache, table, packed, 128**-0.5, k_scale=scale)
+    for prompt, slots, place in zip(prompts, taken.split(lengths), packed.places, strict=True):
+        keys = cache.view(torch.uint8) if fp8 else cache
+        keys = keys[slots.long()].view(cache.dtype).float() * scale
+        queries = q[prompt.first_query : prompt.first_query + 32]
+        want = prompt_mass(queries, keys, 128**-0.5)
+        torch.testing.assert_close(got[place], want, rtol=2e-2, atol=1e-5)
 
 
 def test_prompts_of_any_length_share_their_kernels():
@@ -258,7 +267,10 @@ def test_prompts_of_any_length_share_their_kernels():
     slots = torch.randperm(2048, device="cuda").to(torch.int32)
     kernels = (normaliser_kernel, mass_kernel)
     compiled = []
-    for first, earlier in ((0, 16), (0, 1), (1, 1000), (3, 1024)):
-        paged_prompt_scores(q, cache, slots[first : first + earlier], 128**-0.5)
+    mass = torch.empty(5000, device="cuda")
+    for first, lengths in ((0, [16]), (4, [1]), (1, [1000]), (3, [1024, 7, 16])):
+        packed = pack_prompts([Prompt(0, n, 0) for n in lengths], "cuda")
+        out = mass[first : first + packed.total]
+        paged_prompt_mass(q, 32, cache, slots[None], packed, 128**-0.5, out=out)
         compiled.append([len(kernel.device_caches[0][0]) for kernel in kernels])
     assert compiled[1:] == compiled[:1] * 3

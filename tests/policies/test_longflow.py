@@ -90,10 +90,11 @@ def test_minimum_budget_leaves_a_choice(sinks, recent, minimum):
 
 
 def prompt_end(prompt, budget, scores=None):
-    def score_earlier(window):
-        return torch.rand(prompt - window) if scores is None else scores
-
-    return PromptEnd(prompt, budget - 1, score_earlier, CPU)
+    """A prompt in three layers; `scores` are the first one's."""
+    drawn = torch.rand(3, prompt - 32)
+    if scores is not None:
+        drawn[0] = scores
+    return PromptEnd(prompt, budget - 1, drawn, CPU)
 
 
 @pytest.mark.parametrize("sinks", [0, 4])
@@ -104,28 +105,38 @@ def test_cut_keeps_window_and_sinks_sorted_and_exactly_budget_minus_one(prompt, 
     policy = make_policy("longflow", protect_sink_tokens=sinks)
     assert budget >= policy.min_budget_tokens
     kept = policy.prompt_keep(prompt_end(prompt, budget))
-    assert kept.dtype == torch.int64
-    positions = kept.tolist()
-    assert len(positions) == budget - 1
-    assert positions == sorted(set(positions))
-    assert positions[-32:] == list(range(prompt - 32, prompt))
-    assert positions[:sinks] == list(range(sinks))
+    assert kept.dtype == torch.int64 and len(kept) == 3
+    for positions in kept.tolist():
+        assert len(positions) == budget - 1
+        assert positions == sorted(set(positions))
+        assert positions[-32:] == list(range(prompt - 32, prompt))
+        assert positions[:sinks] == list(range(sinks))
+
+
+def test_each_layer_is_cut_by_its_own_scores():
+    prompt = prompt_end(400, 100)
+    policy = make_policy("longflow", protect_sink_tokens=4)
+    kept = policy.prompt_keep(prompt)
+    assert kept[0].tolist() != kept[1].tolist()
+    for layer, positions in enumerate(kept):
+        alone = PromptEnd(400, 99, prompt.scores[layer : layer + 1], CPU)
+        assert torch.equal(policy.prompt_keep(alone)[0], positions)
 
 
 def test_cut_keeps_the_highest_scores_of_the_earlier_tokens():
     scores = torch.zeros(68)
     scores[[3, 40, 66]] = torch.tensor([1.0, 3.0, 2.0])
     policy = make_policy("longflow")
-    kept = policy.prompt_keep(prompt_end(100, 32 + 3 + 1, scores)).tolist()
+    kept = policy.prompt_keep(prompt_end(100, 32 + 3 + 1, scores))[0].tolist()
     assert kept[:3] == [3, 40, 66]
-    kept = policy.prompt_keep(prompt_end(100, 32 + 2 + 1, scores)).tolist()
+    kept = policy.prompt_keep(prompt_end(100, 32 + 2 + 1, scores))[0].tolist()
     assert kept[:2] == [40, 66]
 
 
 def test_minimum_budget_can_cut_the_longest_prompt():
     policy = make_policy("longflow", protect_sink_tokens=4, protect_recent_tokens=3)
     kept = policy.prompt_keep(prompt_end(5000, policy.min_budget_tokens))
-    assert kept.numel() == policy.min_budget_tokens - 1
+    assert kept.shape == (3, policy.min_budget_tokens - 1)
 
 
 def test_scores_are_computed_once_and_only_when_asked_for():

@@ -56,7 +56,7 @@ def test_minimum_budget_never_overwrites_what_is_protected(sinks, recent):
 @pytest.mark.parametrize(("prompt", "budget"), [(8, 8), (9, 8), (500, 8), (500, 499), (64, 6)])
 def test_cut_keeps_sinks_and_the_last_tokens(prompt, budget, sinks):
     policy = make_policy("streaming", protect_sink_tokens=sinks)
-    kept = policy.prompt_keep(PromptEnd(prompt, budget - 1, refuse, CPU))
+    kept = policy.prompt_keep(PromptEnd(prompt, budget - 1, None, CPU))
     assert kept.dtype == torch.int64
     recent = budget - 1 - sinks
     assert kept.tolist() == [*range(sinks), *range(prompt - recent, prompt)]

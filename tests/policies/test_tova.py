@@ -49,9 +49,9 @@ def test_protected_slots_stay_and_ties_go_to_the_lowest_index():
 
 
 def test_the_cut_is_longflows():
-    scores = torch.rand(168)
+    scores = torch.rand(2, 168)
     kept = [
-        make_policy(name).prompt_keep(PromptEnd(200, 63, lambda window: scores, CPU)).tolist()
+        make_policy(name).prompt_keep(PromptEnd(200, 63, scores, CPU)).tolist()
         for name in ("tova", "longflow", "random")
     ]
-    assert kept[0] == kept[1] == kept[2] and len(kept[0]) == 63
+    assert kept[0] == kept[1] == kept[2] and [len(layer) for layer in kept[0]] == [63, 63]

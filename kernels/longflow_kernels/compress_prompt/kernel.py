@@ -1,4 +1,9 @@
-"""SnapKV's scores of a prompt in two passes over its keys, no score matrix in memory."""
+"""SnapKV's sums over a prompt's keys in two passes over them, no score matrix in memory.
+
+Prompts of one batch go together. ``fields_ptr`` [prompts, 4] int32 has for each its row of the slot
+table, how many keys it has before the window, the window's first query in ``q_ptr``, and where its
+sums begin in ``mass_ptr``.
+"""
 
 from __future__ import annotations
 
@@ -50,21 +55,20 @@ def _logits(
     return tl.where(in_keys[None, :], logits, float("-inf"))
 
 
-# Not specialised on the prompt: a server would compile again in the middle of its work.
-@triton.jit(
-    do_not_specialize=["num_keys", "chunk_keys"], do_not_specialize_on_alignment=["slots_ptr"]
-)
+# Not specialised on the prompts: a server would compile again in the middle of its work.
+@triton.jit(do_not_specialize=["num_chunks"])
 def normaliser_kernel(
     q_ptr,
     k_cache_ptr,
-    slots_ptr,
+    slot_table_ptr,
+    fields_ptr,
     lse_ptr,
-    num_keys,
-    chunk_keys,
+    num_chunks,
     scaling,
     logit_cap,
     q_stride,
     k_slot_stride,
+    slot_table_stride,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -74,10 +78,19 @@ def normaliser_kernel(
     HAS_CAP: tl.constexpr,
     DOT_PRECISION: tl.constexpr,
 ):
-    """Grid (row blocks, num_kv_heads, chunks): lse_ptr [num_kv_heads, ROWS, chunks], base 2."""
-    first_row = tl.program_id(0) * BLOCK_M
-    kv_head = tl.program_id(1)
-    chunk = tl.program_id(2)
+    """Grid (prompts * chunks, row blocks, num_kv_heads).
+
+    lse_ptr [prompts, num_kv_heads, ROWS, chunks] float32, base 2, -inf where a chunk has no keys.
+    """
+    prompt = tl.program_id(0) // num_chunks
+    chunk = tl.program_id(0) % num_chunks
+    first_row = tl.program_id(1) * BLOCK_M
+    kv_head = tl.program_id(2)
+    row = tl.load(fields_ptr + prompt * 4).to(tl.int64)
+    num_keys = tl.load(fields_ptr + prompt * 4 + 1)
+    first_query = tl.load(fields_ptr + prompt * 4 + 2).to(tl.int64)
+    slots_ptr = slot_table_ptr + row * slot_table_stride
+    chunk_keys = tl.cdiv(tl.cdiv(num_keys, BLOCK_N), num_chunks) * BLOCK_N
     start = chunk * chunk_keys
     end = tl.minimum(start + chunk_keys, num_keys)
     peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -87,7 +100,7 @@ def normaliser_kernel(
         in_keys = position < end
         slots = tl.load(slots_ptr + position, mask=in_keys, other=0).to(tl.int64)
         logits = _logits(
-            q_ptr,
+            q_ptr + first_query * q_stride,
             k_cache_ptr,
             slots,
             kv_head,
@@ -111,44 +124,57 @@ def normaliser_kernel(
         )
         peak = new_peak
     offs_m = first_row + tl.arange(0, BLOCK_M)
-    at = lse_ptr + (kv_head * ROWS + offs_m) * tl.num_programs(2) + chunk
+    lse_row = (prompt * tl.num_programs(2) + kv_head) * ROWS + offs_m
+    at = lse_ptr + lse_row.to(tl.int64) * num_chunks + chunk
     tl.store(at, peak + tl.log2(total), mask=offs_m < ROWS)
 
 
-@triton.jit(do_not_specialize=["num_keys"], do_not_specialize_on_alignment=["slots_ptr"])
+@triton.jit(do_not_specialize=["num_chunks"], do_not_specialize_on_alignment=["mass_ptr"])
 def mass_kernel(
     q_ptr,
     k_cache_ptr,
-    slots_ptr,
+    slot_table_ptr,
+    fields_ptr,
     lse_ptr,
     mass_ptr,
-    num_keys,
+    num_chunks,
     num_kv_heads,
     scaling,
     logit_cap,
     q_stride,
     k_slot_stride,
+    slot_table_stride,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_C: tl.constexpr,
     HAS_CAP: tl.constexpr,
     DOT_PRECISION: tl.constexpr,
 ):
-    """Grid (key blocks): attention that each key gets, summed over heads and window queries.
+    """Grid (key blocks of the longest prompt, prompts).
 
-    lse_ptr [num_kv_heads, ROWS] base 2; mass_ptr [num_keys] float32.
+    mass_ptr float32: the attention that each key gets, summed over heads and window queries.
     """
+    prompt = tl.program_id(1)
+    num_keys = tl.load(fields_ptr + prompt * 4 + 1)
+    if tl.program_id(0) * BLOCK_N >= num_keys:
+        return
+    row = tl.load(fields_ptr + prompt * 4).to(tl.int64)
+    first_query = tl.load(fields_ptr + prompt * 4 + 2).to(tl.int64)
+    place = tl.load(fields_ptr + prompt * 4 + 3).to(tl.int64)
+    slots_ptr = slot_table_ptr + row * slot_table_stride
     position = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     in_keys = position < num_keys
+    offs_c = tl.arange(0, BLOCK_C)
     slots = tl.load(slots_ptr + position, mask=in_keys, other=0).to(tl.int64)
     mass = tl.zeros([BLOCK_N], tl.float32)
     for kv_head in range(num_kv_heads):
         for first_row in range(0, ROWS, BLOCK_M):
             logits = _logits(
-                q_ptr,
+                q_ptr + first_query * q_stride,
                 k_cache_ptr,
                 slots,
                 kv_head,
@@ -167,7 +193,15 @@ def mass_kernel(
                 DOT_PRECISION,
             )
             offs_m = first_row + tl.arange(0, BLOCK_M)
+            lse_row = (prompt * num_kv_heads + kv_head) * ROWS + tl.minimum(offs_m, ROWS - 1)
+            parts = tl.load(
+                lse_ptr + lse_row.to(tl.int64)[:, None] * num_chunks + offs_c[None, :],
+                mask=(offs_c < num_chunks)[None, :],
+                other=float("-inf"),
+            )
+            peak = tl.max(parts, axis=1)
+            lse = peak + tl.log2(tl.sum(tl.exp2(parts - peak[:, None]), axis=1))
             # Rows beyond the last one weigh nothing.
-            lse = tl.load(lse_ptr + kv_head * ROWS + offs_m, mask=offs_m < ROWS, other=float("inf"))
+            lse = tl.where(offs_m < ROWS, lse, float("inf"))
             mass += tl.sum(tl.exp2(logits - lse[:, None]), axis=0)
-    tl.store(mass_ptr + position, mass, mask=in_keys)
+    tl.store(mass_ptr + place + position, mass, mask=in_keys)

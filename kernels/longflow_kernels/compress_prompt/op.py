@@ -1,57 +1,126 @@
-"""SnapKV's scores of a prompt whose keys lie in scattered slots."""
+"""SnapKV's sums over prompts whose keys lie in scattered slots, all prompts of a batch together."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
+
 import torch
-import torch.nn.functional as F
 import triton
 
 from longflow_kernels.attend_score_evict.op import HEAD_DIMS
 from longflow_kernels.compress_prompt.kernel import mass_kernel, normaliser_kernel
 
-#: Enough chunks of keys to fill a GPU, and few enough to add up at once.
+#: Enough chunks of a prompt's keys to fill a GPU, and few enough to add up at once.
 MAX_CHUNKS = 32
 
 
-def paged_prompt_scores(
-    q_window: torch.Tensor,
+class Prompt(NamedTuple):
+    """One prompt of a batch.
+
+    Attributes
+    ----------
+    row : int
+        Of the slot table.
+    earlier_tokens : int
+        Tokens before the window, at least 1.
+    first_query : int
+        Where the window's queries begin among the batch's.
+    """
+
+    row: int
+    earlier_tokens: int
+    first_query: int
+
+
+@dataclass(frozen=True)
+class PackedPrompts:
+    """Prompts as the kernels read them, made once a batch by `pack_prompts`.
+
+    Attributes
+    ----------
+    fields : torch.Tensor
+        [prompts, 4] int32 on the device.
+    places : tuple of slice
+        Where each prompt's sums lie in `paged_prompt_mass`'s result.
+    longest, total : int
+        Earlier tokens of the longest prompt, and of all together.
+    """
+
+    fields: torch.Tensor
+    places: tuple[slice, ...]
+    longest: int
+    total: int
+
+
+def pack_prompts(prompts: Sequence[Prompt], device: torch.device | str) -> PackedPrompts:
+    """Describe prompts to the kernels; the copy to a GPU waits for nothing.
+
+    Raises
+    ------
+    ValueError
+        A prompt without tokens before the window, or no prompt.
+    """
+    if not prompts or min(p.earlier_tokens for p in prompts) < 1:
+        raise ValueError(f"prompts={list(prompts)}: expected some, with earlier_tokens >= 1 each")
+    ends = list(accumulate(p.earlier_tokens for p in prompts))
+    starts = [0, *ends[:-1]]
+    fields = torch.tensor([[*p, at] for p, at in zip(prompts, starts, strict=True)])
+    return PackedPrompts(
+        fields=fields.to(torch.int32).to(device, non_blocking=True),
+        places=tuple(slice(*ends) for ends in zip(starts, ends, strict=True)),
+        longest=max(p.earlier_tokens for p in prompts),
+        total=ends[-1],
+    )
+
+
+def paged_prompt_mass(
+    q: torch.Tensor,
+    window: int,
     k_cache: torch.Tensor,
-    slots: torch.Tensor,
+    slot_table: torch.Tensor,
+    prompts: PackedPrompts,
     scaling: float,
     logit_cap: float = 0.0,
-    pool_kernel: int = 5,
     k_scale: float = 1.0,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`prompt_scores` with the keys where they are: no gather, no score matrix.
+    """`prompt_mass` of every prompt, with the keys where they are: no gather, no score matrix.
 
-    Reads the keys twice: once for the softmax normalisers, once for the sums.
+    Two kernels for all prompts together. They read the keys twice: once for the softmax
+    normalisers, once for the sums.
 
     Parameters
     ----------
-    q_window : torch.Tensor
-        [window, num_q_heads, head_dim] bfloat16, float16 or float32, after RoPE.
+    q : torch.Tensor
+        [num_tokens, num_q_heads, head_dim] bfloat16, float16 or float32, after RoPE: the batch's.
+    window : int
+        Queries of each prompt, from its ``first_query`` on.
     k_cache : torch.Tensor
         [num_slots, num_kv_heads, head_dim]; q's dtype or float8_e4m3fn.
-    slots : torch.Tensor
-        [earlier] int32 or int64, the slots of the tokens before the window, in order.
+    slot_table : torch.Tensor
+        [rows, row_slots] int32: the slots of each row's tokens, in order.
+    prompts : PackedPrompts
     scaling, logit_cap : float
         As in attention.
-    pool_kernel : int
-        Odd width of the average pool.
     k_scale : float
         Factor of the cache's values (fp8).
+    out : torch.Tensor, optional
+        [prompts.total] float32, for the result.
 
     Returns
     -------
     torch.Tensor
-        [earlier] float32; higher is kept.
+        [prompts.total] float32, a prompt's sums at its place.
 
     Raises
     ------
     ValueError
         A shape or dtype that the kernels do not take.
     """
-    window, num_q_heads, head_dim = q_window.shape
+    _, num_q_heads, head_dim = q.shape
     num_kv_heads = k_cache.shape[1]
     group, rest = divmod(num_q_heads, num_kv_heads)
     if rest:
@@ -62,18 +131,20 @@ def paged_prompt_scores(
         raise ValueError(
             f"head_dim={head_dim} with keys of {k_cache.shape[2]}: expected one of {HEAD_DIMS}"
         )
-    if k_cache.dtype not in (q_window.dtype, torch.float8_e4m3fn):
-        raise ValueError(f"k_cache is {k_cache.dtype}: expected {q_window.dtype} or float8_e4m3fn")
-    if q_window.stride()[1:] != (head_dim, 1) or k_cache.stride()[1:] != (head_dim, 1):
-        raise ValueError("q_window and k_cache must be contiguous within a token")
-    num_keys, rows = slots.shape[0], group * window
+    if k_cache.dtype not in (q.dtype, torch.float8_e4m3fn):
+        raise ValueError(f"k_cache is {k_cache.dtype}: expected {q.dtype} or float8_e4m3fn")
+    if q.stride()[1:] != (head_dim, 1) or k_cache.stride()[1:] != (head_dim, 1):
+        raise ValueError("q and k_cache must be contiguous within a token")
+    if slot_table.dtype != torch.int32 or slot_table.stride(1) != 1:
+        raise ValueError(f"slot_table is {slot_table.dtype}: expected int32, rows contiguous")
+    rows = group * window
     block_m, block_n = 64, 64 if head_dim <= 128 else 32
-    blocks = triton.cdiv(num_keys, block_n)
-    chunk_keys = triton.cdiv(blocks, MAX_CHUNKS) * block_n
-    chunks = triton.cdiv(num_keys, chunk_keys)
-    device = q_window.device
-    lse = torch.empty(num_kv_heads, rows, chunks, dtype=torch.float32, device=device)
-    mass = torch.empty(num_keys, dtype=torch.float32, device=device)
+    blocks = triton.cdiv(prompts.longest, block_n)
+    chunks = min(MAX_CHUNKS, blocks)
+    count = len(prompts.places)
+    lse = torch.empty(count * num_kv_heads * rows * chunks, dtype=torch.float32, device=q.device)
+    if out is None:
+        out = torch.empty(prompts.total, dtype=torch.float32, device=q.device)
     shape = dict(
         GROUP=group,
         ROWS=rows,
@@ -85,25 +156,18 @@ def paged_prompt_scores(
         DOT_PRECISION="ieee",
         num_warps=4,
     )
-    strides = (q_window.stride(0), k_cache.stride(0))
-    scale = scaling * k_scale
-    normaliser_kernel[(triton.cdiv(rows, block_m), num_kv_heads, chunks)](
-        q_window, k_cache, slots, lse, num_keys, chunk_keys, scale, logit_cap, *strides, **shape
+    where = (q, k_cache, slot_table, prompts.fields, lse)
+    numbers = (scaling * k_scale, logit_cap, q.stride(0), k_cache.stride(0), slot_table.stride(0))
+    normaliser_kernel[(count * chunks, triton.cdiv(rows, block_m), num_kv_heads)](
+        *where, chunks, *numbers, **shape
     )
-    # log2-sum-exp2 over the chunks.
-    peak = lse.amax(dim=2, keepdim=True)
-    lse = (peak + (lse - peak).exp2().sum(dim=2, keepdim=True).log2()).squeeze(2)
-    mass_kernel[(blocks,)](
-        q_window,
-        k_cache,
-        slots,
-        lse,
-        mass,
-        num_keys,
+    mass_kernel[(blocks, count)](
+        *where,
+        out,
+        chunks,
         num_kv_heads,
-        scale,
-        logit_cap,
-        *strides,
+        *numbers,
+        BLOCK_C=triton.next_power_of_2(MAX_CHUNKS),  # not of `chunks`: one kernel for all prompts
         **shape,
     )
-    return F.avg_pool1d(mass[None, None], pool_kernel, stride=1, padding=pool_kernel // 2)[0, 0]
+    return out

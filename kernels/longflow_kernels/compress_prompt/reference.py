@@ -6,17 +6,12 @@ import torch
 import torch.nn.functional as F
 
 
-def prompt_scores(
-    q_window: torch.Tensor,
-    k_earlier: torch.Tensor,
-    scaling: float,
-    logit_cap: float = 0.0,
-    pool_kernel: int = 5,
+def prompt_mass(
+    q_window: torch.Tensor, k_earlier: torch.Tensor, scaling: float, logit_cap: float = 0.0
 ) -> torch.Tensor:
-    """How much the last queries of a prompt attend to each earlier token, smoothed.
+    """How much the last queries of a prompt attend to each earlier token.
 
-    Softmax over the earlier keys only, summed over query heads and window queries, then
-    average-pooled with zero padding.
+    Softmax over the earlier keys only, summed over query heads and window queries.
 
     Parameters
     ----------
@@ -26,13 +21,11 @@ def prompt_scores(
         [earlier, num_kv_heads, head_dim], keys before the window, after RoPE.
     scaling, logit_cap : float
         As in attention.
-    pool_kernel : int
-        Odd width of the average pool.
 
     Returns
     -------
     torch.Tensor
-        [earlier] float32; higher is kept.
+        [earlier] float32.
     """
     _, q_heads, head_dim = q_window.shape
     kv_heads = k_earlier.shape[1]
@@ -47,8 +40,37 @@ def prompt_scores(
         if logit_cap > 0:
             logits = logit_cap * torch.tanh(logits / logit_cap)
         total += torch.softmax(logits, dim=-1).sum(dim=0)
-    pooled = F.avg_pool1d(total[None, None], pool_kernel, stride=1, padding=pool_kernel // 2)
-    return pooled[0, 0]
+    return total
+
+
+def pool_scores(mass: torch.Tensor, pool_kernel: int = 5) -> torch.Tensor:
+    """Scores of prompt tokens: `prompt_mass` average-pooled with zero padding.
+
+    Parameters
+    ----------
+    mass : torch.Tensor
+        [num_layers, earlier] float32.
+    pool_kernel : int
+        Odd width of the average pool.
+
+    Returns
+    -------
+    torch.Tensor
+        [num_layers, earlier] float32; higher is kept.
+    """
+    return F.avg_pool1d(mass, pool_kernel, stride=1, padding=pool_kernel // 2)
+
+
+def prompt_scores(
+    q_window: torch.Tensor,
+    k_earlier: torch.Tensor,
+    scaling: float,
+    logit_cap: float = 0.0,
+    pool_kernel: int = 5,
+) -> torch.Tensor:
+    """SnapKV's scores of one layer, [earlier] float32: `prompt_mass`, then `pool_scores`."""
+    mass = prompt_mass(q_window, k_earlier, scaling, logit_cap)
+    return pool_scores(mass[None], pool_kernel)[0]
 
 
 def top_positions(scores: torch.Tensor, count: int, always_first: int = 0) -> torch.Tensor:
@@ -57,7 +79,7 @@ def top_positions(scores: torch.Tensor, count: int, always_first: int = 0) -> to
     Parameters
     ----------
     scores : torch.Tensor
-        [n] float32.
+        [..., n] float32.
     count : int
         How many to keep, ``always_first <= count <= n``.
     always_first : int
@@ -66,13 +88,14 @@ def top_positions(scores: torch.Tensor, count: int, always_first: int = 0) -> to
     Returns
     -------
     torch.Tensor
-        [count] int64.
+        [..., count] int64.
     """
-    if not always_first <= count <= scores.shape[0]:
+    if not always_first <= count <= scores.shape[-1]:
         raise ValueError(
-            f"count={count}: expected {always_first} <= count <= {scores.shape[0]} scores"
+            f"count={count}: expected {always_first} <= count <= {scores.shape[-1]} scores"
         )
     if always_first:
         scores = scores.clone()
-        scores[:always_first] = torch.inf
-    return torch.topk(scores, count).indices.sort().values
+        scores[..., :always_first] = torch.inf
+    # Each row's order among equals is topk's; the sort is only by position.
+    return torch.topk(scores, count, sorted=False).indices.sort().values
