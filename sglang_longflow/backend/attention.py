@@ -11,6 +11,7 @@ from sglang_longflow.backend.decode_fused import FusedDecode
 from sglang_longflow.backend.decode_reference import ReferenceDecode
 from sglang_longflow.backend.graph_sizes import cover_rows
 from sglang_longflow.backend.moves import carry_out
+from sglang_longflow.backend.prefill_plan import PrefillPlan
 from sglang_longflow.backend.prompt_cut import PromptCut
 from sglang_longflow.contracts import DecodeView, PrefillView, PromptRow
 from sglang_longflow.flow.decode import DecodeState
@@ -82,6 +83,9 @@ class LongFlowAttnBackend(AttentionBackend):
             self._cover_rows(model_runner, config.kv_budget)
         self._note_state_bytes()
         self._prefill: PrefillView | None = None
+        self._prepare_prefill = inner.init_forward_metadata
+        if device.type == "cuda" and PrefillPlan.can_plan(inner):
+            self._prepare_prefill = PrefillPlan(inner).prepare
 
     @staticmethod
     def _cover_rows(model_runner, budget: int) -> None:
@@ -119,7 +123,7 @@ class LongFlowAttnBackend(AttentionBackend):
         self._prefill = view if isinstance(view, PrefillView) else None
         self.prompt_cut.begin(self._prefill.rows if self._prefill else ())
         if not forward_batch.forward_mode.is_decode():
-            self.inner.init_forward_metadata(forward_batch)
+            self._prepare_prefill(forward_batch)
             return
         self._begin_moved_rows(forward_batch.req_pool_indices, view)
         self.decode.begin(forward_batch, view)
