@@ -82,7 +82,6 @@ class LongFlowAttnBackend(AttentionBackend):
             self.prompt_cut.compile(num_q_heads, model_runner.dtype)
             self._cover_rows(model_runner, config.kv_budget)
         self._note_state_bytes()
-        self._prefill: PrefillView | None = None
         self._prepare_prefill = inner.init_forward_metadata
         if device.type == "cuda" and PrefillPlan.can_plan(inner):
             self._prepare_prefill = PrefillPlan(inner).prepare
@@ -120,8 +119,7 @@ class LongFlowAttnBackend(AttentionBackend):
 
     def init_forward_metadata(self, forward_batch):
         view = runtime.current().take_view(forward_batch.rids)
-        self._prefill = view if isinstance(view, PrefillView) else None
-        self.prompt_cut.begin(self._prefill.rows if self._prefill else ())
+        self.prompt_cut.begin(view.rows if isinstance(view, PrefillView) else ())
         if not forward_batch.forward_mode.is_decode():
             self._prepare_prefill(forward_batch)
             return
@@ -166,11 +164,11 @@ class LongFlowAttnBackend(AttentionBackend):
 
     def forward_extend(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
         out = self.inner.forward_extend(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
-        if self._prefill is not None and k is not None:
+        if self.prompt_cut.rows and k is not None:
             queries = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
             self.prompt_cut.note_layer(queries, layer)
             if self.memory is not None:
-                for row in self._prefill.rows:
+                for row in self.prompt_cut.rows:
                     self._note_prompt_queries(row, queries, layer)
         return out
 

@@ -17,7 +17,13 @@ MASS_BYTES = 64 << 20
 
 
 class _Window:
-    """The batch's prompts whose policies look at their last `tokens` queries."""
+    """The batch's prompts whose policies look at their last `tokens` queries.
+
+    `mass` [layers, packed.total] float32 is what these attended to in the layers that are not
+    picked yet.
+    """
+
+    mass: torch.Tensor
 
     def __init__(self, tokens: int, rows: list[PromptRow], device: torch.device):
         self.tokens, self.rows = tokens, rows
@@ -72,10 +78,9 @@ class PromptCut:
         ]
         total = sum(window.packed.total for window in self.windows)
         self.group = min(self.num_layers, max(1, MASS_BYTES // (4 * max(total, 1))))
-        self.mass = [
-            torch.empty(self.group, window.packed.total, dtype=torch.float32, device=device)
-            for window in self.windows
-        ]
+        for window in self.windows:
+            shape = self.group, window.packed.total
+            window.mass = torch.empty(shape, dtype=torch.float32, device=device)
         self.first_layer = 0  # whose picks have not been made
 
     def note_layer(self, queries: torch.Tensor, layer) -> None:
@@ -87,8 +92,8 @@ class PromptCut:
             [num_tokens, num_q_heads, head_dim], the batch's, after RoPE.
         layer : RadixAttention
         """
-        for window, mass in zip(self.windows, self.mass, strict=True):
-            self._add_up(window, queries, layer, mass[layer.layer_id - self.first_layer])
+        for window in self.windows:
+            self._add_up(window, queries, layer, window.mass[layer.layer_id - self.first_layer])
         end = layer.layer_id + 1
         if end == self.num_layers or end - self.first_layer == self.group:
             self._pick(end)
@@ -116,8 +121,8 @@ class PromptCut:
     def _pick(self, end: int) -> None:
         """Fill `keep` of the layers from the first that is left up to `end`."""
         masses = {
-            id(row): mass[: end - self.first_layer, place]
-            for window, mass in zip(self.windows, self.mass, strict=True)
+            id(row): window.mass[: end - self.first_layer, place]
+            for window in self.windows
             for row, place in zip(window.rows, window.packed.places, strict=True)
         }
         for row in self.rows:
