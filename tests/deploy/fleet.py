@@ -144,7 +144,7 @@ class Replica(Program):
         return said >= self._starts
 
     def stats(self) -> dict:
-        status, answer = call("GET", self.url + "/longflow/stats")
+        status, answer = call("GET", self.url + "/longflow/stats?max_age_s=0")
         if status != 200:
             raise RuntimeError(f"{self.name}: /longflow/stats answered {status}: {answer}")
         return answer

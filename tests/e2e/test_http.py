@@ -139,7 +139,7 @@ def test_stats(server):
         for number, _ in enumerate(response):
             if number > 300:
                 break
-        _, stats = server.request("/longflow/stats")
+        _, stats = server.request("/longflow/stats?max_age_s=0")
         (row,) = stats["requests"]
         assert row["rid"] == "watched" and row["kv_policy"] == "longflow-novel"
         assert row["kv_len"] == row["kv_budget"] == 96 < row["seq_len"]
