@@ -37,7 +37,7 @@ class _Window:
 class PromptCut:
     """Fills `PromptRow.keep` of the rows that a prefill batch must cut.
 
-    A layer adds up what the last queries attend to, in two kernels for all rows together; the picks
+    A layer adds up what the last queries attend to, in three kernels for all rows; the picks
     are made for many layers at once. With operations for each row and layer (they were eighteen)
     the GPU waits for their launches.
 

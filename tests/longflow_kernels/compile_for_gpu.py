@@ -23,7 +23,7 @@ from longflow_kernels.attend_score_evict.gather import gather_indices_kernel
 from longflow_kernels.attend_score_evict.launch import launch_config
 from longflow_kernels.attend_score_evict.op import OUT_VALUES
 from longflow_kernels.compress_prompt import kernel as prompt
-from longflow_kernels.compress_prompt.op import MAX_CHUNKS
+from longflow_kernels.compress_prompt.op import COMBINE_ROWS, MAX_CHUNKS
 from longflow_kernels.likeness.kernel import likeness_kernel
 from longflow_kernels.likeness.reference import COMPARED_TOKENS
 
@@ -177,6 +177,7 @@ def cut(function, head_dim: int):
         BLOCK_N=64 if head_dim <= 128 else 32,
         BLOCK_D=triton.next_power_of_2(head_dim),
         BLOCK_C=MAX_CHUNKS,
+        BLOCK_R=COMBINE_ROWS,
         HAS_CAP=False,
         DOT_PRECISION="ieee",
     )
@@ -205,6 +206,7 @@ def main() -> None:
         show(f"likeness {head_dim} {cache}", liken(head_dim, cache))
     show("gather", build(gather_indices_kernel, dict(BLOCK=512), 4, 3, "bf16", "bf16"))
     show("normaliser", cut(prompt.normaliser_kernel, 128))
+    show("combine chunks", cut(prompt.combine_chunks_kernel, 128))
     show("mass", cut(prompt.mass_kernel, 128))
 
 

@@ -9,7 +9,11 @@ from longflow_kernels.attend_score_evict import op
 from longflow_kernels.attend_score_evict.launch import launch_config
 from longflow_kernels.attend_score_evict.op import attend_score_evict
 from longflow_kernels.attend_score_evict.rows import StepRow, pack_rows
-from longflow_kernels.compress_prompt.kernel import mass_kernel, normaliser_kernel
+from longflow_kernels.compress_prompt.kernel import (
+    combine_chunks_kernel,
+    mass_kernel,
+    normaliser_kernel,
+)
 from longflow_kernels.compress_prompt.op import Prompt, pack_prompts, paged_prompt_mass
 
 pytestmark = [
@@ -265,7 +269,7 @@ def test_prompts_of_any_length_share_their_kernels():
     q = torch.randn(32, 8, 128, dtype=torch.bfloat16, device="cuda")
     cache = torch.randn(2048, 4, 128, dtype=torch.bfloat16, device="cuda")
     slots = torch.randperm(2048, device="cuda").to(torch.int32)
-    kernels = (normaliser_kernel, mass_kernel)
+    kernels = (normaliser_kernel, combine_chunks_kernel, mass_kernel)
     compiled = []
     mass = torch.empty(5000, device="cuda")
     for first, lengths in ((0, [16]), (4, [1]), (1, [1000]), (3, [1024, 7, 16])):

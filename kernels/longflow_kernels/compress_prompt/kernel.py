@@ -1,5 +1,7 @@
 """SnapKV's sums over a prompt's keys in two passes over them, no score matrix in memory.
 
+The first pass is shared out in chunks of keys, and a small kernel adds the chunks up between them.
+
 Prompts of one batch go together. ``fields_ptr`` [prompts, 4] int32 has for each its row of the slot
 table, how many keys it has before the window, the window's first query in ``q_ptr``, and where its
 sums begin in ``mass_ptr``.
@@ -62,7 +64,7 @@ def normaliser_kernel(
     k_cache_ptr,
     slot_table_ptr,
     fields_ptr,
-    lse_ptr,
+    chunk_lse_ptr,
     num_chunks,
     scaling,
     logit_cap,
@@ -80,7 +82,8 @@ def normaliser_kernel(
 ):
     """Grid (prompts * chunks, row blocks, num_kv_heads).
 
-    lse_ptr [prompts, num_kv_heads, ROWS, chunks] float32, base 2, -inf where a chunk has no keys.
+    chunk_lse_ptr [prompts, num_kv_heads, ROWS, chunks] float32: the logarithm, base 2, of each
+    chunk's softmax normaliser; -inf where a chunk has no keys.
     """
     prompt = tl.program_id(0) // num_chunks
     chunk = tl.program_id(0) % num_chunks
@@ -125,11 +128,37 @@ def normaliser_kernel(
         peak = new_peak
     offs_m = first_row + tl.arange(0, BLOCK_M)
     lse_row = (prompt * tl.num_programs(2) + kv_head) * ROWS + offs_m
-    at = lse_ptr + lse_row.to(tl.int64) * num_chunks + chunk
+    at = chunk_lse_ptr + lse_row.to(tl.int64) * num_chunks + chunk
     tl.store(at, peak + tl.log2(total), mask=offs_m < ROWS)
 
 
-@triton.jit(do_not_specialize=["num_chunks"], do_not_specialize_on_alignment=["mass_ptr"])
+@triton.jit(do_not_specialize=["num_rows", "num_chunks"])
+def combine_chunks_kernel(
+    chunk_lse_ptr,
+    lse_ptr,
+    num_rows,
+    num_chunks,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Grid (row blocks): lse_ptr [num_rows] of chunk_lse_ptr [num_rows, chunks], both base 2.
+
+    Once for all of `mass_kernel`'s programs: each of them needs every row.
+    """
+    offs_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    offs_c = tl.arange(0, BLOCK_C)
+    rows = tl.minimum(offs_r, num_rows - 1)  # beyond the last, the last again
+    parts = tl.load(
+        chunk_lse_ptr + rows.to(tl.int64)[:, None] * num_chunks + offs_c[None, :],
+        mask=(offs_c < num_chunks)[None, :],
+        other=float("-inf"),
+    )
+    peak = tl.max(parts, axis=1)
+    total = tl.sum(tl.exp2(parts - peak[:, None]), axis=1)
+    tl.store(lse_ptr + offs_r, peak + tl.log2(total), mask=offs_r < num_rows)
+
+
+@triton.jit(do_not_specialize_on_alignment=["mass_ptr"])
 def mass_kernel(
     q_ptr,
     k_cache_ptr,
@@ -137,7 +166,6 @@ def mass_kernel(
     fields_ptr,
     lse_ptr,
     mass_ptr,
-    num_chunks,
     num_kv_heads,
     scaling,
     logit_cap,
@@ -150,12 +178,12 @@ def mass_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    BLOCK_C: tl.constexpr,
     HAS_CAP: tl.constexpr,
     DOT_PRECISION: tl.constexpr,
 ):
     """Grid (key blocks of the longest prompt, prompts).
 
+    lse_ptr [prompts, num_kv_heads, ROWS] float32, base 2.
     mass_ptr float32: the attention that each key gets, summed over heads and window queries.
     """
     prompt = tl.program_id(1)
@@ -168,7 +196,6 @@ def mass_kernel(
     slots_ptr = slot_table_ptr + row * slot_table_stride
     position = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     in_keys = position < num_keys
-    offs_c = tl.arange(0, BLOCK_C)
     slots = tl.load(slots_ptr + position, mask=in_keys, other=0).to(tl.int64)
     mass = tl.zeros([BLOCK_N], tl.float32)
     for kv_head in range(num_kv_heads):
@@ -193,15 +220,8 @@ def mass_kernel(
                 DOT_PRECISION,
             )
             offs_m = first_row + tl.arange(0, BLOCK_M)
-            lse_row = (prompt * num_kv_heads + kv_head) * ROWS + tl.minimum(offs_m, ROWS - 1)
-            parts = tl.load(
-                lse_ptr + lse_row.to(tl.int64)[:, None] * num_chunks + offs_c[None, :],
-                mask=(offs_c < num_chunks)[None, :],
-                other=float("-inf"),
-            )
-            peak = tl.max(parts, axis=1)
-            lse = peak + tl.log2(tl.sum(tl.exp2(parts - peak[:, None]), axis=1))
+            lse_row = (prompt * num_kv_heads + kv_head) * ROWS + offs_m
             # Rows beyond the last one weigh nothing.
-            lse = tl.where(offs_m < ROWS, lse, float("inf"))
+            lse = tl.load(lse_ptr + lse_row, mask=offs_m < ROWS, other=float("inf"))
             mass += tl.sum(tl.exp2(logits - lse[:, None]), axis=0)
     tl.store(mass_ptr + place + position, mass, mask=in_keys)

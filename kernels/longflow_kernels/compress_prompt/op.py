@@ -11,10 +11,16 @@ import torch
 import triton
 
 from longflow_kernels.attend_score_evict.op import HEAD_DIMS
-from longflow_kernels.compress_prompt.kernel import mass_kernel, normaliser_kernel
+from longflow_kernels.compress_prompt.kernel import (
+    combine_chunks_kernel,
+    mass_kernel,
+    normaliser_kernel,
+)
 
 #: Enough chunks of a prompt's keys to fill a GPU, and few enough to add up at once.
 MAX_CHUNKS = 32
+#: Rows (one head of one query) whose chunks a program adds up.
+COMBINE_ROWS = 64
 
 
 class Prompt(NamedTuple):
@@ -89,8 +95,8 @@ def paged_prompt_mass(
 ) -> torch.Tensor:
     """`prompt_mass` of every prompt, with the keys where they are: no gather, no score matrix.
 
-    Two kernels for all prompts together. They read the keys twice: once for the softmax
-    normalisers, once for the sums.
+    Three kernels for all prompts together. They read the keys twice: once for the softmax
+    normalisers, whose chunks the second kernel adds up, once for the sums.
 
     Parameters
     ----------
@@ -142,7 +148,9 @@ def paged_prompt_mass(
     blocks = triton.cdiv(prompts.longest, block_n)
     chunks = min(MAX_CHUNKS, blocks)
     count = len(prompts.places)
-    lse = torch.empty(count * num_kv_heads * rows * chunks, dtype=torch.float32, device=q.device)
+    all_rows = count * num_kv_heads * rows
+    chunk_lse = torch.empty(all_rows * chunks, dtype=torch.float32, device=q.device)
+    lse = torch.empty(all_rows, dtype=torch.float32, device=q.device)
     if out is None:
         out = torch.empty(prompts.total, dtype=torch.float32, device=q.device)
     shape = dict(
@@ -156,18 +164,19 @@ def paged_prompt_mass(
         DOT_PRECISION="ieee",
         num_warps=4,
     )
-    where = (q, k_cache, slot_table, prompts.fields, lse)
+    where = (q, k_cache, slot_table, prompts.fields)
     numbers = (scaling * k_scale, logit_cap, q.stride(0), k_cache.stride(0), slot_table.stride(0))
     normaliser_kernel[(count * chunks, triton.cdiv(rows, block_m), num_kv_heads)](
-        *where, chunks, *numbers, **shape
+        *where, chunk_lse, chunks, *numbers, **shape
     )
-    mass_kernel[(blocks, count)](
-        *where,
-        out,
+    combine_chunks_kernel[(triton.cdiv(all_rows, COMBINE_ROWS),)](
+        chunk_lse,
+        lse,
+        all_rows,
         chunks,
-        num_kv_heads,
-        *numbers,
+        BLOCK_R=COMBINE_ROWS,
         BLOCK_C=triton.next_power_of_2(MAX_CHUNKS),  # not of `chunks`: one kernel for all prompts
-        **shape,
+        num_warps=4,
     )
+    mass_kernel[(blocks, count)](*where, lse, out, num_kv_heads, *numbers, **shape)
     return out
