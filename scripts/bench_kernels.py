@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 import triton
 
+from longflow_kernels.attend_score_evict.l2 import set_aside_l2
 from longflow_kernels.attend_score_evict.launch import LaunchConfig, launch_config
 from longflow_kernels.attend_score_evict.op import Workspace, attend_score_evict
 from longflow_kernels.attend_score_evict.rows import StepRow, pack_rows
@@ -125,6 +126,7 @@ class Inputs:
             device="cuda",
             max_partials=self.batch * config.max_splits,
         )
+        workspace.keep_in_l2(capacity)  # as a server does
         fields = pack_rows(rows, workspace.places).cuda()
         next_slot = torch.zeros(self.batch, victim_heads, dtype=torch.int32, device="cuda")
         requests = torch.arange(self.batch, device="cuda")
@@ -168,6 +170,7 @@ class Inputs:
     def flashinfer(self):
         import flashinfer
 
+        set_aside_l2(0, torch.device("cuda"))  # the whole cache is the rival's
         scratch = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
         indptr = torch.arange(self.batch + 1, dtype=torch.int32, device="cuda") * self.row_tokens
         last_page = torch.ones(self.batch, dtype=torch.int32, device="cuda")

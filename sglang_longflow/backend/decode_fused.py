@@ -90,6 +90,7 @@ class FusedDecode:
             device=self.device,
             max_partials=4 * self.num_sms,
         )
+        self.workspace.keep_in_l2(key.shape[0])  # scored rows hold no more than the pool
         self._step: DecodeStep | None = None
         self._graph_fields: torch.Tensor | None = None
         self._graph_indices: torch.Tensor | None = None

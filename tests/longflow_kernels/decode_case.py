@@ -192,6 +192,7 @@ class DecodeCase:
         ):
             tensor.fill_(float("nan"))
         made.scores.fill_(0)  # the most tempting score
+        made.kept_places = 200  # of some rows, so that both ways to store are run
         return made
 
     def run(self, workspace: Workspace | None = None) -> tuple[torch.Tensor, dict]:

@@ -289,3 +289,8 @@ def test_workspace_reports_its_bytes():
     assert workspace.places == 128 + 2 * 128
     scores = 4 * (2 * (384 + 1024) + 4 * (384 + 1024) // 16)
     assert workspace.nbytes == scores + 4 * (8 * 4 * 64 + 8 * 4 + 5 * 2 * 64 + 2)
+
+
+def test_without_a_gpu_no_cache_is_set_aside():
+    workspace = DecodeCase(MIXED).workspace()
+    assert workspace.keep_in_l2(1000) == 0 == workspace.kept_places

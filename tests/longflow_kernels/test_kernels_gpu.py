@@ -1,11 +1,14 @@
 """The kernels on a GPU: every dtype and head size, beside FlashInfer, and in CUDA graphs."""
 
+import ctypes
+
 import pytest
 import torch
 from decode_case import INTERPRETED, DecodeCase, assert_step
 
 from longflow_kernels import prompt_mass
 from longflow_kernels.attend_score_evict import op
+from longflow_kernels.attend_score_evict.l2 import set_aside_l2
 from longflow_kernels.attend_score_evict.launch import launch_config
 from longflow_kernels.attend_score_evict.op import attend_score_evict
 from longflow_kernels.attend_score_evict.rows import StepRow, pack_rows
@@ -236,6 +239,26 @@ def test_no_host_synchronisation():
         host.to("cuda", non_blocking=True)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_l2_cache_is_set_aside_and_given_back():
+    def limit() -> int:
+        size = ctypes.c_size_t()
+        assert not ctypes.CDLL("libcuda.so.1").cuCtxGetLimit(ctypes.byref(size), 6)
+        return size.value
+
+    case = on_gpu(MIXED)
+    workspace, place_bytes = case.workspace(), 32 * 2
+    l2 = torch.cuda.get_device_properties(0).L2_cache_size
+    try:
+        assert workspace.keep_in_l2(100_000) == 100_000 * place_bytes <= limit() < l2 / 2
+        assert workspace.kept_places == 100_000
+        room = workspace.keep_in_l2(1 << 30)  # more than there is
+        assert 0.39 * l2 < room <= limit() < l2 / 2
+        assert_step(case, **TOLERANCE[torch.bfloat16])
+        assert workspace.keep_in_l2(0) == 0 == limit() == workspace.kept_places
+    finally:
+        set_aside_l2(0, torch.device("cuda"))
 
 
 @pytest.mark.parametrize("fp8", [False, True], ids=["same", "fp8"])

@@ -24,7 +24,7 @@ from longflow_kernels.logits import capped_base2
 
 
 # Not specialised on sizes of the batch: a server would compile again in the middle of its work.
-@triton.jit(do_not_specialize=["max_splits", "min_split_tokens", "field_stride"])
+@triton.jit(do_not_specialize=["kept_places", "max_splits", "min_split_tokens", "field_stride"])
 def attend_kernel(
     q_ptr,
     k_new_ptr,
@@ -44,6 +44,7 @@ def attend_kernel(
     logit_cap,
     k_scale,
     v_scale,
+    kept_places,
     max_splits,
     min_split_tokens,
     field_stride,
@@ -135,6 +136,9 @@ def attend_kernel(
     scores_at = scores_ptr + places.to(tl.int64) * num_q_heads + q_head[:, None] * BLOCK_N
     tile_peak_at = tile_peak_ptr + places // BLOCK_N * num_q_heads + q_head
 
+    # Scores of the first places stay in the cache, where the host has set aside room (`l2`). With a
+    # padded head there is no register left to choose with.
+    kept = (BLOCK_D != HEAD_DIM) | (score_offset < kept_places)
     peak = tl.full([BLOCK_H], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_H, BLOCK_N], tl.float32)
     acc = tl.zeros([BLOCK_H, BLOCK_DV], tl.float32)
@@ -172,12 +176,12 @@ def attend_kernel(
             norm = tl.where(by_attention != 0, 1.0, norm)
             # Past the row's end too (it is the row's own room): a mask there would make these
             # stores of 2 bytes each.
-            tl.store(
-                scores_at + first * num_q_heads + offs_n[None, :],
-                encode(p, norm),
-                mask=in_group[:, None],
-                eviction_policy="evict_last",
-            )
+            codes = encode(p, norm)
+            codes_at = scores_at + first * num_q_heads + offs_n[None, :]
+            if kept:
+                tl.store(codes_at, codes, mask=in_group[:, None], eviction_policy="evict_last")
+            else:
+                tl.store(codes_at, codes, mask=in_group[:, None])
             tl.store(tile_peak_at + first // BLOCK_N * num_q_heads, peak, mask=in_group)
 
     total_of_head = tl.sum(total, axis=1)

@@ -10,6 +10,7 @@ import triton
 from longflow_kernels.attend_score_evict.attend import attend_kernel
 from longflow_kernels.attend_score_evict.combine import combine_kernel
 from longflow_kernels.attend_score_evict.gather import gather_indices_kernel
+from longflow_kernels.attend_score_evict.l2 import set_aside_l2
 from longflow_kernels.attend_score_evict.launch import LaunchConfig
 from longflow_kernels.attend_score_evict.layout import NUM_FIELDS
 from longflow_kernels.attend_score_evict.rows import SCORE_ALIGN, score_places
@@ -35,6 +36,8 @@ class Workspace:
     max_partials : int
         Rows times splits of a step that is split at all; `launch_config` stays below 4 a
         multiprocessor.
+    kept_places : int
+        Scores below it are stored so that they stay in the L2 cache; 0 until room was set aside.
     """
 
     def __init__(
@@ -64,6 +67,17 @@ class Workspace:
         self.best_index = new(max_batch, victim_heads, MAX_CHUNKS, dtype=torch.int32)
         self.chunk_sums = new(max_batch, 3, MAX_CHUNKS)
         self.arrived = torch.zeros(max_batch, victim_heads, dtype=torch.int32, device=device)
+        self.place_bytes = num_q_heads * self.scores.element_size()
+        self.kept_places = 0
+
+    def keep_in_l2(self, tokens: int) -> int:
+        """Set L2 cache aside for the scores of so many tokens; returns the bytes there are.
+
+        They are this process's until another call, of any workspace.
+        """
+        room = set_aside_l2(tokens * self.place_bytes, self.scores.device)
+        self.kept_places = room // self.place_bytes
+        return room
 
     @property
     def nbytes(self) -> int:
@@ -264,6 +278,7 @@ def attend_score_evict(
         logit_cap,
         k_scale,
         v_scale,
+        workspace.kept_places,
         config.max_splits,
         config.min_split_tokens,
         fields.stride(0),
