@@ -232,8 +232,8 @@ class FullRows:
         """
         assert self.recent is not None and self.recent.shape[1] >= count
         done = torch.tensor(self.overwrites)[:, None]
-        place = ((done - 1 - torch.arange(count)) % self.recent.shape[1]).to(self.device)
-        return self.recent.to(torch.int64).gather(1, place)
+        place = (done - 1 - torch.arange(count)) % self.recent.shape[1]
+        return self.recent.to(torch.int64).gather(1, place.to(self.device, non_blocking=True))
 
     @cached_property
     def sequence(self) -> torch.Tensor:

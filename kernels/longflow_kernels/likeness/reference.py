@@ -9,12 +9,12 @@ import torch.nn.functional as F
 COMPARED_TOKENS = 16
 
 
-def slow_channels(head_dim: int) -> list[int]:
+def slow_channels(keys: torch.Tensor) -> torch.Tensor:
     """The quarter of a key's channels that RoPE turns least, where it turns channel i with
-    i + head_dim / 2: the last quarter of each half."""
-    half = head_dim // 2
+    i + head_dim / 2: the last quarter of each half. Slices: a list of them waits for the GPU."""
+    half = keys.shape[-1] // 2
     slow = half * 3 // 4
-    return [*range(slow, half), *range(half + slow, head_dim)]
+    return torch.cat((keys[..., slow:half], keys[..., half + slow :]), dim=-1)
 
 
 def key_likeness(older: torch.Tensor, newer: torch.Tensor) -> torch.Tensor:
@@ -30,8 +30,7 @@ def key_likeness(older: torch.Tensor, newer: torch.Tensor) -> torch.Tensor:
     torch.Tensor
         [n, m], from 0 to 1, in their dtype.
     """
-    channels = slow_channels(older.shape[-1])
-    a, b = (F.normalize(keys[..., channels].flatten(1), dim=-1) for keys in (older, newer))
+    a, b = (F.normalize(slow_channels(keys).flatten(1), dim=-1) for keys in (older, newer))
     return (a @ b.T).clamp(0.0, 1.0)
 
 
@@ -91,7 +90,7 @@ def found_likeness(keys: torch.Tensor, last: torch.Tensor, overwrites: int) -> t
         return keys.new_zeros(kv_len)
     if overwrites == 1:
         age = torch.arange(kv_len, device=keys.device)
-        age[last[0]] = kv_len
+        age.index_fill_(0, last[:1].long(), kv_len)
         return likest_to_newer(keys, age)
     order = torch.arange(COMPARED_TOKENS, device=keys.device)
     since = torch.full((kv_len,), COMPARED_TOKENS, device=keys.device)
