@@ -37,7 +37,8 @@ class Workspace:
         Rows times splits of a step that is split at all; `launch_config` stays below 4 a
         multiprocessor.
     kept_places : int
-        Scores below it are stored so that they stay in the L2 cache; 0 until room was set aside.
+        Scores below it are marked to stay in the L2 cache: those there is room for, all where none
+        was set aside (then the mark has no cost, and helps small batches).
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Workspace:
         self.chunk_sums = new(max_batch, 3, MAX_CHUNKS)
         self.arrived = torch.zeros(max_batch, victim_heads, dtype=torch.int32, device=device)
         self.place_bytes = num_q_heads * self.scores.element_size()
-        self.kept_places = 0
+        self.kept_places = self.places
 
     def keep_in_l2(self, tokens: int) -> int:
         """Set L2 cache aside for the scores of so many tokens; returns the bytes there are.
@@ -76,7 +77,7 @@ class Workspace:
         They are this process's until another call, of any workspace.
         """
         room = set_aside_l2(tokens * self.place_bytes, self.scores.device)
-        self.kept_places = room // self.place_bytes
+        self.kept_places = room // self.place_bytes if room else self.places
         return room
 
     @property
