@@ -17,21 +17,27 @@ BEGIN, END = "<!-- scripts/kernel_table.py: begin -->\n", "<!-- scripts/kernel_t
 COLUMNS = (
     *("Query/KV heads/size", "Batch", "Row", "FlashInfer"),
     *("Full rows, a victim a layer", "A victim a KV head", "Rows that are not full"),
+    *("`longflow-peak`", "`longflow-novel`"),
 )
 HEAD = f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}\n"
 
 
 def table(lines: list[dict[str, str]], conditions: dict[str, str]) -> str:
-    """The lines of a CSV of bench_kernels.py as Markdown; times in microseconds."""
+    """The lines of a CSV of bench_kernels.py as Markdown; times in microseconds.
 
-    def beside(line: dict[str, str], name: str) -> str:
-        time, rival = float(line[name]), float(line["flashinfer_median"])
-        return f"{time:.1f} ({time / rival:.3f}x)"
+    Beside each its ratio to FlashInfer's, or, of policies that remember, to `longflow`'s full rows.
+    """
+
+    def beside(line: dict[str, str], name: str, rival: str = "flashinfer_median") -> str:
+        time = float(line[name])
+        return f"{time:.1f} ({time / float(line[rival]):.3f}x)"
 
     rows = [
         f"| {line['heads']} | {line['batch']} | {int(line['row_tokens']):,} "
         f"| {float(line['flashinfer_median']):.1f} | {beside(line, 'longflow_median')} "
-        f"| {beside(line, 'kv_head_median')} | {beside(line, 'not_full_median')} |\n"
+        f"| {beside(line, 'kv_head_median')} | {beside(line, 'not_full_median')} "
+        f"| {beside(line, 'peak_median', 'longflow_median')} "
+        f"| {beside(line, 'novel_median', 'longflow_median')} |\n"
         for line in lines
     ]
     named = ", ".join(f"{value}" for value in conditions.values())
