@@ -39,6 +39,8 @@ class Runtime:
         Prometheus exporter (`hooks.metrics.Exporter`), where the server has metrics on.
     device_state_bytes : int
         Bytes of `flow.decode.DecodeState`, for the banner and the stats.
+    l2_set_aside_bytes : int
+        Of the GPU's L2 cache, for scores (`longflow_kernels.attend_score_evict.l2`).
     pending_view : PendingView or None
         Set when SGLang builds a forward batch, taken once by the attention backend.
     started : float
@@ -51,6 +53,7 @@ class Runtime:
     counters: Counters = field(default_factory=Counters)
     exporter: Any = None
     device_state_bytes: int = 0
+    l2_set_aside_bytes: int = 0
     pending_view: PendingView | None = None
     started: float = field(default_factory=time.monotonic)
     settings: dict[str, Any] | None = None

@@ -82,6 +82,7 @@ class LongFlowAttnBackend(AttentionBackend):
             self.prompt_cut.compile(num_q_heads, model_runner.dtype)
             self._cover_rows(model_runner, config.kv_budget)
         self._note_state_bytes()
+        runtime.current().l2_set_aside_bytes = self.decode.l2_bytes
         self._prepare_prefill = inner.init_forward_metadata
         if device.type == "cuda" and PrefillPlan.can_plan(inner):
             self._prepare_prefill = PrefillPlan(inner).prepare

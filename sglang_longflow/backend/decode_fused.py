@@ -90,7 +90,8 @@ class FusedDecode:
             device=self.device,
             max_partials=4 * self.num_sms,
         )
-        self.workspace.keep_in_l2(key.shape[0])  # scored rows hold no more than the pool
+        # Scored rows hold no more than the pool.
+        self.l2_bytes = self.workspace.keep_in_l2(key.shape[0])
         self._step: DecodeStep | None = None
         self._graph_fields: torch.Tensor | None = None
         self._graph_indices: torch.Tensor | None = None

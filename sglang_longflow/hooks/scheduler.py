@@ -29,12 +29,13 @@ def init(original, self, server_args, *args, **kwargs) -> None:
     if self.ps.tp_rank == 0:
         logger.info(
             "longflow: kv_budget=%d policy=%s pool=%d tokens, rows that fit at the budget=%s, "
-            "device state=%.2f MiB",
+            "device state=%.2f MiB, L2 cache set aside=%.1f MiB",
             state.config.kv_budget,
             state.config.kv_policy,
             self.max_total_num_tokens,
             self.max_total_num_tokens // state.config.kv_budget if state.config.kv_budget else "-",
             state.device_state_bytes / 2**20,
+            state.l2_set_aside_bytes / 2**20,
         )
         _say_where_graphs_end(self, state)
 

@@ -99,6 +99,7 @@ def _settings(scheduler, state: runtime.Runtime) -> dict[str, Any]:
         "decode_cuda_graph": type(runner.decode_cuda_graph_runner).__name__
         == "DecodeCudaGraphRunner",
         "device_state_bytes": state.device_state_bytes,
+        "l2_set_aside_bytes": state.l2_set_aside_bytes,
         "kv_pool_bytes": int(sum(kv_pool.get_kv_size_bytes())),
         "max_running_requests": scheduler.max_running_requests,
         "max_queued_requests": scheduler.max_queued_requests,

@@ -248,6 +248,7 @@ def test_6_starts_with_sglang_defaults(tiny_models, kind):
         print("DEFAULTS", settings)
         assert settings["overlap_schedule"] and settings["radix_cache"]
         assert settings["decode_cuda_graph"] and settings["kv_decode_kernel"] == "triton"
+        assert settings["l2_set_aside_bytes"] > 0
         # Under 1 % beside what the default policy remembers: two float32 beside a slot's K and V,
         # of which these tiny models have little.
         config = harness.tiny_config(kind)

@@ -121,6 +121,7 @@ def test_stats(server):
     assert set(stats) >= {"settings", "pool", "requests"}
     assert stats["settings"]["kv_budget"] == 96
     assert stats["settings"]["kv_pool_bytes"] > 3000 * 1000
+    assert stats["settings"]["l2_set_aside_bytes"] == 0  # there is a GPU's cache on a GPU only
     assert stats["settings"]["decode_cuda_graph"] is False  # a CPU
     assert set(stats["pool"]) == {
         "total_tokens",
