@@ -16,8 +16,8 @@ _PERSISTING_L2_CACHE_SIZE = 6  # CUlimit of the driver's API
 def set_aside_l2(wanted_bytes: int, device: torch.device) -> int:
     """Set L2 cache aside for what kernels of this process store with eviction priority "last".
 
-    Without it that priority helps a few MB at most: K and V stream through the cache, and scores are
-    written to memory and read back. At most `MOST_OF_L2` of the cache is taken. The limit is
+    Without it that priority helps a few MB at most: K and V stream through the cache, and scores
+    are written to memory and read back. At most `MOST_OF_L2` of the cache is taken. The limit is
     the CUDA context's (CUDA C++ Programming Guide, "L2 Set-Aside for Persisting Accesses"): it ends
     with the process and touches no other.
 
