@@ -32,6 +32,7 @@ from train_reasoner import IGNORED, pad_batch, wrong_tokens
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from longflow_kernels.likeness.reference import slow_channels
 from sglang_longflow.evaluation.forced import kl_of
 from sglang_longflow.evaluation.texts import TextTask, load_texts
 from sglang_longflow.reasoner import KINDS, make_problem
@@ -125,11 +126,7 @@ def _compared(name: str, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     in halves."""
     if name == "v":
         return v
-    if name == "l":
-        half = k.shape[-1] // 2
-        slow = half * 3 // 4
-        return torch.cat([k[..., slow:half], k[..., half + slow :]], dim=-1)
-    return k
+    return slow_channels(k) if name == "l" else k
 
 
 def _direction(name: str, part: torch.Tensor) -> torch.Tensor:
