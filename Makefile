@@ -34,11 +34,13 @@ demo: env ## one-command demo on the CPU
 demo-reasoner: env ## the demo with chains of 2,000 tokens, and whether their answers are right
 	@"$(VENV)/bin/longflow" demo --reasoner
 
+# In the files' own order: xdist would keep files of few tests for the end, and those are the servers
+# of minutes, run by one worker while the other has nothing left.
 .PHONY: test
 test: env ## all tests that need no GPU, the end-to-end ones included
 	@model="$${LONGFLOW_TEST_MODEL:-$$("$(VENV)/bin/python" -m sglang_longflow.demo_model --path)}"; \
 	LONGFLOW_TEST_MODEL="$$model" exec "$(VENV)/bin/python" -m pytest -m "not gpu and not deploy" \
-	  $(or $(strip $(PYTEST_ARGS)),-n $(PYTEST_WORKERS) --dist loadfile)
+	  $(or $(strip $(PYTEST_ARGS)),-n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder)
 
 .PHONY: tools
 tools: env ## tools of the deployment tests: validators, Prometheus, a browser, the router
