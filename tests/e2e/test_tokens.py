@@ -263,12 +263,12 @@ def test_the_fused_kernels_in_a_server(tmp_path):
     protect = dict(protect_sink_tokens=2, protect_recent_tokens=5)
     shared = prompt(40, 7)
     cases = [
-        (shared, 56, "longflow"),
+        (shared, 64, "longflow"),
         (shared + prompt(4, 8), 48, "longflow"),
         (prompt(120, 9), 48, "longflow"),
         (prompt(70, 14), 48, "longflow-peak"),
         (prompt(28, 15), 40, "longflow-peak"),
-        (prompt(30, 10), 46, "streaming"),
+        (prompt(30, 10), 50, "streaming"),
         (prompt(33, 12), 48, "tova"),
         (prompt(60, 13), 52, "random"),
         (prompt(25, 11), 0, "longflow"),
@@ -278,7 +278,7 @@ def test_the_fused_kernels_in_a_server(tmp_path):
         chosen = dict(policy=policy)
         if policy == "longflow-peak":
             chosen = dict(ranking=lambda: ReferenceRow(policy, budget, sinks=2, recent=5))
-        return expected(model, ids, budget or 999, 22, **protect, **chosen)
+        return expected(model, ids, budget or 999, 30, **protect, **chosen)
 
     wanted = [wanted_tokens(*case) for case in cases]
     with harness.engine(
@@ -295,7 +295,7 @@ def test_the_fused_kernels_in_a_server(tmp_path):
         engine.generate(input_ids=shared, sampling_params=greedy(1))
         got = engine.generate(
             input_ids=[ids for ids, _, _ in cases],
-            sampling_params=[greedy(22, kv_budget=b, kv_policy=p) for _, b, p in cases],
+            sampling_params=[greedy(30, kv_budget=b, kv_policy=p) for _, b, p in cases],
         )
         assert harness.outputs(got) == wanted
         assert got[0]["meta_info"]["cached_tokens"] > 0
@@ -313,7 +313,7 @@ def test_likeness_in_the_fused_kernels_of_a_server(tmp_path):
     cases = [
         (shared + prompt(30, 3), 80, "longflow-novel"),
         (prompt(120, 9), 90, "longflow-novel"),
-        (shared, 60, "longflow"),
+        (shared, 72, "longflow"),
         (prompt(60, 14), 72, "longflow-peak"),
     ]
 
@@ -323,7 +323,7 @@ def test_likeness_in_the_fused_kernels_of_a_server(tmp_path):
             chosen = dict(ranking=rankings_of(policy, budget, layers=2))
         if policy == "longflow-peak":
             chosen = dict(ranking=lambda: ReferenceRow(policy, budget, sinks=4, recent=16))
-        return expected(model, ids, budget, 32, **protect, **chosen)
+        return expected(model, ids, budget, 45, **protect, **chosen)
 
     wanted = [wanted_tokens(*case) for case in cases]
     with harness.engine(
@@ -337,7 +337,7 @@ def test_likeness_in_the_fused_kernels_of_a_server(tmp_path):
         engine.generate(input_ids=shared, sampling_params=greedy(1))
         got = engine.generate(
             input_ids=[ids for ids, _, _ in cases],
-            sampling_params=[greedy(32, kv_budget=b, kv_policy=p) for _, b, p in cases],
+            sampling_params=[greedy(45, kv_budget=b, kv_policy=p) for _, b, p in cases],
         )
         assert harness.outputs(got) == wanted
         assert got[0]["meta_info"]["cached_tokens"] > 0
