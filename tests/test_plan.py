@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from sglang_longflow import policies
 from sglang_longflow.geometry import (
     PlanError,
     kv_bytes_per_token,
@@ -550,7 +551,6 @@ def test_make_plan_checks_the_budget_itself():
 
 
 def test_minimum_is_that_of_the_policy():
-    policies = pytest.importorskip("sglang_longflow.policies")
     assert policies.DEFAULT_POLICY == DEFAULT_POLICY
     assert policies.make_policy(DEFAULT_POLICY).min_budget_tokens == MIN_BUDGET_TOKENS
 
