@@ -12,7 +12,7 @@ from typing import Any
 
 from sglang_longflow.config import LongFlowConfig, config_from
 from sglang_longflow.contracts import DecodeView, PrefillView
-from sglang_longflow.flow.metrics import Counters
+from sglang_longflow.flow.metrics import Counters, Stall
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Runtime:
         Monotonic time of the start, in seconds.
     settings : dict or None
         What the stats say of this process's settings; they never change, so they are kept.
+    stall : Stall
     """
 
     config: LongFlowConfig
@@ -57,6 +58,7 @@ class Runtime:
     pending_view: PendingView | None = None
     started: float = field(default_factory=time.monotonic)
     settings: dict[str, Any] | None = None
+    stall: Stall = field(default_factory=Stall)
 
     def take_view(self, rids: list[str] | None) -> DecodeView | PrefillView | None:
         """The view of the batch with these request ids, once; None for SGLang's dummy batches.

@@ -68,6 +68,8 @@ def merge(states: list[dict[str, Any]], server: dict[str, Any]) -> dict[str, Any
             name: [item for state in states for item in state[name]]
             for name in ("prefilling", "queue")
         },
+        "paused": any(state["paused"] for state in states),
+        "stalled_s": max(state["stalled_s"] for state in states),
         "uptime_s": min(state["uptime_s"] for state in states),
     }
 

@@ -42,8 +42,22 @@ def peak_slots(budget: KVBudget, prompt_tokens: int, max_new_tokens: int) -> int
     The last token's K/V is never stored; its slot covers the one step that overlap scheduling
     launches beyond the end.
     """
-    total = prompt_tokens + max_new_tokens
+    total = total_tokens(prompt_tokens, max_new_tokens)
     return max(prompt_tokens, budget.resident(total))
+
+
+def total_tokens(prompt_tokens: int, max_new_tokens: int) -> int:
+    """Most slots that a request without a budget takes.
+
+    A prefill makes a token also where none is asked for, and overlap scheduling may launch a
+    decode step of it.
+    """
+    return prompt_tokens + max(1, max_new_tokens)
+
+
+def prefill_slots(prompt_tokens: int) -> int:
+    """Slots of an empty pool with which SGLang admits a prompt: one more, and one that is left."""
+    return prompt_tokens + 2
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,38 @@ class Counters:
     cut_tokens: int = 0
     peak_running_requests: int = 0
     retracted_budgeted_rows: int = 0
+    failed_hooks: int = 0  # requests that ended because a hook could not deal with them
+
+
+class Stall:
+    """Since when requests wait although nothing runs; not while the server is paused.
+
+    Such a state should not exist: whatever waits can be admitted to an empty server. A server that
+    is in it all the same must not look healthy.
+    """
+
+    #: Idle turns of the scheduler's loop that are further apart were not in one stretch.
+    GAP_S = 5.0
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._last_turn = float("-inf")
+
+    def idle_turn(self, waiting: int, now: float) -> None:
+        """A turn of the scheduler's loop in which nothing ran; `now` in monotonic seconds."""
+        if not waiting or now - self._last_turn > self.GAP_S:
+            self._since = None
+        if waiting and self._since is None:
+            self._since = now
+        self._last_turn = now
+
+    def running(self) -> None:
+        """A batch was launched."""
+        self._since = None
+
+    def seconds(self, now: float) -> float:
+        """How long it has lasted; 0 where something runs or nothing waits."""
+        return 0.0 if self._since is None else now - self._since
 
 
 class RowStats(NamedTuple):  # made for each row while the scheduler waits: a dataclass is slower

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sglang_longflow.config import LongFlowConfig, unknown_policy
@@ -36,7 +36,8 @@ def asks_for_budget(custom_params: Mapping[str, Any] | None) -> bool:
 
 def unknown_key(params: Mapping[str, Any]) -> str | None:
     """A key that looks like one of ours and is none, or None: a typo must not cost the budget."""
-    return next((k for k in params if k.startswith(_PREFIX) and k not in REQUEST_KEYS), None)
+    ours = (key for key in params if isinstance(key, str) and key.startswith(_PREFIX))
+    return next((key for key in ours if key not in REQUEST_KEYS), None)
 
 
 def resolve_budget(custom_params: Mapping[str, Any] | None, config: LongFlowConfig) -> KVBudget:
@@ -51,10 +52,16 @@ def resolve_budget(custom_params: Mapping[str, Any] | None, config: LongFlowConf
     Raises
     ------
     BudgetError
-        A key beginning with ``kv_`` that is unknown; a budget that is not an integer, negative,
-        out of the operator's bounds, below the policy's minimum, full KV where it is not allowed;
-        or an unknown policy.
+        `custom_params` is no object; a key beginning with ``kv_`` that is unknown; a budget that
+        is not an integer, negative, out of the operator's bounds, below the policy's minimum,
+        full KV where it is not allowed; or an unknown policy.
     """
+    if custom_params is not None and not isinstance(custom_params, Mapping):
+        raise BudgetError(
+            f"custom_params={custom_params!r:.60}: expected an object; for several prompts, "
+            f"sampling_params may be a list of one object for each",
+            "wrong_type",
+        )
     params = custom_params or {}
     if (key := unknown_key(params)) is not None:
         close = difflib.get_close_matches(key, REQUEST_KEYS, n=1)
@@ -107,17 +114,67 @@ def resolve_budget(custom_params: Mapping[str, Any] | None, config: LongFlowConf
     return KVBudget(tokens, policy)
 
 
+def check_input_ids(input_ids: Sequence[int] | None, vocab_size: int) -> None:
+    """Refuse a prompt with token ids that the model does not have: at one, SGLang's server ends.
+
+    Parameters
+    ----------
+    input_ids : sequence of int or None
+        The prompt; None where it comes as embeddings.
+    vocab_size : int
+
+    Raises
+    ------
+    BudgetError
+        It is no list; a token id is no integer, negative, or not in the vocabulary.
+    """
+    if input_ids is None:
+        return
+    if isinstance(input_ids, str | bytes) or not isinstance(input_ids, Sequence):
+        raise BudgetError(
+            f"input_ids={input_ids!r:.60}: expected a list of token ids", "not_in_vocabulary"
+        )
+    if not input_ids:
+        return
+    # Three passes in C: a prompt may have a hundred thousand tokens.
+    if set(map(type, input_ids)) == {int} and min(input_ids) >= 0 and max(input_ids) < vocab_size:
+        return
+    for place, token in enumerate(input_ids):
+        if type(token) is not int or not 0 <= token < vocab_size:
+            raise BudgetError(
+                f"input_ids[{place}]={token!r:.40}: expected a token id from 0 to "
+                f"{vocab_size - 1}, this model's vocabulary",
+                "not_in_vocabulary",
+            )
+
+
+def stop_ids_in_vocabulary(stop_token_ids: object, vocab_size: int) -> list[int] | None:
+    """`stop_token_ids` without those that the model cannot produce; None where none has to go.
+
+    Where any request of a batch has ``min_new_tokens``, SGLang writes to the logits of every
+    request's stop tokens, and its server ends at one that is not there. It would never stop at it.
+    """
+    if not isinstance(stop_token_ids, list | tuple | set):
+        return None
+    try:
+        numbers = [int(token) for token in stop_token_ids if token is not None]
+    except (TypeError, ValueError, OverflowError):
+        return None  # SGLang's own conversion says what is wrong
+    kept = [token for token in numbers if 0 <= token < vocab_size]
+    return kept if len(kept) < len(numbers) else None
+
+
 def check_fits(budget: KVBudget, prompt_tokens: int, max_new_tokens: int, pool_tokens: int) -> None:
     """Refuse a request that could never run, instead of queueing it for ever.
 
     Raises
     ------
     BudgetError
-        The row's peak footprint (`flow.admission.peak_slots`) exceeds the KV pool.
+        The row's peak footprint, or what its prefill needs (`flow.admission`), exceeds the pool.
     """
-    from sglang_longflow.flow.admission import peak_slots
+    from sglang_longflow.flow.admission import peak_slots, prefill_slots
 
-    peak = peak_slots(budget, prompt_tokens, max_new_tokens)
+    peak = max(peak_slots(budget, prompt_tokens, max_new_tokens), prefill_slots(prompt_tokens))
     if peak > pool_tokens:
         raise BudgetError(
             f"kv_budget={budget.tokens} with prompt_tokens={prompt_tokens} and "

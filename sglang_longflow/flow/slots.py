@@ -33,16 +33,33 @@ class DecodeRow:
     tree_slots : int
         How many of them (the first ones) belong to the radix tree.
     owned : bool
-    must_cut : bool
+    has_pick : bool
+        The prefill has said which prompt positions stay.
     last_node : TreeNode or None
+    decode_steps : int
+        Decode steps since prefill.
     """
 
     budget: KVBudget | None
     kv_len: int
     tree_slots: int = 0
     owned: bool = False
-    must_cut: bool = False
+    has_pick: bool = False
     last_node: TreeNode | None = None
+    decode_steps: int = 0
+
+    @property
+    def must_cut(self) -> bool:
+        """It has no free place in its budget, and no victim: one is chosen in decode only."""
+        if self.budget is None or self.budget.is_full or self.owned:
+            return False
+        no_victim = self.kv_len == self.budget.tokens and self.decode_steps == 0
+        return self.has_pick or no_victim or self.kv_len > self.budget.tokens
+
+    @property
+    def lacks_pick(self) -> bool:
+        """A row to cut for which no prefill has said what stays: nobody knows why it is here."""
+        return self.must_cut and not self.has_pick
 
     @property
     def step(self) -> Step:

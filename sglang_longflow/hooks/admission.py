@@ -11,8 +11,14 @@ from sglang_longflow.flow.admission import (
     node_tokens,
     path_to_root,
     reserve_for,
+    total_tokens,
 )
+from sglang_longflow.hooks.guard import blaming
 from sglang_longflow.hooks.request import bounded_row
+
+
+def _total_tokens(req) -> int:
+    return total_tokens(len(req.origin_input_ids), req.sampling_params.max_new_tokens)
 
 
 def live_row(req) -> LiveRow | None:
@@ -23,7 +29,7 @@ def live_row(req) -> LiveRow | None:
         return None
     return LiveRow(
         budget=row.budget,
-        total_tokens=len(req.origin_input_ids) + req.sampling_params.max_new_tokens,
+        total_tokens=_total_tokens(req),
         allocated_slots=req.kv.kv_allocated_len,
         tree_slots=req.cache_protected_len,
         owned=row.owned,
@@ -36,7 +42,11 @@ def adder_init(result, self, *args, **kwargs) -> None:
     """After ``PrefillAdder.__init__``."""
     if runtime.current() is None or self.running_batch is None:
         return
-    rows = [row for req in self.running_batch.reqs if (row := live_row(req)) is not None]
+    rows = []
+    for req in self.running_batch.reqs:
+        with blaming(req, "its row before an admission"):
+            if (row := live_row(req)) is not None:
+                rows.append(row)
     self.rem_total_token_offset += reserve_for(rows).total_slots
 
 
@@ -57,7 +67,7 @@ def _need(req, *, lock_held: bool) -> int:
     return admission_need(
         bounded_row(req).budget,
         prompt_tokens=len(req.full_untruncated_fill_ids),
-        total_tokens=len(req.origin_input_ids) + req.sampling_params.max_new_tokens,
+        total_tokens=_total_tokens(req),
         hit_tokens=len(req.prefix_indices),
         own_hit_tokens=own_hit,
         held_hit_tokens=held_by_others,

@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 from sglang_longflow import __version__
 from sglang_longflow.config import config_from
 from sglang_longflow.console import what_if
+from sglang_longflow.console.health import StalledIsUnhealthy
 from sglang_longflow.console.page import DATA_HEADERS, FILE_HEADERS, PAGE, load_files
 from sglang_longflow.console.snapshots import (
     DEFAULT_MAX_AGE_S,
@@ -196,3 +197,4 @@ def setup_and_run_http_server(server_args, *args, **kwargs) -> None:
     app.include_router(router)
     app.add_middleware(CountResponses)
     app.add_middleware(PlainMetrics)
+    app.add_middleware(StalledIsUnhealthy, snapshot=_snapshots.get)

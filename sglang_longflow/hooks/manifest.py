@@ -6,10 +6,22 @@ docs/hooks.md is generated from it.
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
+
+
+class Fails(Enum):
+    """What a failure of a hook itself costs; `hooks.guard` sees to it."""
+
+    START = "the start: nothing comes up half on"
+    ANSWER = "the one HTTP request"
+    REQUEST = "the request, which ends with an error"
+    ROWS = "the requests whose rows it cannot read"  # `guard.blaming` around each
+    WATCH = "what it reports"
 
 
 @dataclass(frozen=True)
@@ -30,6 +42,9 @@ class Hook:
         What would be wrong without it.
     remove_when : str
         What SGLang would have to offer.
+    fails : Fails
+    blames : str
+        The parameter that is the request, for ``Fails.REQUEST``.
     first_parameters_only : bool
         `parameters` are the first of many (a dataclass's __init__).
     """
@@ -40,11 +55,23 @@ class Hook:
     parameters: tuple[str, ...]
     why: str
     remove_when: str
+    fails: Fails
+    blames: str = ""
     first_parameters_only: bool = False
 
     def handler(self) -> Callable[..., Any]:
-        module, name = self.handler_path.split(":")
-        return getattr(importlib.import_module(f"sglang_longflow.hooks.{module}"), name)
+        """What is registered with SGLang: the handler with its failures contained."""
+        return _guarded_handler(self)
+
+
+@functools.cache
+def _guarded_handler(hook: Hook) -> Callable[..., Any]:
+    from sglang_longflow.hooks.guard import guarded
+
+    module, name = hook.handler_path.split(":")
+    handler = getattr(importlib.import_module(f"sglang_longflow.hooks.{module}"), name)
+    blamed = hook.parameters.index(hook.blames) if hook.blames else None
+    return guarded(handler, hook.kind, hook.fails, blamed)
 
 
 def _p(names: str) -> tuple[str, ...]:
@@ -73,6 +100,7 @@ MANIFEST: tuple[Hook, ...] = (
         _p("parser"),
         "adds the --kv-* flags to `sglang serve` and launch_server",
         _NEW_FLAGS,
+        Fails.START,
     ),
     Hook(
         f"{_ARGS}.from_cli_args",
@@ -81,6 +109,7 @@ MANIFEST: tuple[Hook, ...] = (
         _p("cls args"),
         "carries the --kv-* flags from the command line to ServerArgs",
         _NEW_FLAGS,
+        Fails.START,
     ),
     Hook(
         f"{_ARGS}.__init__",
@@ -89,6 +118,7 @@ MANIFEST: tuple[Hook, ...] = (
         ("self", "model_path"),
         "accepts kv_* keywords, so sglang.Engine(kv_budget=N) works",
         _NEW_FLAGS,
+        Fails.START,
         first_parameters_only=True,
     ),
     Hook(
@@ -98,6 +128,7 @@ MANIFEST: tuple[Hook, ...] = (
         _p("self"),
         "defaults for a budget server; refuses what is not supported by flag",
         _NEW_FLAGS,
+        Fails.START,
     ),
     # start-up of a scheduler process
     Hook(
@@ -110,6 +141,7 @@ MANIFEST: tuple[Hook, ...] = (
         ),
         "activates the plugin in the scheduler's process, verifies every hook, checks the pools",
         "SGLang calls plugins with the server arguments and lets their failures stop the start",
+        Fails.START,
     ),
     # 1 request
     Hook(
@@ -119,6 +151,7 @@ MANIFEST: tuple[Hook, ...] = (
         _p("self obj input_ids"),
         "a wrong budget is an HTTP 400 before it is queued",
         "SGLang lets plugins validate custom_params",
+        Fails.ANSWER,
     ),
     Hook(
         f"{_SCHEDULER}.init_req_max_new_tokens",
@@ -127,6 +160,18 @@ MANIFEST: tuple[Hook, ...] = (
         _p("self req"),
         "gives the request its row; its length is bounded by the context, not by the pool",
         "SGLang's length limit asks the policy of the request",
+        Fails.REQUEST,
+        blames="req",
+    ),
+    Hook(
+        f"{_SCHEDULER}._add_request_to_queue",
+        "around",
+        "request:add_request_to_queue",
+        _p("self req is_retracted"),
+        "a retracted row that has outgrown the pool ends with an error; it would wait for ever",
+        "SGLang prefills a retracted request in parts that fit",
+        Fails.REQUEST,
+        blames="req",
     ),
     # 2 admission
     Hook(
@@ -141,6 +186,7 @@ MANIFEST: tuple[Hook, ...] = (
         ),
         "reserves exactly what running budgeted rows may still take",
         _ADMISSION,
+        Fails.ROWS,
     ),
     Hook(
         f"{_ADDER}._get_running_request_total_token_offset",
@@ -149,6 +195,8 @@ MANIFEST: tuple[Hook, ...] = (
         _p("self req"),
         "budgeted rows are reserved exactly (adder_init), not estimated",
         _ADMISSION,
+        Fails.REQUEST,
+        blames="req",
     ),
     Hook(
         f"{_ADDER}.add_one_req",
@@ -157,6 +205,8 @@ MANIFEST: tuple[Hook, ...] = (
         _p("self req has_chunked_req truncation_align_size"),
         "admits a request by its bounded footprint instead of prompt + max_new_tokens",
         _ADMISSION,
+        Fails.REQUEST,
+        blames="req",
     ),
     Hook(
         f"{_ADDER}.add_chunked_req",
@@ -165,6 +215,8 @@ MANIFEST: tuple[Hook, ...] = (
         _p("self req"),
         "keeps the rest of a chunked prompt and its row reserved",
         _ADMISSION,
+        Fails.REQUEST,
+        blames="req",
     ),
     # 3 slots
     Hook(
@@ -174,6 +226,7 @@ MANIFEST: tuple[Hook, ...] = (
         _p("batch token_per_req"),
         "full rows take no slot; a row owns its slots before it overwrites one",
         _ALLOCATION,
+        Fails.ROWS,
     ),
     Hook(
         f"{_BATCH}.new_tokens_required_next_decode",
@@ -182,6 +235,7 @@ MANIFEST: tuple[Hook, ...] = (
         _p("self selected_indices"),
         "the memory check counts what alloc_for_decode will take, so nothing is retracted for it",
         _ALLOCATION,
+        Fails.ROWS,
     ),
     Hook(
         f"{_BATCH}._get_decode_retraction_order",
@@ -190,6 +244,7 @@ MANIFEST: tuple[Hook, ...] = (
         _p("reqs server_args"),
         "full-KV neighbours are retracted before budgeted rows",
         "SGLang has a retraction policy that plugins can provide",
+        Fails.ROWS,
     ),
     Hook(
         f"{_REQ}.reset_for_retract",
@@ -198,6 +253,8 @@ MANIFEST: tuple[Hook, ...] = (
         _p("self"),
         "a row that is retracted all the same starts over",
         "with the retraction order",
+        Fails.REQUEST,
+        blames="self",
     ),
     # 4 prompt
     Hook(
@@ -207,6 +264,7 @@ MANIFEST: tuple[Hook, ...] = (
         _p("batch"),
         "tells the backend which prompts end in this batch and must be cut",
         "SGLang passes per-request data from the batch to the attention backend",
+        Fails.ROWS,
     ),
     Hook(
         f"{_REQ}._compute_max_prefix_len",
@@ -215,6 +273,8 @@ MANIFEST: tuple[Hook, ...] = (
         _p("self input_len"),
         "the queries that score an over-long prompt are computed, not skipped by a prefix hit",
         "SGLang keeps queries of cached tokens (it will not)",
+        Fails.REQUEST,
+        blames="self",
     ),
     Hook(
         f"{_REQ}.set_extend_range",
@@ -223,6 +283,8 @@ MANIFEST: tuple[Hook, ...] = (
         _p("self start end"),
         "the same queries are all in the last prefill chunk",
         "SGLang lets a request ask for the size of its last chunk",
+        Fails.REQUEST,
+        blames="self",
     ),
     # 5 decode
     Hook(
@@ -232,6 +294,7 @@ MANIFEST: tuple[Hook, ...] = (
         _p("cls batch model_runner capture_hidden_mode return_hidden_states_before_norm"),
         "carries the step's view from the scheduler's batch to the backend's",
         "SGLang passes per-request data from the batch to the attention backend",
+        Fails.ROWS,
     ),
     Hook(
         "sglang.srt.layers.attention.attention_registry.attn_backend_wrapper",
@@ -240,6 +303,7 @@ MANIFEST: tuple[Hook, ...] = (
         _p("runner full_attn_backend"),
         "wraps whichever attention backend the server uses: redirects writes, picks victims",
         "SGLang lets plugins wrap the attention backend",
+        Fails.START,
     ),
     Hook(
         "sglang.srt.models.utils.enable_fused_set_kv_buffer",
@@ -248,6 +312,7 @@ MANIFEST: tuple[Hook, ...] = (
         _p("forward_batch"),
         "K/V is written by the attention backend, which knows the victims, not by the RoPE kernel",
         "SGLang lets the attention backend refuse the fused write",
+        Fails.ROWS,
     ),
     # 6 and 7 what a request and the server report
     Hook(
@@ -257,6 +322,7 @@ MANIFEST: tuple[Hook, ...] = (
         _p("self obj request"),
         "kv_budget, kv_resident_tokens and kv_overwritten_tokens in meta_info",
         "SGLang's customized_info may be one value a request instead of one a token",
+        Fails.ANSWER,
     ),
     Hook(
         f"{_OPENAI}.serving_chat.OpenAIServingChat._build_chat_response",
@@ -265,6 +331,7 @@ MANIFEST: tuple[Hook, ...] = (
         _p("self request ret created"),
         "the same numbers in the metadata of OpenAI chat responses",
         "SGLang copies customized_info to OpenAI responses",
+        Fails.ANSWER,
     ),
     Hook(
         f"{_OPENAI}.serving_completions.OpenAIServingCompletion._build_completion_response",
@@ -273,6 +340,7 @@ MANIFEST: tuple[Hook, ...] = (
         _p("self request ret created"),
         "the same numbers in the metadata of OpenAI completions",
         "SGLang copies customized_info to OpenAI responses",
+        Fails.ANSWER,
     ),
     Hook(
         f"{_SCHEDULER}.get_internal_state",
@@ -282,14 +350,17 @@ MANIFEST: tuple[Hook, ...] = (
         "the scheduler's rows and pool for GET /longflow/stats, without SGLang's dump of its "
         "settings where nobody asked for it",
         "SGLang lets plugins add to the internal state",
+        Fails.WATCH,
     ),
     Hook(
         f"{_SCHEDULER}.on_idle",
         "after",
         "metrics:on_idle",
         _p("self"),
-        "gauges fall to zero when nothing runs",
+        "gauges fall to zero when nothing runs; a stale mark of a full batch is taken off an empty "
+        "one; requests that wait although nothing runs are noticed",
         "SGLang lets plugins add metrics",
+        Fails.WATCH,
     ),
     Hook(
         "sglang.srt.entrypoints.http_server._setup_and_run_http_server",
@@ -302,6 +373,7 @@ MANIFEST: tuple[Hook, ...] = (
         "adds the console and its data routes, the count of open responses, and names of /metrics "
         "that every Prometheus gets alike to SGLang's own FastAPI app",
         "SGLang lets plugins add routes",
+        Fails.START,
     ),
     Hook(
         f"{_TOKENIZER}.sigterm_watchdog",
@@ -311,5 +383,6 @@ MANIFEST: tuple[Hook, ...] = (
         "after SIGTERM the server exits when the scheduler is done with every request, also where "
         "a client has not read its response to the end",
         "SGLang's drain waits for open responses",
+        Fails.START,
     ),
 )

@@ -37,12 +37,19 @@ class Exporter:
                 ("saved_tokens", "KV slots that full KV would hold beyond those for them."),
             )
         }
+        self._stalled = Gauge(
+            "sglang_longflow_stalled_seconds",
+            "How long requests have waited although nothing runs.",
+            names,
+            multiprocess_mode="mostrecent",
+        )
         self._counters = {
             name: Counter(f"sglang_longflow_{name}", text, names)
             for name, text in (
                 ("overwritten_tokens", "Decode steps that overwrote a KV slot, summed over rows."),
                 ("cut_tokens", "Prompt tokens dropped at the end of prefill."),
                 ("retracted_rows", "Budgeted rows that were retracted (should stay 0)."),
+                ("failed_hooks", "Requests ended by an error of the plugin (should stay 0)."),
             )
         }
         if row_capacity is not None:
@@ -59,10 +66,12 @@ class Exporter:
         live = gauges(rows)
         for name, metric in self._gauges.items():
             metric.labels(**self._labels).set(getattr(live, name))
+        self._stalled.labels(**self._labels).set(state.stall.seconds(time.monotonic()))
         totals = {
             "overwritten_tokens": state.counters.overwritten_tokens,
             "cut_tokens": state.counters.cut_tokens,
             "retracted_rows": state.counters.retracted_budgeted_rows,
+            "failed_hooks": state.counters.failed_hooks,
         }
         for name, total in totals.items():
             self._counters[name].labels(**self._labels).inc(total - self._seen[name])
@@ -106,6 +115,7 @@ def row_stats(req) -> RowStats:
 
 def observe_batch(state: runtime.Runtime, batch) -> None:
     """Before each decode step: totals always, gauges once a second."""
+    state.stall.running()
     counters = state.counters
     counters.decoded_tokens += len(batch.reqs)
     counters.peak_running_requests = max(counters.peak_running_requests, len(batch.reqs))
@@ -114,7 +124,14 @@ def observe_batch(state: runtime.Runtime, batch) -> None:
 
 
 def on_idle(result, self) -> None:
-    """After ``Scheduler.on_idle``."""
+    """After ``Scheduler.on_idle``, which is called in each turn of its loop that runs nothing."""
     state = runtime.current()
-    if state is not None and state.exporter is not None and state.exporter.is_due:
+    if state is None:
+        return
+    if self.running_batch.is_empty() and self.chunked_req is None:
+        # SGLang looks at its queue again only where this is False, and resets it only where a row
+        # ends. On an empty batch it can be nothing but stale.
+        self.running_batch.batch_is_full = False
+    state.stall.idle_turn(len(self.waiting_queue), time.monotonic())
+    if state.exporter is not None and state.exporter.is_due:
         state.exporter.update(state, [])

@@ -9,6 +9,7 @@ import torch
 from sglang_longflow import runtime
 from sglang_longflow.contracts import PrefillView, PromptRow
 from sglang_longflow.flow.prompt import chunk_end, max_prefix_tokens
+from sglang_longflow.hooks.guard import blaming
 from sglang_longflow.hooks.request import bounded_row
 
 
@@ -34,34 +35,41 @@ def set_extend_range(original, self, start: int, end: int) -> None:
 def alloc_for_extend(result, batch) -> None:
     """After ``alloc_for_extend``: note the prompts that end in this batch and are too long."""
     batch.longflow_view = None
-    if runtime.current() is None:
+    if (state := runtime.current()) is None:
         return
-    ends = list(accumulate(batch.extend_lens))
+    state.stall.running()
     rows = []
-    for i, req in enumerate(batch.reqs):
-        row = bounded_row(req)
-        prompt_tokens = len(req.full_untruncated_fill_ids)
-        is_last_chunk = req.extend_range.end == prompt_tokens
-        if row is None or not is_last_chunk or not row.budget.must_cut(prompt_tokens):
-            continue
-        if req.sampling_params.max_new_tokens == 0:
-            continue  # nothing will be decoded
-        keep_tokens = row.budget.tokens - 1
-        row.cut_tokens = prompt_tokens - keep_tokens
-        row.prompt_keep = torch.empty(
-            batch.model_config.num_hidden_layers,
-            keep_tokens,
-            dtype=torch.int64,
-            device=batch.device,
-        )
-        rows.append(
-            PromptRow(
-                query_end=ends[i],
-                req_pool_idx=req.req_pool_idx,
-                prompt_tokens=prompt_tokens,
-                budget=row.budget,
-                keep=row.prompt_keep,
-            )
-        )
+    for req, end in zip(batch.reqs, accumulate(batch.extend_lens), strict=True):
+        with blaming(req, "its prompt's cut"):
+            if (row := _to_cut(req, end, batch)) is not None:
+                rows.append(row)
     if rows:
         batch.longflow_view = PrefillView(tuple(rows))
+
+
+def _to_cut(req, query_end: int, batch) -> PromptRow | None:
+    """What the backend must know of a prompt that ends in this batch over budget - 1, else None.
+
+    Also where `max_new_tokens` is 0 (each `n` > 1 and /v1/score): beside rows that decode, overlap
+    scheduling launches one decode step of such a request too.
+    """
+    row = bounded_row(req)
+    prompt_tokens = len(req.full_untruncated_fill_ids)
+    is_last_chunk = req.extend_range.end == prompt_tokens
+    if row is None or not is_last_chunk or not row.budget.must_cut(prompt_tokens):
+        return None
+    keep_tokens = row.budget.tokens - 1
+    row.cut_tokens = prompt_tokens - keep_tokens
+    row.prompt_keep = torch.empty(
+        batch.model_config.num_hidden_layers,
+        keep_tokens,
+        dtype=torch.int64,
+        device=batch.device,
+    )
+    return PromptRow(
+        query_end=query_end,
+        req_pool_idx=req.req_pool_idx,
+        prompt_tokens=prompt_tokens,
+        budget=row.budget,
+        keep=row.prompt_keep,
+    )

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+from http import HTTPStatus
+
 from sglang_longflow import runtime
 from sglang_longflow.config import config_from
 from sglang_longflow.contracts import KVRow
 from sglang_longflow.errors import BudgetError
-from sglang_longflow.flow.request import asks_for_budget, check_fits, resolve_budget
+from sglang_longflow.flow.admission import prefill_slots
+from sglang_longflow.flow.request import (
+    asks_for_budget,
+    check_fits,
+    check_input_ids,
+    resolve_budget,
+    stop_ids_in_vocabulary,
+)
 from sglang_longflow.hooks import metrics
 from sglang_longflow.hooks.report import CUSTOMIZED_INFO_KEY, LatestReport
+
+logger = logging.getLogger(__name__)
 
 
 def row_of(req) -> KVRow | None:
@@ -24,13 +36,11 @@ def bounded_row(req) -> KVRow | None:
 
 def validate_one_request(self, obj, input_ids) -> None:
     """Before ``TokenizerManager._validate_one_request``: ValueError becomes HTTP 400."""
-    sampling_params = obj.sampling_params if isinstance(obj.sampling_params, dict) else {}
-    params = sampling_params.get("custom_params")
     config = config_from(self.server_args)
-    if not isinstance(params, dict | None):
-        return  # SGLang's own check names it
+    sampling_params = obj.sampling_params
     if config is None:
-        if asks_for_budget(params):
+        params = sampling_params.get("custom_params") if isinstance(sampling_params, dict) else None
+        if isinstance(params, dict) and asks_for_budget(params):
             raise BudgetError(
                 "kv_budget: this server was started without --kv-budget, so requests cannot "
                 "ask for one",
@@ -38,13 +48,24 @@ def validate_one_request(self, obj, input_ids) -> None:
             )
         return
     try:
-        budget = resolve_budget(params, config)
+        if not isinstance(sampling_params, dict):
+            raise BudgetError(
+                f"sampling_params={sampling_params!r:.60}: expected an object, or for several "
+                f"prompts a list of one object for each",
+                "wrong_type",
+            )
+        budget = resolve_budget(sampling_params.get("custom_params"), config)
         if not budget.is_full and getattr(obj, "session_params", None) is not None:
             raise BudgetError(
                 f"kv_budget={budget.tokens}: sessions are not supported with a KV budget; "
                 f"send kv_budget 0 where this server allows full KV",
                 "session",
             )
+        vocab_size = self.model_config.vocab_size
+        check_input_ids(input_ids, vocab_size)
+        kept = stop_ids_in_vocabulary(sampling_params.get("stop_token_ids"), vocab_size)
+        if kept is not None:
+            obj.sampling_params = {**sampling_params, "stop_token_ids": kept}
     except BudgetError as error:
         metrics.count_refusal(error.reason)
         raise
@@ -59,23 +80,23 @@ def init_req_max_new_tokens(original, self, req) -> None:
     state = runtime.current()
     if state is None:
         return original(self, req)
-    wanted = req.sampling_params.max_new_tokens
+    params = req.sampling_params
+    wanted, wanted_least = params.max_new_tokens, params.min_new_tokens
     original(self, req)
     if row_of(req) is not None:
         return
-    params = {
-        key: value
-        for key, value in (req.sampling_params.custom_params or {}).items()
-        if key != "__req__"
-    }
+    custom_params = params.custom_params
+    if isinstance(custom_params, dict):  # SGLang adds the request for logit processors
+        custom_params = {key: v for key, v in custom_params.items() if key != "__req__"}
     try:
-        budget = resolve_budget(params, state.config)
+        budget = resolve_budget(custom_params, state.config)
         if not budget.is_full:
             _extend_to_context(self, req, wanted)
+            params.min_new_tokens = min(wanted_least, params.max_new_tokens)
             check_fits(
                 budget,
                 len(req.origin_input_ids),
-                req.sampling_params.max_new_tokens,
+                params.max_new_tokens,
                 self.max_total_num_tokens,
             )
     except BudgetError as error:
@@ -83,10 +104,40 @@ def init_req_max_new_tokens(original, self, req) -> None:
         metrics.count_refusal(error.reason)
         if req.to_finish is None:
             req.set_finish_with_abort(str(error))
-            req.sampling_params.max_new_tokens = min(req.sampling_params.max_new_tokens, 1)
+            params.max_new_tokens = min(params.max_new_tokens, 1)
         return
     req.longflow_row = KVRow(budget)
     req.customized_info = {CUSTOMIZED_INFO_KEY: LatestReport(req)}
+
+
+def add_request_to_queue(original, self, req, is_retracted=False) -> None:
+    """Around ``Scheduler._add_request_to_queue``, through which new and retracted requests pass.
+
+    SGLang counts on it that whatever waits can be admitted to an empty server. A row with a budget
+    may have outgrown the pool: retracted, it would have to be prefilled from all of its tokens.
+    """
+    row = bounded_row(req)
+    tokens = len(req.origin_input_ids) + len(req.output_ids)
+    if row is None or not req.is_retracted or prefill_slots(tokens) <= self.max_total_num_tokens:
+        return original(self, req, is_retracted)
+    from sglang.srt.managers.io_struct import AbortReq
+
+    metrics.count_refusal("outgrew_pool")
+    message = (
+        f"kv_budget={row.budget.tokens}: the request was retracted with {tokens} tokens, more than "
+        f"this server's pool of {self.max_total_num_tokens} can prefill again; it ends with what "
+        f"it had. pause_generation with mode in_place keeps its row"
+    )
+    reason = {
+        "type": "abort",
+        "status_code": HTTPStatus.SERVICE_UNAVAILABLE,
+        "message": message,
+    }
+    logger.warning("longflow: request %s: %s", req.rid, message)
+    req.time_stats.trace_ctx.abort(abort_info=reason)
+    self.ipc_channels.send_to_tokenizer.send_output(
+        AbortReq(finished_reason=reason, rid=req.rid), req
+    )
 
 
 def _extend_to_context(scheduler, req, wanted: int | None) -> None:

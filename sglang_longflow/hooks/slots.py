@@ -12,14 +12,20 @@ Region map of a bounded row in ``req_to_token[req_pool_idx]``:
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from sglang.srt.mem_cache.allocation import alloc_token_slots
+from sglang.srt.mem_cache.common import maybe_cache_unfinished_req
 
 from sglang_longflow import runtime
 from sglang_longflow.contracts import DecodeView, FullRow, RowMove
 from sglang_longflow.flow.slots import DecodeRow, Step, retraction_order, slots_required
 from sglang_longflow.hooks import metrics
+from sglang_longflow.hooks.guard import blaming, end_request
 from sglang_longflow.hooks.request import bounded_row, row_of
+
+logger = logging.getLogger(__name__)
 
 
 def decode_row(req) -> DecodeRow:
@@ -32,9 +38,25 @@ def decode_row(req) -> DecodeRow:
         kv_len=req.kv_committed_len,
         tree_slots=req.cache_protected_len,
         owned=row.owned,
-        must_cut=row.prompt_keep is not None,
+        has_pick=row.prompt_keep is not None,
         last_node=req.last_node,
+        decode_steps=row.decode_steps,
     )
+
+
+def _read(reqs) -> dict[int, DecodeRow]:
+    """The rows of `reqs` that may still take or return slots, by their place in the batch.
+
+    A request whose row cannot be read ends; in the step that is left to it, it takes a slot.
+    """
+    rows = {}
+    for i, req in enumerate(reqs):
+        if _is_settled(req):
+            continue
+        rows[i] = DecodeRow(None, req.kv_committed_len)
+        with blaming(req, "its row before a decode step"):
+            rows[i] = decode_row(req)
+    return rows
 
 
 def _is_settled(req) -> bool:
@@ -53,7 +75,7 @@ def new_tokens_required_next_decode(original, self, selected_indices=None):
     reqs = self.reqs if selected_indices is None else [self.reqs[i] for i in selected_indices]
     if not any(bounded_row(req) for req in reqs):
         return original(self, selected_indices)
-    return slots_required([decode_row(req) for req in reqs if not _is_settled(req)])
+    return slots_required(list(_read(reqs).values()))
 
 
 def get_decode_retraction_order(order, reqs, server_args):
@@ -68,10 +90,12 @@ def reset_for_retract(result, self) -> None:
     row = row_of(self)
     if row is None:
         return
+    was_owned = row.owned
+    row.reset()
     if not row.budget.is_full:
         runtime.current().counters.retracted_budgeted_rows += 1
-    row.reset()
-    self.skip_radix_cache_insert = False
+    if was_owned:
+        self.skip_radix_cache_insert = False
 
 
 def alloc_for_decode(original, batch, token_per_req):
@@ -87,7 +111,8 @@ def alloc_for_decode(original, batch, token_per_req):
             metrics.observe_batch(state, batch)
         return original(batch, token_per_req)
 
-    rows = {i: decode_row(req) for i, req in enumerate(batch.reqs) if not _is_settled(req)}
+    rows = _read(batch.reqs)
+    _pick_where_nobody_did(batch, rows)
     _insert_prompts(batch, rows)
     # Give back first, take afterwards: a node that no one else holds can be evicted to make room
     # for its own copy, which is safe because the backend reads every source slot of the step
@@ -128,7 +153,7 @@ def alloc_for_decode(original, batch, token_per_req):
         kv_lens.append(kv_len)
         overwrite.append(step is not Step.APPEND)
         fresh.append(step is Step.CUT)
-        if managed is None or managed.budget.is_full:
+        if managed is None or managed.budget.is_full or (row is not None and row.budget is None):
             continue
         managed.decode_steps += 1
         if kv_len == managed.budget.tokens:
@@ -149,6 +174,33 @@ def alloc_for_decode(original, batch, token_per_req):
     return out_cache_loc
 
 
+def _pick_where_nobody_did(batch, rows: dict[int, DecodeRow]) -> None:
+    """A row to cut that no prefill has picked for keeps its newest tokens, and ends with an error.
+
+    Nothing leads here that we know of. What does must not leave a row over its budget.
+    """
+    for i, row in rows.items():
+        if not row.lacks_pick:
+            continue
+        req, budget = batch.reqs[i], row.budget
+        logger.error(
+            "longflow: request %s, which ends: %d tokens in a row of %d, and no prefill picked",
+            req.rid,
+            row.kv_len,
+            budget.tokens,
+        )
+        end_request(
+            req,
+            f"longflow: its row held {row.kv_len} tokens where kv_budget={budget.tokens}, and "
+            f"no prefill had picked those that stay",
+        )
+        keep = torch.arange(row.kv_len - budget.tokens + 1, row.kv_len, device=batch.device)
+        managed = row_of(req)
+        managed.prompt_keep = keep.expand(batch.model_config.num_hidden_layers, -1)
+        managed.cut_tokens = row.kv_len - budget.tokens + 1
+        rows[i] = decode_row(req)
+
+
 def _insert_prompts(batch, rows: dict[int, DecodeRow]) -> None:
     """Leave prompts that are about to be cut in the radix tree, whole, for later requests.
 
@@ -159,7 +211,7 @@ def _insert_prompts(batch, rows: dict[int, DecodeRow]) -> None:
         return
     for i, row in rows.items():
         if row.step is Step.CUT:
-            batch.tree_cache.cache_unfinished_req(batch.reqs[i])
+            maybe_cache_unfinished_req(batch.reqs[i], batch.tree_cache)
             rows[i] = decode_row(batch.reqs[i])
 
 

@@ -53,6 +53,8 @@ def snapshot(scheduler, state: runtime.Runtime) -> dict[str, Any]:
         "counters": asdict(state.counters),
         "queued_requests": len(scheduler.waiting_queue),
         "queue": [_waiting(req) for req in scheduler.waiting_queue[:QUEUE_SHOWN]],
+        "paused": scheduler._engine_paused,
+        "stalled_s": round(state.stall.seconds(time.monotonic()), 1),
         "uptime_s": round(time.monotonic() - state.started, 3),
     }
 

@@ -123,6 +123,8 @@ def state(rid: str, seq_len: int, kv_len: int, kv_budget: int) -> dict:
         "counters": {"overwritten_tokens": 3},
         "queued_requests": 2,
         "queue": [{"rid": "w" + rid}],
+        "paused": rid == "b",
+        "stalled_s": 12.5 if rid == "a" else 0.0,
         "uptime_s": seq_len / 10,
     }
 
@@ -144,6 +146,7 @@ def test_merge_sums_what_adds_up():
     assert merged["requests"][0]["own_tokens"] == 64
     assert [row["rid"] for row in merged["queue"]] == ["wa", "wb"]
     assert merged["uptime_s"] == 9.0
+    assert merged["paused"] is True and merged["stalled_s"] == 12.5
     assert merged["sums"] == {
         "running_requests": 2,
         "at_budget_requests": 1,

@@ -132,6 +132,7 @@ class Request:
     must_cut: bool = False
     overwrote: bool = False
     outputs: int = 0
+    decode_steps: int = 0
     finished: bool = False
 
     @property
@@ -149,7 +150,7 @@ class Request:
 
     def decode_row(self):
         return DecodeRow(self.budget, len(self.slots), self.tree_slots, self.owned, self.must_cut,
-                         self.last_node)  # fmt: skip
+                         self.last_node, self.decode_steps)  # fmt: skip
 
     def tokens(self):
         """Token ids of its slots; output tokens are its own (never shared)."""
@@ -351,6 +352,7 @@ class Simulation:
         for r, plan, step in zip(rows, plans, steps):
             mine, taken = taken[: plan.new_slots], taken[plan.new_slots :]
             self.counts[step] += 1
+            r.decode_steps += 1
             if step is Step.APPEND:
                 r.slots += mine
             elif step is Step.OVERWRITE:

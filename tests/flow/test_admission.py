@@ -52,7 +52,10 @@ def row(tokens, total, allocated, tree, last, *, owned=False, must_cut=False):
         (100, 5000, 10**6, 5000),
         (0, 10, 90, 100),  # full KV
         (0, 500, 5000, 5500),
-        (100, 0, 0, 0),
+        (100, 0, 0, 1),
+        (100, 40, 0, 41),  # overlap launches a decode step of it all the same
+        (100, 99, 0, 100),
+        (100, 100, 0, 100),
     ],
 )
 def test_peak_is_the_prompt_or_the_budget_whichever_is_more(tokens, prompt, new, peak):
@@ -64,7 +67,7 @@ def test_peak_never_falls_when_anything_grows(tokens):
     for prompt in range(0, 130, 3):
         for new in range(0, 130, 3):
             here = peak_slots(budget(tokens), prompt, new)
-            assert prompt <= here <= prompt + new
+            assert prompt <= here <= prompt + max(1, new)
             assert here <= peak_slots(budget(tokens), prompt + 1, new)
             assert here <= peak_slots(budget(tokens), prompt, new + 1)
 

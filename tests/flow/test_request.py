@@ -7,7 +7,7 @@ import pytest
 from sglang_longflow.config import LongFlowConfig
 from sglang_longflow.contracts import KVBudget
 from sglang_longflow.errors import BudgetError, LongFlowError
-from sglang_longflow.flow.admission import peak_slots
+from sglang_longflow.flow.admission import peak_slots, prefill_slots
 from sglang_longflow.flow.request import asks_for_budget, check_fits, resolve_budget
 
 BOUNDED = LongFlowConfig(kv_budget=100, kv_budget_min=50, kv_budget_max=200)
@@ -203,11 +203,11 @@ def test_resident_length_stops_at_the_budget(length, resident):
 
 @pytest.mark.parametrize(
     ("tokens", "prompt", "new", "peak"),
-    [(100, 10, 10**6, 100), (100, 10, 40, 50), (100, 500, 10**6, 500), (0, 10, 90, 100)],
+    [(100, 10, 10**6, 100), (100, 10, 40, 50), (100, 500, 10**6, 502), (0, 10, 90, 100)],
 )
 def test_fits_up_to_exactly_its_peak(tokens, prompt, new, peak):
     budget = KVBudget(tokens, BOUNDED.policy())
-    assert peak_slots(budget, prompt, new) == peak
+    assert max(peak_slots(budget, prompt, new), prefill_slots(prompt)) == peak
     check_fits(budget, prompt, new, peak)
     check_fits(budget, prompt, new, peak + 1)
     with pytest.raises(BudgetError) as caught:

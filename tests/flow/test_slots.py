@@ -19,8 +19,8 @@ class Node:
 ROOT = Node(0, locks=1)
 
 
-def row(tokens, kv_len, tree=0, last=ROOT, *, owned=False, must_cut=False):
-    return DecodeRow(KVBudget(tokens, POLICY), kv_len, tree, owned, must_cut, last)
+def row(tokens, kv_len, tree=0, last=ROOT, *, owned=False, must_cut=False, steps=1):
+    return DecodeRow(KVBudget(tokens, POLICY), kv_len, tree, owned, must_cut, last, steps)
 
 
 @pytest.mark.parametrize("kv_len", [0, 1, 19, 20, 21, 10**6])

@@ -9,13 +9,14 @@ from prometheus_client import CollectorRegistry, multiprocess
 SCHEDULER = """
 import sys
 from types import SimpleNamespace
-from sglang_longflow.flow.metrics import Counters, RowStats
+from sglang_longflow.flow.metrics import Counters, RowStats, Stall
 from sglang_longflow.hooks.metrics import Exporter
 
 rank, held, overwritten = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 exporter = Exporter("m", row_capacity=held, dp_rank=None if rank == "none" else int(rank))
 rows = [RowStats("r", 2 * held, held, held, "longflow", held, 0)]
-exporter.update(SimpleNamespace(counters=Counters(overwritten_tokens=overwritten)), rows)
+counters = Counters(overwritten_tokens=overwritten)
+exporter.update(SimpleNamespace(counters=counters, stall=Stall()), rows)
 """
 
 
