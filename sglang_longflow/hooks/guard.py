@@ -31,9 +31,14 @@ def end_request(req: Any, problem: str) -> None:
     if req.finished():
         return
     if req.kv is None and req.req_pool_idx is None:
-        req.longflow_row = None  # it has no slots yet: SGLang takes it through one token to its end
-        req.set_finish_with_abort(problem)
-    req.to_finish = FINISH_ABORT(problem, HTTPStatus.INTERNAL_SERVER_ERROR, "InternalServerError")
+        # It has no slots yet: from here on it is SGLang's, a request of one token, which an empty
+        # server can always admit. Its prompt stays, because SGLang may be about to prefill it.
+        req.longflow_row = req.customized_info = None
+        req.sampling_params.max_new_tokens, req.sampling_params.min_new_tokens = 1, 0
+    if req.to_finish is None:  # what came first says why
+        req.to_finish = FINISH_ABORT(
+            problem, HTTPStatus.INTERNAL_SERVER_ERROR, "InternalServerError"
+        )
 
 
 @contextlib.contextmanager
@@ -83,11 +88,12 @@ def guarded(
     kind : str
         "before", "after" or "around".
     fails : Fails
-        START and ANSWER are raised. A hook of many ROWS uses `blaming` for each of them itself.
+        START and ANSWER are raised. A hook of many ROWS uses `blaming` for each of them,
+        and a GUARD does this itself.
     blamed : int, optional
         For REQUEST: the place of the request among the target's arguments.
     """
-    if fails in (Fails.START, Fails.ANSWER, Fails.ROWS):
+    if fails in (Fails.START, Fails.ANSWER, Fails.ROWS, Fails.GUARD):
         return handler
     name = f"{handler.__module__.rpartition('.')[2]}:{handler.__name__}"
 

@@ -22,6 +22,7 @@ class Fails(Enum):
     REQUEST = "the request, which ends with an error"
     ROWS = "the requests whose rows it cannot read"  # `guard.blaming` around each
     WATCH = "what it reports"
+    GUARD = "what SGLang could not take"  # it contains the failures of SGLang's own function
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,35 @@ MANIFEST: tuple[Hook, ...] = (
         "activates the plugin in the scheduler's process, verifies every hook, checks the pools",
         "SGLang calls plugins with the server arguments and lets their failures stop the start",
         Fails.START,
+    ),
+    # what comes into the scheduler's process
+    Hook(
+        f"{_TOKENIZER}._create_tokenized_object",
+        "around",
+        "inbox:create_tokenized_object",
+        _p("self obj input_text input_ids input_embeds mm_inputs token_type_ids"),
+        "a field of a wrong type, or a number that no tensor holds, is an HTTP 400; the scheduler "
+        "would end",
+        "SGLang checks the types that it declares",
+        Fails.ANSWER,
+    ),
+    Hook(
+        f"{_SCHEDULER}.handle_generate_request",
+        "around",
+        "inbox:handle_generate_request",
+        _p("self recv_req"),
+        "a request that the scheduler cannot take ends with an error; the scheduler would end",
+        "SGLang's scheduler answers a request that it cannot take",
+        Fails.GUARD,
+    ),
+    Hook(
+        "sglang.utils.TypeBasedDispatcher.__call__",
+        "around",
+        "inbox:dispatch",
+        _p("self obj"),
+        "an operator's request that fails in the scheduler is answered; the scheduler would end",
+        "SGLang's scheduler answers a request that it cannot take",
+        Fails.GUARD,
     ),
     # 1 request
     Hook(

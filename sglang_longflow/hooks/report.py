@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict
+from typing import Any
 
 from sglang_longflow.config import config_from
+from sglang_longflow.flow.fields import check_samples
 from sglang_longflow.flow.release import report
+
+logger = logging.getLogger(__name__)
 
 CUSTOMIZED_INFO_KEY = "longflow"
 
@@ -23,10 +28,17 @@ class LatestReport(list):
         self._req = req
 
     def __getitem__(self, index):
-        req = self._req
-        tokens = len(req.output_ids_through_stop)
-        latest = asdict(report(req.longflow_row, len(req.origin_input_ids), tokens))
+        try:
+            latest = _latest(self._req)
+        except Exception:  # in the scheduler's process, and only a report
+            logger.exception("longflow: no report of request %s", self._req.rid)
+            latest = None
         return [None] * (index.stop - index.start - 1) + [latest]
+
+
+def _latest(req) -> dict[str, Any]:
+    tokens = len(req.output_ids_through_stop)
+    return asdict(report(req.longflow_row, len(req.origin_input_ids), tokens))
 
 
 def _spread(meta_info: dict) -> None:
@@ -39,6 +51,11 @@ def _spread(meta_info: dict) -> None:
 async def generate_request(original, self, obj, request=None):
     """Around ``TokenizerManager.generate_request``, through which every response passes."""
     has_budgets = config_from(self.server_args) is not None
+    if has_budgets:
+        for sampling in (
+            obj.sampling_params if isinstance(obj.sampling_params, list) else [obj.sampling_params]
+        ):
+            check_samples(sampling.get("n") if isinstance(sampling, dict) else None)
     async for out in original(self, obj, request):
         if has_budgets:
             for item in out if isinstance(out, list) else [out]:

@@ -1,6 +1,6 @@
 """The live sums count budgeted rows and nothing else; how many rows run at once."""
 
-from sglang_longflow.flow.metrics import LiveGauges, RowStats, gauges, row_capacity
+from sglang_longflow.flow.metrics import LiveGauges, RowStats, Stall, gauges, row_capacity
 
 
 def test_full_rows_count_nowhere():
@@ -18,3 +18,32 @@ def test_row_capacity_is_what_the_pool_holds_or_the_server_runs():
     assert row_capacity(pool_tokens=1200, kv_budget=96, max_running_requests=64) == 12
     assert row_capacity(pool_tokens=1200, kv_budget=96, max_running_requests=8) == 8
     assert row_capacity(pool_tokens=1200, kv_budget=0, max_running_requests=8) is None
+
+
+def test_a_stall_lasts_while_requests_wait_and_nothing_runs():
+    stall = Stall()
+    assert stall.seconds(100.0) == 0
+    stall.idle_turn(0, 100.0)
+    assert stall.seconds(101.0) == 0  # nothing waits
+    for turn in range(30):
+        stall.idle_turn(2, 102.0 + turn)
+    assert stall.seconds(132.0) == 30
+    stall.running()
+    assert stall.seconds(132.0) == 0
+
+
+def test_a_pause_is_no_stall():
+    """A paused scheduler has no idle turns: the time before the gap does not count."""
+    stall = Stall()
+    stall.idle_turn(1, 100.0)
+    stall.idle_turn(1, 101.0)
+    stall.idle_turn(1, 101.0 + Stall.GAP_S + 0.1)
+    assert stall.seconds(101.0 + Stall.GAP_S + 0.1) == 0
+
+
+def test_a_stall_ends_where_the_queue_empties():
+    stall = Stall()
+    stall.idle_turn(1, 100.0)
+    stall.idle_turn(0, 101.0)
+    stall.idle_turn(1, 102.0)
+    assert stall.seconds(103.0) == 1

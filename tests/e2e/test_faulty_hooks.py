@@ -1,0 +1,82 @@
+"""A hook that fails ends the request it failed for: the process, the pool and others go on (6)."""
+
+from __future__ import annotations
+
+import asyncio
+
+import faulty_hooks
+import harness
+import pytest
+from harness import greedy, prompt
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_models):
+    with harness.engine(
+        tiny_models("llama"),
+        scheduler=faulty_hooks.run_scheduler_process,
+        kv_budget=64,
+        kv_budget_allow_full=True,
+        max_total_tokens=2000,
+        chunked_prefill_size=128,
+    ) as running:
+        yield running
+
+
+#: The prompt and length that lead through a function.
+REACHES = {
+    "prompt:_to_cut": (300, 20),
+    "prompt:set_extend_range": (300, 20),
+    "admission:add_chunked_req": (300, 20),
+}
+
+
+@pytest.mark.parametrize("name", faulty_hooks.FUNCTIONS)
+def test_one_request_ends_and_all_others_go_on(engine, name):
+    neighbour = dict(input_ids=prompt(20, 1), sampling_params=greedy(120))
+    alone = engine.generate(**neighbour)["output_ids"]
+    length, new_tokens = REACHES.get(name, (40, 100))
+
+    async def scene():
+        stream = await engine.async_generate(**neighbour, stream=True)
+        await anext(stream)
+        faulty = asyncio.create_task(
+            engine.async_generate(
+                input_ids=prompt(length, 2),
+                sampling_params=greedy(new_tokens),
+                rid=f"fault:{name}",
+            )
+        )
+        await asyncio.sleep(0.3)  # some are called where another request comes in
+        beside = asyncio.create_task(
+            engine.async_generate(input_ids=prompt(30, 1), sampling_params=greedy(50))
+        )
+        if name == "slots:reset_for_retract":
+            await retract(engine)
+        ends = await asyncio.wait_for(asyncio.gather(faulty, beside, return_exceptions=True), 100)
+        *_, last = [chunk async for chunk in stream]
+        return ends, last
+
+    (faulty, beside), last = engine.loop.run_until_complete(scene())
+    assert last["meta_info"]["completion_tokens"] == 120
+    assert beside["meta_info"]["completion_tokens"] == 50
+    if name == "report:_latest":  # it only watches: the request has its tokens
+        assert faulty["meta_info"]["completion_tokens"] == new_tokens
+    else:
+        assert faulty.status_code == 500 and f"a fault in {name}" in str(faulty.detail)
+    if name != "slots:reset_for_retract":
+        assert last["output_ids"] == alone
+    assert (
+        len(engine.generate(input_ids=prompt(9, 3), sampling_params=greedy(5))["output_ids"]) == 5
+    )
+    stats = engine.get_server_info()["internal_states"][0]["longflow"]
+    assert stats["pool"]["available_tokens"] + stats["pool"]["evictable_tokens"] == 2000
+
+
+async def retract(engine) -> None:
+    from sglang.srt.managers.io_struct import ContinueGenerationReqInput, PauseGenerationReqInput
+
+    await engine.tokenizer_manager.pause_generation(PauseGenerationReqInput(mode="retract"))
+    await engine.tokenizer_manager.continue_generation(ContinueGenerationReqInput())
