@@ -51,6 +51,15 @@ def blaming(req: Any, what: str) -> Iterator[None]:
         end_request(req, f"longflow: {what} failed: {type(error).__name__}: {error}")
 
 
+@contextlib.contextmanager
+def watching(what: str) -> Iterator[None]:
+    """Where the block fails, it is logged: what watches never decides what is watched."""
+    try:
+        yield
+    except Exception:
+        logger.exception("longflow: %s failed", what)
+
+
 class _Stock:
     """SGLang's own function, as a handler gets it: remembers what it returned or raised.
 

@@ -8,6 +8,7 @@ from typing import Any
 from sglang_longflow import runtime
 from sglang_longflow.flow.metrics import RowStats, gauges
 from sglang_longflow.hooks import report as _report  # noqa: F401  (same stage, other direction)
+from sglang_longflow.hooks.guard import watching
 
 #: Gauges are set at most this often; a step costs nothing in between.
 GAUGE_INTERVAL_S = 1.0
@@ -63,6 +64,7 @@ class Exporter:
         self._due = 0.0
 
     def update(self, state: runtime.Runtime, rows: list[RowStats]) -> None:
+        self._due = time.monotonic() + GAUGE_INTERVAL_S
         live = gauges(rows)
         for name, metric in self._gauges.items():
             metric.labels(**self._labels).set(getattr(live, name))
@@ -76,7 +78,6 @@ class Exporter:
         for name, total in totals.items():
             self._counters[name].labels(**self._labels).inc(total - self._seen[name])
             self._seen[name] = total
-        self._due = time.monotonic() + GAUGE_INTERVAL_S
 
     @property
     def is_due(self) -> bool:
@@ -89,13 +90,14 @@ _refusals: Any = None
 def count_refusal(reason: str) -> None:
     """Count a refused request by reason, in whichever process refused it."""
     global _refusals
-    if _refusals is None:
-        from prometheus_client import Counter
+    with watching("the count of refusals"):
+        if _refusals is None:
+            from prometheus_client import Counter
 
-        _refusals = Counter(
-            "sglang_longflow_refusals", "Requests refused for their KV budget.", ["reason"]
-        )
-    _refusals.labels(reason=reason).inc()
+            _refusals = Counter(
+                "sglang_longflow_refusals", "Requests refused for their KV budget.", ["reason"]
+            )
+        _refusals.labels(reason=reason).inc()
 
 
 def row_stats(req) -> RowStats:
@@ -120,7 +122,8 @@ def observe_batch(state: runtime.Runtime, batch) -> None:
     counters.decoded_tokens += len(batch.reqs)
     counters.peak_running_requests = max(counters.peak_running_requests, len(batch.reqs))
     if state.exporter is not None and state.exporter.is_due:
-        state.exporter.update(state, [row_stats(req) for req in batch.reqs])
+        with watching("the metrics"):  # a full disk, say: Prometheus' files are mapped
+            state.exporter.update(state, [row_stats(req) for req in batch.reqs])
 
 
 def on_idle(result, self) -> None:

@@ -128,6 +128,20 @@ def test_a_watcher_only_loses_its_report(active):
     assert active.counters.failed_hooks == 0
 
 
+def test_metrics_that_cannot_be_written_are_no_reason_to_end(active):
+    from sglang_longflow.hooks import metrics
+
+    class FullDisk:
+        is_due = True
+
+        def update(self, state, rows):
+            raise OSError(28, "No space left on device")
+
+    active.exporter = FullDisk()
+    metrics.observe_batch(active, SimpleNamespace(reqs=[]))
+    assert active.counters.failed_hooks == 0
+
+
 @pytest.mark.parametrize("fails", [Fails.START, Fails.ANSWER])
 def test_a_start_is_not_saved(fails):
     def handler():
