@@ -147,8 +147,8 @@ def policies() -> str:
 
 
 def yaml_keys() -> str:
+    from sglang_longflow.release import TESTED_SGLANG
     from sglang_longflow.server_options import KV_OPTIONS, server_options
-    from sglang_longflow.support import TESTED_SGLANG
 
     kinds = {"int": "an integer", "str": "a text", "flag": "true or false"}
     names = [option.name for option in server_options() if option.name != "config"]

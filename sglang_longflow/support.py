@@ -10,9 +10,8 @@ import torch
 from longflow_kernels.attend_score_evict.op import HEAD_DIMS, MAX_GROUP
 from sglang_longflow.config import LongFlowConfig, runs_on_gpu
 from sglang_longflow.errors import UnsupportedSetup
+from sglang_longflow.release import FIX, untested_sglang
 
-#: SGLang releases that the hooks were written for and tested with.
-TESTED_SGLANG = ("0.5.17",)
 #: Smallest prefill chunk: twice the window of queries that scores an over-long prompt.
 MIN_CHUNKED_PREFILL_SIZE = 64
 #: Largest batch of a decode CUDA graph on a large GPU: a budget lets twice SGLang's 256 run.
@@ -105,6 +104,12 @@ def flag_conflicts(server_args: Any) -> list[str]:
     return conflicts
 
 
+def refuse_release() -> None:
+    """Raise UnsupportedSetup on an SGLang that was not tested with KV budgets."""
+    if problem := untested_sglang():
+        raise UnsupportedSetup(f"{problem}; {FIX}, or drop --kv-budget")
+
+
 def refuse_flags(server_args: Any) -> None:
     """Raise UnsupportedSetup for the first conflicting server argument."""
     conflicts = flag_conflicts(server_args)
@@ -147,10 +152,10 @@ def kernel_conflict(model: Any) -> str:
 
 def refuse_model(server_args: Any, config: LongFlowConfig) -> None:
     """Raise UnsupportedSetup where the model's attention cannot have a KV budget."""
-    from sglang.srt.configs.model_config import AttentionArch
-
     if server_args.model_path.lower() in ("none", "dummy"):
         return
+    from sglang.srt.configs.model_config import AttentionArch
+
     model = server_args.get_model_config()
     conflict = model_conflict(
         model.hf_text_config,
