@@ -12,7 +12,7 @@ import logging
 import sys
 
 from sglang_longflow import guard
-from sglang_longflow.release import FIX, untested_sglang
+from sglang_longflow.release import FIX, refusal, untested_sglang
 
 logger = logging.getLogger(__name__)
 _registered = False
@@ -28,7 +28,7 @@ def load_plugin() -> None:
         return
     if problem := untested_sglang():
         if word := guard.budget_words(sys.argv[1:]):
-            guard.stop(f"{problem}; {FIX}, or drop {word}")
+            guard.stop(refusal(word))
         logger.warning("longflow stays off: %s; %s", problem, FIX)
         _register(REFUSALS)
     else:

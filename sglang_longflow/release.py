@@ -33,3 +33,9 @@ def untested_sglang() -> str:
         return ""
     known = ", ".join(TESTED_SGLANG)
     return f"SGLang {found}: not tested with KV budgets ({known} is), so none may be set on it"
+
+
+def refusal(word: str) -> str:
+    """What a server says that is asked for a budget by `word` on such a release; else empty."""
+    problem = untested_sglang()
+    return problem and f"{problem}; {FIX}, or drop {word}"

@@ -20,7 +20,7 @@ from sglang_longflow.guard import budget_words
 from sglang_longflow.local_http import first_port
 from sglang_longflow.log_lines import JsonLines, logging_config, record
 from sglang_longflow.preflight import check_model, check_port, free_port, judge_aside
-from sglang_longflow.release import FIX, untested_sglang
+from sglang_longflow.release import refusal
 from sglang_longflow.server_options import (
     KV_OPTIONS,
     make_parser,
@@ -112,8 +112,8 @@ def read_settings(argv: list[str]) -> Settings:
     ConfigError
         Naming the field, its value and what is expected.
     """
-    if (problem := untested_sglang()) and (word := budget_words(argv)):
-        raise UnsupportedSetup(f"{problem}; {FIX}, or drop {word}")
+    if (word := budget_words(argv)) and (message := refusal(word)):
+        raise UnsupportedSetup(message)
     splitter = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     splitter.add_argument("--config", action="append", default=[])
     try:

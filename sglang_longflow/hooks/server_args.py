@@ -13,7 +13,7 @@ from sglang_longflow.errors import LongFlowError, UnsupportedSetup
 from sglang_longflow.release import TESTED_SGLANG
 
 logger = logging.getLogger(__name__)
-#: Attribute of settings whose budget was judged: the budget.
+#: Attribute of settings that came past `post_init`, which raises where it refuses: the budget.
 JUDGED = "longflow_judged"
 
 # from_cli_args of SGLang passes only its own fields to ServerArgs(...); ours travel here.
@@ -97,11 +97,11 @@ def post_init(original, self) -> None:
     _refuse_rust_server()
     support.refuse_flags(self)
     changed = support.apply_defaults(self, config)
+    setattr(self, JUDGED, config.kv_budget)  # now: SGLang seals its settings once they are resolved
     original(self)
     _refuse_unresolved(self, config)
     support.refuse_flags(self)
     support.refuse_model(self, config)
-    setattr(self, JUDGED, config.kv_budget)
     guard.note_settings()
     if changed:
         logger.info("longflow set %s", ", ".join(f"{k}={v!r}" for k, v in changed.items()))
