@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from sglang_longflow.config import config_from
 from sglang_longflow.flow.release import report
+from sglang_longflow.http_budget import apply_headers
 
 CUSTOMIZED_INFO_KEY = "longflow"
 
@@ -38,6 +39,7 @@ def _spread(meta_info: dict) -> None:
 
 async def generate_request(original, self, obj, request=None):
     """Around ``TokenizerManager.generate_request``, through which every response passes."""
+    apply_headers(obj, self.server_args)
     has_budgets = config_from(self.server_args) is not None
     async for out in original(self, obj, request):
         if has_budgets:

@@ -6,7 +6,7 @@ from sglang_longflow import runtime
 from sglang_longflow.config import config_from
 from sglang_longflow.contracts import KVRow
 from sglang_longflow.errors import BudgetError
-from sglang_longflow.flow.request import asks_for_budget, check_fits, resolve_budget
+from sglang_longflow.flow.request import INACTIVE, asks_for_budget, check_fits, resolve_budget
 from sglang_longflow.hooks import metrics
 from sglang_longflow.hooks.report import CUSTOMIZED_INFO_KEY, LatestReport
 
@@ -31,11 +31,7 @@ def validate_one_request(self, obj, input_ids) -> None:
         return  # SGLang's own check names it
     if config is None:
         if asks_for_budget(params):
-            raise BudgetError(
-                "kv_budget: this server was started without --kv-budget, so requests cannot "
-                "ask for one",
-                "inactive",
-            )
+            raise BudgetError(INACTIVE, "inactive")
         return
     try:
         budget = resolve_budget(params, config)
