@@ -266,6 +266,20 @@ def test_banner_shows_no_secret(model, free_port, tmp_path):
     assert "--api-key=from-yaml" in settings.arguments, "the server still gets it"
 
 
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        ([], "38 to 96 tokens; full KV is refused"),
+        (["--kv-budget-max=400"], "38 to 400 tokens; full KV is refused"),
+        (["--kv-budget-allow-full"], "38 to what the pool holds tokens; full KV is allowed"),
+    ],
+)
+def test_the_banner_says_which_budgets_requests_may_ask_for(model, free_port, more, text):
+    argv = [str(model), "--port", str(free_port), "--kv-budget=96", *more]
+    settings, found = serve.prepare(argv)
+    assert dict(serve.banner(settings, found["kv"]))["by request"] == text
+
+
 def test_banner(model, free_port):
     argv = [str(model), "--port", str(free_port), "--kv-budget=2048", "--kv-budget-max=4096"]
     settings, found = serve.prepare([*argv, "--kv-protect-sink-tokens=4"])
