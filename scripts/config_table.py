@@ -69,6 +69,10 @@ ENVIRONMENT = {
         "`longflow demo`",
         "Folder of the demo model; default `~/.cache/sglang-longflow`.",
     ),
+    "LONGFLOW_API_KEY": (
+        "`longflow serve`",
+        "As `--api-key`, which wins over it; the compose files and the chart set it.",
+    ),
     "LONGFLOW_LOG_FORMAT": (
         "`longflow serve`",
         "`json`: every line of the log an object ([operations.md](operations.md#logs)); "

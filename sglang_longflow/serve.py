@@ -43,6 +43,8 @@ Starts SGLang's server with a KV budget per request and watches it.
                  line win over it
   --log-format   text, or json: one JSON object for every line of the server's and of this command's
                  output (default: the variable LONGFLOW_LOG_FORMAT, else text)
+
+The variable LONGFLOW_API_KEY is --api-key where neither a flag nor the file sets one.
 """
 LOG_FORMATS = ("text", "json")
 LOGGER = "longflow.serve"
@@ -178,6 +180,8 @@ def prepare(argv: list[str]) -> tuple[Settings, dict[str, Any]]:
         rendezvous = free_port("127.0.0.1", first_port() + 4)
         settings.default("nccl_port", rendezvous, f"--nccl-port={rendezvous}")
     settings.default("enable_metrics", True, "--enable-metrics")
+    if key := os.environ.get("LONGFLOW_API_KEY", "").strip():
+        settings.default("api_key", key, f"--api-key={key}")
     if found["device"] == "cpu":
         settings.default("device", "cpu", "--device=cpu")
     settings.default("device", "cuda")
