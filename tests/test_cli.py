@@ -306,6 +306,8 @@ def test_banner(model, free_port):
          "ValueError: the reason"),
         (["usage: x", "launch_server.py: error: unrecognized arguments: --foo"],
          "error: unrecognized arguments: --foo"),
+        (["longflow: error: kv_budget=9: low", "AssertionError: another rank's, later"],
+         "error: kv_budget=9: low"),
         (["a.HookNotApplied: one", "noise ignored: SomeError: no"], "HookNotApplied: one"),
         (["only this", ""], "only this"),
         ([], ""),

@@ -120,6 +120,17 @@ def test_an_untested_release_refuses_every_setting_of_ours(tmp_path, kind):
     )
 
 
+@pytest.mark.parametrize("kind", ["as tested", "struct"])
+def test_an_engine_of_an_untested_release_knows_no_such_keyword(tmp_path, kind):
+    folder = fake_sglang.build(tmp_path, kind, version="0.5.23")
+    (tmp_path / "engine.py").write_text(ENGINE)
+    result = run(folder, str(tmp_path / "engine.py"))
+    assert result.returncode == 1 and result.stdout == ""
+    assert "longflow stays off: SGLang 0.5.23: not tested with KV budgets" in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("TypeError: ") and "kv_budget" in last
+
+
 @pytest.mark.parametrize("version", ["0.5.17", "0.5.23"])
 @pytest.mark.parametrize("kind", ["as tested", "struct", "past the hooks"])
 def test_without_a_budget_every_shape_starts_stock(tmp_path, kind, version):
