@@ -28,9 +28,9 @@ refused.
 REQUEST_HEAD = """
 ## Settings of a request
 
-Keys of `custom_params`, or headers: `X-KV-Budget`, `X-KV-Policy` ([clients.md](clients.md)). Another
-key of `custom_params` that begins with `kv_` is refused with HTTP 400; all others are left to SGLang
-and its custom logit processors.
+Keys of `custom_params`, or headers: `X-KV-Budget`, `X-KV-Policy` ([clients.md](clients.md)).
+Another key of `custom_params` that begins with `kv_` is refused with HTTP 400; all others are left
+to SGLang and its custom logit processors.
 
 """
 POLICIES_HEAD = """
