@@ -219,7 +219,7 @@ class BudgetFields:
         count: Callable[[str], None],
     ):
         self.app, self.config, self.count = app, config, count
-        names = [(route.path, getattr(route, "name", "")) for route in routes]
+        names = [(getattr(route, "path", ""), getattr(route, "name", "")) for route in routes]
         self.endpoints = {path: name for path, name in names if name in PLACES}
 
     async def __call__(self, scope, receive, send) -> None:

@@ -238,6 +238,12 @@ def test_a_server_without_a_budget_says_what_it_says_of_custom_params():
     assert client.refused == []  # it has no such metric
 
 
+def test_a_large_body_is_searched_and_not_parsed(client, monkeypatch):
+    monkeypatch.setattr(http_budget.orjson, "loads", lambda body: pytest.fail("it was parsed"))
+    body = {"text": " kv_budget" * 1_000_000, "sampling_params": {"n": 1}}
+    assert client.post("/generate", json=body).status_code == 200
+
+
 def test_a_body_comes_in_pieces_and_the_client_may_go():
     """What follows the body is left to the app: SGLang waits there for a client that goes."""
     pieces = [{"type": "http.request", "body": b'{"kv_bu', "more_body": True}]
