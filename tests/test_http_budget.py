@@ -332,3 +332,7 @@ def test_every_endpoint_that_is_named_exists():
     assert set(http_budget.PLACES) - names == set()
     posts = {r.name for r in app.routes if {"POST", "PUT"} & set(getattr(r, "methods", None) or ())}
     assert set(http_budget.PLACES) <= posts
+    # As the server makes it: some of the app's routes have neither path nor name.
+    made = http_budget.BudgetFields(app, app.routes, CONFIG, print)
+    assert set(made.endpoints.values()) == set(http_budget.PLACES)
+    assert {"/generate", "/v1/messages", "/api/generate"} <= set(made.endpoints)
