@@ -28,8 +28,9 @@ refused.
 REQUEST_HEAD = """
 ## Settings of a request
 
-Keys of `custom_params`. Another key that begins with `kv_` is refused with HTTP 400; all others are
-left to SGLang and its custom logit processors.
+Keys of `custom_params`, or headers: `X-KV-Budget`, `X-KV-Policy` ([clients.md](clients.md)).
+Another key of `custom_params` that begins with `kv_` is refused with HTTP 400; all others are left
+to SGLang and its custom logit processors.
 
 """
 POLICIES_HEAD = """
@@ -68,6 +69,10 @@ ENVIRONMENT = {
     "LONGFLOW_CACHE": (
         "`longflow demo`",
         "Folder of the demo model; default `~/.cache/sglang-longflow`.",
+    ),
+    "LONGFLOW_API_KEY": (
+        "`longflow serve`",
+        "As `--api-key`, which wins over it; the compose files and the chart set it.",
     ),
     "LONGFLOW_LOG_FORMAT": (
         "`longflow serve`",
@@ -147,8 +152,8 @@ def policies() -> str:
 
 
 def yaml_keys() -> str:
+    from sglang_longflow.release import TESTED_SGLANG
     from sglang_longflow.server_options import KV_OPTIONS, server_options
-    from sglang_longflow.support import TESTED_SGLANG
 
     kinds = {"int": "an integer", "str": "a text", "flag": "true or false"}
     names = [option.name for option in server_options() if option.name != "config"]

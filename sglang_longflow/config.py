@@ -31,7 +31,13 @@ FLAGS = (
     ),
     Flag("kv_policy", str, DEFAULT_POLICY, f"Eviction policy: {', '.join(policy_names())}."),
     Flag("kv_budget_min", int, None, "Smallest kv_budget a request may ask for."),
-    Flag("kv_budget_max", int, None, "Largest kv_budget a request may ask for."),
+    Flag(
+        "kv_budget_max",
+        int,
+        None,
+        "Largest kv_budget a request may ask for. Unset: kv_budget, or what the pool holds where "
+        "full KV is allowed.",
+    ),
     Flag(
         "kv_budget_allow_full",
         bool,
@@ -72,7 +78,9 @@ class LongFlowConfig:
     kv_policy : str
         Name of the default policy.
     kv_budget_min, kv_budget_max : int or None
-        Bounds for budgets that requests ask for; None leaves that side to the policy and the pool.
+        Bounds for budgets that requests ask for. None leaves the minimum to the policy. Where full
+        KV is refused the maximum is never None: without a value it becomes `kv_budget`, because a
+        large budget is full KV by another name.
     kv_budget_allow_full : bool
         Whether a request may ask for full KV (``kv_budget: 0``).
     kv_protect_sink_tokens, kv_protect_recent_tokens : int
@@ -144,6 +152,8 @@ class LongFlowConfig:
             raise ConfigError(
                 f"kv_budget={self.kv_budget}: above kv_budget_max={self.kv_budget_max}"
             )
+        if self.kv_budget_max is None and not self.allows_full:
+            object.__setattr__(self, "kv_budget_max", self.kv_budget)
 
     def policy(self, name: str | None = None) -> Policy:
         """The policy called `name` (default: the server's) with this server's protections.

@@ -18,7 +18,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sglang_longflow.errors import LongFlowError
+from sglang_longflow.release import FIX, TESTED_SGLANG, untested_sglang
 from sglang_longflow.server_options import make_parser
+from sglang_longflow.start_check import budget_words
 from sglang_longflow.supervise import last_error
 
 PLUGIN, PLATFORM = "longflow", "longflow_cpu"
@@ -187,6 +189,8 @@ def check_hooks() -> list[Check]:
     """Every hook target as expected, and every hook applied; one row unless something is broken."""
     from sglang_longflow.hooks import verify
 
+    if problem := untested_sglang():  # the plugin stays off there
+        return [Check("hooks", "fail", problem, FIX)]
     rows = []
     with _quiet() as telling:
         before = verify.check_all(applied=False)
@@ -246,6 +250,8 @@ def _driver_version() -> str | None:
 
 def check_server_arguments(words: list[str]) -> list[Check]:
     """Whether server arguments go together with a KV budget."""
+    if (problem := untested_sglang()) and (word := budget_words(words)):
+        return [Check("server arguments", "fail", problem, f"{FIX}, or drop {word}")]
     from sglang_longflow.config import config_from
     from sglang_longflow.support import flag_conflicts
 
@@ -267,8 +273,6 @@ def collect(server_arguments: list[str], device: bool = True) -> list[Check]:
     """Every check, in the order in which failures explain each other."""
     with _quiet():
         import torch
-
-        from sglang_longflow.support import TESTED_SGLANG
 
         has_cuda = torch.cuda.is_available()
     rows = check_versions(TESTED_SGLANG) + check_entry_points(os.environ, has_cuda)

@@ -1,13 +1,24 @@
 """SGLang's entry point (group ``sglang.srt.plugins``): registers the hooks, nothing else.
 
 SGLang calls it in the main process and again in every scheduler process, then applies the hooks,
-and swallows what either raises; `hooks.verify` therefore checks the result before a server with a
-budget starts.
+and swallows what either raises. So `hooks.verify` checks the result before a server with a budget
+starts, and `start_check` checks that there is a result. On an SGLang that was not tested no budget
+can be set: one that is asked for ends the process here.
 """
 
 from __future__ import annotations
 
+import logging
+import sys
+
+from sglang_longflow import start_check
+from sglang_longflow.release import FIX, refusal, untested_sglang
+
+logger = logging.getLogger(__name__)
 _registered = False
+
+#: What keeps requests from asking for a budget where none can be set.
+REFUSALS = ("request:validate_one_request", "http:setup_and_run_http_server")
 
 
 def load_plugin() -> None:
@@ -15,10 +26,26 @@ def load_plugin() -> None:
     global _registered
     if _registered:
         return
+    if problem := untested_sglang():
+        if word := start_check.budget_words(sys.argv[1:]):
+            start_check.stop(refusal(word))
+        logger.warning("longflow stays off: %s; %s", problem, FIX)
+        _register(REFUSALS)
+    else:
+        start_check.arm()
+        _register(None)
+    _registered = True
+
+
+def _register(only: tuple[str, ...] | None) -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+    from sglang_longflow.hooks import verify
     from sglang_longflow.hooks.manifest import MANIFEST
 
     for hook in MANIFEST:
+        if only is not None and (
+            hook.handler_path not in only or verify.check_hook(hook, applied=False).problem
+        ):
+            continue
         HookRegistry.register(hook.target, hook.handler(), HookType(hook.kind))
-    _registered = True

@@ -19,6 +19,7 @@ from sglang_longflow.errors import ConfigError, LongFlowError, UnsupportedSetup
 from sglang_longflow.local_http import first_port
 from sglang_longflow.log_lines import JsonLines, logging_config, record
 from sglang_longflow.preflight import check_model, check_port, free_port, judge_aside
+from sglang_longflow.release import refusal
 from sglang_longflow.server_options import (
     KV_OPTIONS,
     make_parser,
@@ -26,6 +27,7 @@ from sglang_longflow.server_options import (
     server_options,
     yaml_arguments,
 )
+from sglang_longflow.start_check import budget_words
 from sglang_longflow.supervise import Echo, Server, ServerEnded, forwarding
 
 DEFAULT_PORT = 30000  # SGLang's
@@ -41,6 +43,8 @@ Starts SGLang's server with a KV budget per request and watches it.
                  line win over it
   --log-format   text, or json: one JSON object for every line of the server's and of this command's
                  output (default: the variable LONGFLOW_LOG_FORMAT, else text)
+
+The variable LONGFLOW_API_KEY is --api-key where neither a flag nor the file sets one.
 """
 LOG_FORMATS = ("text", "json")
 LOGGER = "longflow.serve"
@@ -110,6 +114,8 @@ def read_settings(argv: list[str]) -> Settings:
     ConfigError
         Naming the field, its value and what is expected.
     """
+    if (word := budget_words(argv)) and (message := refusal(word)):
+        raise UnsupportedSetup(message)
     splitter = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     splitter.add_argument("--config", action="append", default=[])
     try:
@@ -174,6 +180,8 @@ def prepare(argv: list[str]) -> tuple[Settings, dict[str, Any]]:
         rendezvous = free_port("127.0.0.1", first_port() + 4)
         settings.default("nccl_port", rendezvous, f"--nccl-port={rendezvous}")
     settings.default("enable_metrics", True, "--enable-metrics")
+    if key := os.environ.get("LONGFLOW_API_KEY", "").strip():
+        settings.default("api_key", key, f"--api-key={key}")
     if found["device"] == "cpu":
         settings.default("device", "cpu", "--device=cpu")
     settings.default("device", "cuda")

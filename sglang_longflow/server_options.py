@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sglang_longflow.errors import ConfigError
+from sglang_longflow.release import FIX, TESTED_SGLANG
 
 #: The plugin's own flags (`config.FLAGS`), whose module imports torch; a test compares the two.
 KV_OPTIONS = {
@@ -67,7 +68,7 @@ def sglang_source() -> Path:
     """Folder of the installed SGLang, found without importing it."""
     spec = importlib.util.find_spec("sglang")
     if spec is None or spec.origin is None:
-        raise ConfigError("SGLang is not installed: pip install sglang==0.5.17")
+        raise ConfigError(f"SGLang is not installed: {FIX}")
     return Path(spec.origin).parent
 
 
@@ -75,9 +76,17 @@ def sglang_source() -> Path:
 def server_options() -> tuple[Option, ...]:
     """Every server argument, the plugin's own included."""
     tree = ast.parse((sglang_source() / "srt/server_args.py").read_text(encoding="utf-8"))
-    body = next(n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "ServerArgs")
+    classes = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "ServerArgs"]
+    body = classes[0].body if classes else []
     found = [option for node in body if (option := _from_field(node))]
-    method = next(n for n in body if isinstance(n, ast.FunctionDef) and n.name == "add_cli_args")
+    methods = [n for n in body if isinstance(n, ast.FunctionDef) and n.name == "add_cli_args"]
+    if not found or not methods:
+        raise ConfigError(
+            "SGLang's server arguments are of another kind than in "
+            f"{', '.join(TESTED_SGLANG)} and cannot be read; {FIX}, or run "
+            "python -m sglang.launch_server"
+        )
+    (method,) = methods
     found += [option for node in ast.walk(method) if (option := _from_add_argument(node))]
     ours = (Option(n, ("--" + n.replace("_", "-"),), kind) for n, kind in KV_OPTIONS.items())
     return (*found, *ours)

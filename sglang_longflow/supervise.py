@@ -28,6 +28,8 @@ END_WITHIN_S = 5.0
 _PR_SET_PDEATHSIG = 1
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _EXCEPTION = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception|Setup|NotApplied): .+)$")
+# The plugin's own last word, which ends a start without a traceback.
+_OURS = re.compile(r"^longflow: (error: .+)$")
 _USAGE = re.compile(r"^[\w. -]+: (error: .+)$")
 # What SGLang's main process raises when a scheduler has already printed the reason.
 _POINTS_ELSEWHERE = "see the error messages above"
@@ -50,7 +52,7 @@ def last_error(lines: Iterable[str]) -> str:
     """The line of a log that says best why the process ended; empty for an empty log."""
     texts = (text for line in lines for text in texts_of(line))
     cleaned = [text for line in texts if (text := _ANSI.sub("", line).strip())]
-    for pattern in (_EXCEPTION, _USAGE):
+    for pattern in (_OURS, _EXCEPTION, _USAGE):
         for line in reversed(cleaned):
             match = pattern.match(line)
             if match and _POINTS_ELSEWHERE not in line:

@@ -10,9 +10,8 @@ import torch
 from longflow_kernels.attend_score_evict.op import HEAD_DIMS, MAX_GROUP
 from sglang_longflow.config import LongFlowConfig, runs_on_gpu
 from sglang_longflow.errors import UnsupportedSetup
+from sglang_longflow.release import refusal
 
-#: SGLang releases that the hooks were written for and tested with.
-TESTED_SGLANG = ("0.5.17",)
 #: Smallest prefill chunk: twice the window of queries that scores an over-long prompt.
 MIN_CHUNKED_PREFILL_SIZE = 64
 #: Largest batch of a decode CUDA graph on a large GPU: a budget lets twice SGLang's 256 run.
@@ -50,6 +49,22 @@ _NOT_SET = (
     ("enable_session_radix_cache", "the session cache", "drop --enable-session-radix-cache"),
     ("strip_thinking_cache", "stripping the thinking cache", "drop --strip-thinking-cache"),
     ("dllm_algorithm", "diffusion language models", "drop --dllm-algorithm"),
+    ("use_ray", "schedulers in Ray actors", "drop --use-ray"),
+    # It passes requests to the scheduler by itself, past every check of ours.
+    ("smg_grpc_mode", "SGLang's legacy gRPC server", "drop --smg-grpc-mode; --grpc-port works"),
+    ("grpc_mode", "SGLang's legacy gRPC server", "drop --grpc-mode; --grpc-port works"),
+    ("encoder_only", "an encoder without a language model", "drop --encoder-only"),
+    # Both decodes sum in an order that depends on who shares the batch.
+    (
+        "rl_on_policy_target",
+        "an answer that is the same in every batch",
+        "drop --rl-on-policy-target",
+    ),
+    (
+        "enable_deterministic_inference",
+        "an answer that is the same in every batch",
+        "drop --enable-deterministic-inference",
+    ),
 )
 _ONE = (
     ("page_size", "pages of several tokens", "set --page-size 1"),
@@ -57,7 +72,23 @@ _ONE = (
     ("dcp_size", "decode context parallelism", "set --dcp-size 1"),
     ("tokenizer_worker_num", "several tokenizer workers", "set --tokenizer-worker-num 1"),
 )
+#: Attention backends with pages of several tokens, whatever --page-size says; fa4 on some cards.
+PAGED_BACKENDS = (
+    *("trtllm_mha", "hpc_ops", "intel_xpu"),
+    *("trtllm_mla", "flashmla", "cutlass_mla", "cutedsl_mla", "tokenspeed_mla"),
+)
+_BACKEND_FIELDS = {
+    "attention_backend": "drop --attention-backend (a KV budget then takes flashinfer)",
+    "prefill_attention_backend": "set --prefill-attention-backend flashinfer",
+    "decode_attention_backend": "set --decode-attention-backend flashinfer",
+}
+_PAGES = "an attention backend with pages of several tokens, whatever --page-size says,"
 FLAG_RULES: tuple[FlagRule, ...] = (
+    # Before page_size: they set it, and --page-size 1 would not help.
+    *(
+        FlagRule(field, lambda v: v not in PAGED_BACKENDS, _PAGES, fix)
+        for field, fix in _BACKEND_FIELDS.items()
+    ),
     *(FlagRule(field, _unset, feature, fix) for field, feature, fix in _NOT_SET),
     *(FlagRule(field, lambda v: v in (None, 1), feature, fix) for field, feature, fix in _ONE),
     FlagRule(
@@ -87,12 +118,22 @@ FLAG_RULES: tuple[FlagRule, ...] = (
 )
 
 
+def _paged_by_the_card(server_args: Any) -> list[FlagRule]:
+    """fa4 takes pages of 128 on cards of compute capability 10, where SGLang has set them."""
+    if getattr(server_args, "page_size", None) != 128:
+        return []
+    return [
+        FlagRule(field, lambda v: v != "fa4", _PAGES, fix) for field, fix in _BACKEND_FIELDS.items()
+    ]
+
+
 def flag_conflicts(server_args: Any) -> list[str]:
     """One line for each server argument that does not go with a KV budget, with the fix."""
+    rules = (*_paged_by_the_card(server_args), *FLAG_RULES)
     conflicts = [
         f"{rule.field}={getattr(server_args, rule.field)!r}: {rule.feature} is not supported "
         f"with a KV budget; {rule.fix}"
-        for rule in FLAG_RULES
+        for rule in rules
         if not rule.is_fine(getattr(server_args, rule.field, None))
     ]
     if getattr(server_args, "enable_priority_scheduling", False) and not getattr(
@@ -105,16 +146,29 @@ def flag_conflicts(server_args: Any) -> list[str]:
     return conflicts
 
 
+def refuse_release() -> None:
+    """Raise UnsupportedSetup on an SGLang that was not tested with KV budgets."""
+    if message := refusal("--kv-budget"):
+        raise UnsupportedSetup(message)
+
+
 def refuse_flags(server_args: Any) -> None:
-    """Raise UnsupportedSetup for the first conflicting server argument."""
+    """Raise UnsupportedSetup for the first conflicting server argument or SGLang variable."""
     conflicts = flag_conflicts(server_args)
     if conflicts:
         raise UnsupportedSetup(conflicts[0])
 
 
-def model_conflict(hf_config: Any, *, uses_mla: bool, sliding_window: int | None) -> str:
+def model_conflict(
+    hf_config: Any, *, uses_mla: bool, sliding_window: int | None, is_multimodal: bool = False
+) -> str:
     """Why a model's attention cannot have a KV budget; empty where it can."""
     kind = getattr(hf_config, "model_type", "?")
+    if is_multimodal:
+        return (
+            f"model_type={kind!r}: models that take images, audio or video are not tested with a "
+            f"KV budget"
+        )
     if uses_mla:
         return f"model_type={kind!r}: MLA attention is not supported with a KV budget"
     if sliding_window is not None and sliding_window > 0:
@@ -129,6 +183,8 @@ def model_conflict(hf_config: Any, *, uses_mla: bool, sliding_window: int | None
     other = sorted({t for t in layer_types if t not in ("full_attention", "attention")})
     if other:
         return f"model_type={kind!r}: layers of type {other} are not supported with a KV budget"
+    if getattr(hf_config, "dual_chunk_attention_config", None):
+        return f"model_type={kind!r}: dual chunk attention is not supported with a KV budget"
     if getattr(hf_config, "is_encoder_decoder", False):
         return f"model_type={kind!r}: encoder-decoder models are not supported with a KV budget"
     return ""
@@ -147,15 +203,16 @@ def kernel_conflict(model: Any) -> str:
 
 def refuse_model(server_args: Any, config: LongFlowConfig) -> None:
     """Raise UnsupportedSetup where the model's attention cannot have a KV budget."""
-    from sglang.srt.configs.model_config import AttentionArch
-
     if server_args.model_path.lower() in ("none", "dummy"):
         return
+    from sglang.srt.configs.model_config import AttentionArch
+
     model = server_args.get_model_config()
     conflict = model_conflict(
         model.hf_text_config,
         uses_mla=model.attention_arch == AttentionArch.MLA,
         sliding_window=getattr(model, "sliding_window_size", None),
+        is_multimodal=bool(model.is_multimodal),
     )
     if conflict:
         raise UnsupportedSetup(f"{conflict}; drop --kv-budget or choose another --model-path")

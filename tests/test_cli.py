@@ -266,6 +266,20 @@ def test_banner_shows_no_secret(model, free_port, tmp_path):
     assert "--api-key=from-yaml" in settings.arguments, "the server still gets it"
 
 
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        ([], "38 to 96 tokens; full KV is refused"),
+        (["--kv-budget-max=400"], "38 to 400 tokens; full KV is refused"),
+        (["--kv-budget-allow-full"], "38 to what the pool holds tokens; full KV is allowed"),
+    ],
+)
+def test_the_banner_says_which_budgets_requests_may_ask_for(model, free_port, more, text):
+    argv = [str(model), "--port", str(free_port), "--kv-budget=96", *more]
+    settings, found = serve.prepare(argv)
+    assert dict(serve.banner(settings, found["kv"]))["by request"] == text
+
+
 def test_banner(model, free_port):
     argv = [str(model), "--port", str(free_port), "--kv-budget=2048", "--kv-budget-max=4096"]
     settings, found = serve.prepare([*argv, "--kv-protect-sink-tokens=4"])
@@ -292,6 +306,8 @@ def test_banner(model, free_port):
          "ValueError: the reason"),
         (["usage: x", "launch_server.py: error: unrecognized arguments: --foo"],
          "error: unrecognized arguments: --foo"),
+        (["longflow: error: kv_budget=9: low", "AssertionError: another rank's, later"],
+         "error: kv_budget=9: low"),
         (["a.HookNotApplied: one", "noise ignored: SomeError: no"], "HookNotApplied: one"),
         (["only this", ""], "only this"),
         ([], ""),
@@ -326,3 +342,31 @@ def test_the_ranks_meet_where_no_connection_of_others_can_be(model, free_port):
     assert [word for word in settings.arguments if "nccl" in word] == ["--nccl-port=40123"]
     settings, _ = serve.prepare([str(model), f"--port={free_port}", "--dist-init-addr=node0:5000"])
     assert "nccl_port" not in settings.values
+
+
+@pytest.mark.parametrize("asked", [["--kv-budget", "96"], ["--config", "FILE"]])
+def test_serve_refuses_a_budget_on_an_untested_release(tmp_path, monkeypatch, capsys, asked):
+    from sglang_longflow import release
+
+    monkeypatch.setattr(release, "installed_sglang", lambda: "0.5.23")
+    path = tmp_path / "server.yaml"
+    path.write_text("kv-budget: 96\n")
+    asked = [str(path) if word == "FILE" else word for word in asked]
+    assert cli.main(["serve", "org/model", *asked]) == 2
+    line = capsys.readouterr().err.strip()
+    assert line.startswith("longflow serve: error: SGLang 0.5.23: not tested with KV budgets")
+    assert "pip install sglang==0.5.17, or drop " in line and "\n" not in line
+
+
+@pytest.mark.parametrize("text", ["", "class ServerArgs(Base): pass\n", "ServerArgs = make()\n"])
+def test_arguments_of_another_kind_are_refused_by_name(tmp_path, monkeypatch, text):
+    """From SGLang 0.5.20 on the class is assembled from groups."""
+    (tmp_path / "srt").mkdir()
+    (tmp_path / "srt" / "server_args.py").write_text(text)
+    monkeypatch.setattr(server_options, "sglang_source", lambda: tmp_path)
+    server_options.server_options.cache_clear()
+    try:
+        with pytest.raises(ConfigError, match="of another kind than in"):
+            server_options.server_options()
+    finally:
+        server_options.server_options.cache_clear()

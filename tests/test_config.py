@@ -31,7 +31,7 @@ def test_defaults():
         "kv_budget": 64,
         "kv_policy": "longflow-novel",
         "kv_budget_min": None,
-        "kv_budget_max": None,
+        "kv_budget_max": 64,  # full KV is refused, and a large budget is full KV by another name
         "kv_budget_allow_full": False,
         "kv_protect_sink_tokens": 0,
         "kv_protect_recent_tokens": 0,
@@ -44,7 +44,8 @@ def test_flags_and_fields_are_the_same():
     fields = LongFlowConfig(kv_budget=64).as_dict()
     assert tuple(fields) == FLAG_NAMES
     for flag in FLAGS[1:]:
-        if flag.name != "kv_decode_kernel":  # "auto" depends on the device
+        # "auto" depends on the device, the maximum on what else is set
+        if flag.name not in ("kv_decode_kernel", "kv_budget_max"):
             assert fields[flag.name] == flag.default
         assert flag.help.endswith(".")
 
@@ -299,7 +300,8 @@ SGLANG_KV = {"kv_cache_dtype", "kv_events_config"}
 @pytest.mark.parametrize(
     ("settings", "tokens"),
     [
-        ({"kv_budget": 64}, 1000),  # a request may ask for more
+        ({"kv_budget": 64}, 64),
+        ({"kv_budget": 64, "kv_budget_allow_full": True}, 1000),
         ({"kv_budget": 64, "kv_budget_max": 80}, 80),
         ({"kv_budget": 64, "kv_budget_max": 80, "kv_budget_allow_full": True}, 1000),
         ({"kv_budget": 0, "kv_budget_max": 80}, 1000),
@@ -308,6 +310,32 @@ SGLANG_KV = {"kv_cache_dtype", "kv_events_config"}
 )
 def test_most_tokens_that_a_row_can_hold(settings, tokens):
     assert LongFlowConfig(**settings).row_tokens(1000) == tokens
+
+
+@pytest.mark.parametrize(
+    ("settings", "most"),
+    [
+        ({"kv_budget": 64}, 64),
+        ({"kv_budget": 64, "kv_budget_min": 50}, 64),
+        ({"kv_budget": 64, "kv_budget_max": 80}, 80),
+        ({"kv_budget": 64, "kv_budget_allow_full": True}, None),
+        ({"kv_budget": 64, "kv_budget_max": 80, "kv_budget_allow_full": True}, 80),
+        ({"kv_budget": 0}, None),
+        ({"kv_budget": 0, "kv_budget_max": 80}, 80),
+    ],
+)
+def test_the_largest_budget_that_a_request_may_ask_for(settings, most):
+    """Where full KV is refused there is one, also from SGLang's arguments, where it is not set."""
+    config = LongFlowConfig(**settings)
+    assert config.kv_budget_max == most
+    assert config_from(SimpleNamespace(**settings)).kv_budget_max == most
+    if most is None:
+        assert resolve_budget({"kv_budget": 99_999}, config).tokens == 99_999
+        return
+    assert resolve_budget({"kv_budget": most}, config).tokens == most
+    for tokens in (most + 1, 99_999):
+        with pytest.raises(BudgetError, match=rf"^kv_budget={tokens}: above .* maximum {most} \("):
+            resolve_budget({"kv_budget": tokens}, config)
 
 
 @pytest.mark.parametrize("name", ["nope", ""])

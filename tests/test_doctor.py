@@ -94,3 +94,17 @@ def test_doctor_reports_wrong_server_arguments():
     assert row.status == "fail" and "kv_budget=5" in row.detail
     (row,) = doctor.check_server_arguments(["--page-size", "16"])
     assert row.status == "warn" and "stock" in row.detail
+
+
+def test_doctor_refuses_a_budget_on_an_untested_release(monkeypatch):
+    """The plugin stays off there, so there is no hook to look for; the line is the server's."""
+    from sglang_longflow import release
+
+    monkeypatch.setattr(release.importlib.metadata, "version", lambda name: "0.5.23")
+    monkeypatch.delitem(release.sys.modules, "sglang", raising=False)
+    rows = [*doctor.check_hooks(), *doctor.check_server_arguments(["--kv-budget", "96"])]
+    assert [row.status for row in rows] == ["fail", "fail"]
+    assert {row.detail for row in rows} == {
+        "SGLang 0.5.23: not tested with KV budgets (0.5.17 is), so none may be set on it"
+    }
+    assert rows[1].fix == "pip install sglang==0.5.17, or drop --kv-budget"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 import tomllib
@@ -12,13 +13,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sglang_longflow import cli
+from sglang_longflow import cli, serve
 from sglang_longflow.deployment import files, sizing
 from sglang_longflow.deployment.settings import Settings
 from sglang_longflow.errors import ConfigError
 from sglang_longflow.geometry import load_geometry
 from sglang_longflow.planner import make_plan
-from sglang_longflow.render import DEFAULT_PROMETHEUS
+from sglang_longflow.render import DEFAULT_PROMETHEUS, TARGETS
 from sglang_longflow.step_time import GIB, GPUS
 
 ROOT = Path(__file__).parents[1]
@@ -195,6 +196,52 @@ def test_compose(tmp_path):
             source = volume.split(":")[0].replace("${CONFIG", settings["CONFIG"])
             if source.startswith("."):
                 assert (tmp_path / "compose" / source).exists(), volume
+
+
+@pytest.mark.parametrize("target", sorted(TARGETS))
+def test_every_variable_of_an_environment_file_is_used(tmp_path, target):
+    """A variable that no file reads says nothing: an API_KEY was one, on an open server."""
+    size = ("--replicas-max", "1") if target == "compose" else ()
+    assert render(tmp_path, target, *size) == 0
+    environments = [path for path in tmp_path.rglob("*") if path.name.startswith(".env")]
+    assert [path.name for path in environments] == ([".env"] if target == "compose" else [])
+    for path in environments:
+        names = set(re.findall(r"^#?([A-Z][A-Z_]*)=", path.read_text(), re.MULTILINE))
+        assert names == {"MODEL", "CONFIG", "SHM_SIZE", "HF_TOKEN", "API_KEY", "BIND"}
+        files = [read(file) for file in path.parent.glob("*.yaml")]
+        text = "\n".join(map(str, files))  # without comments
+        passed_on = {
+            name
+            for file in files
+            for service in file["services"].values()
+            for name, value in (service.get("environment") or {}).items()
+            if value is None
+        }
+        assert names - passed_on - set(re.findall(r"\$\{([A-Z_]+)", text)) == set()
+
+
+def test_a_rendered_api_key_closes_the_server(tmp_path, monkeypatch):
+    """From .env through the service's environment to an argument of SGLang's."""
+    assert render(tmp_path, "compose") == 0
+    services = read(tmp_path / "compose/services.yaml")["services"]
+    (variable,) = [
+        name
+        for name, value in services["endpoint"]["environment"].items()
+        if value == "${API_KEY:-}"
+    ]
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    words = [str(model), "--port=30999", "--config", str(tmp_path / "config.yaml")]
+    monkeypatch.setattr(serve, "check_port", lambda *_: None)
+    for value, given in (("", None), (" secret\n", "secret")):
+        monkeypatch.setenv(variable, value)
+        settings, _ = serve.prepare(words)
+        assert settings.values.get("api_key") == given
+        assert ("--api-key=secret" in settings.arguments) is (given is not None)
+    assert "secret" not in str(serve.banner(settings, None))
+    settings, _ = serve.prepare([*words, "--api-key=mine"])
+    assert settings.values["api_key"] == "mine" and "secret" not in str(settings.arguments)
 
 
 def test_max_total_tokens_limits_plan_and_server(tmp_path):

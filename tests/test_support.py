@@ -99,6 +99,10 @@ def test_heads_that_the_kernel_does_not_take_are_named(heads, message):
         ("cuda_graph_backend_decode", "breakable", "set --cuda-graph-backend-decode full"),
         ("page_size", 16, "set --page-size 1"),
         ("speculative_algorithm", "EAGLE", "drop --speculative-algorithm"),
+        ("enable_deterministic_inference", True, "drop --enable-deterministic-inference"),
+        ("rl_on_policy_target", "fsdp", "drop --rl-on-policy-target"),
+        ("use_ray", True, "drop --use-ray"),
+        ("encoder_only", True, "drop --encoder-only"),
     ],
 )
 def test_a_flag_that_does_not_go_with_a_budget_is_named_with_its_fix(field, value, fix):
@@ -118,3 +122,59 @@ def test_a_flag_that_does_not_go_with_a_budget_is_named_with_its_fix(field, valu
 )
 def test_flags_that_go_with_a_budget_pass(field, value):
     support.refuse_flags(SimpleNamespace(**{field: value}))
+
+
+@pytest.mark.parametrize("backend", support.PAGED_BACKENDS)
+@pytest.mark.parametrize(
+    ("field", "fix"),
+    [
+        ("attention_backend", "drop --attention-backend (a KV budget then takes flashinfer)"),
+        ("prefill_attention_backend", "set --prefill-attention-backend flashinfer"),
+        ("decode_attention_backend", "set --decode-attention-backend flashinfer"),
+    ],
+)
+@pytest.mark.parametrize("pages", [{}, {"page_size": 1}, {"page_size": 64}])
+def test_a_backend_that_forces_pages_is_named_instead_of_the_page_size(backend, field, fix, pages):
+    """SGLang sets its pages over --page-size 1, so that advice cannot help."""
+    with pytest.raises(UnsupportedSetup) as caught:
+        support.refuse_flags(SimpleNamespace(**{field: backend, **pages}))
+    message = str(caught.value)
+    assert message.startswith(f"{field}={backend!r}: an attention backend with pages")
+    assert message.endswith(fix) and "set --page-size 1" not in message
+
+
+def test_fa4_is_named_where_the_card_gave_it_pages():
+    support.refuse_flags(SimpleNamespace(attention_backend="fa4", page_size=1))
+    with pytest.raises(UnsupportedSetup, match=r"^attention_backend='fa4': an attention backend"):
+        support.refuse_flags(SimpleNamespace(attention_backend="fa4", page_size=128))
+    with pytest.raises(UnsupportedSetup, match=r"^page_size=128: .*set --page-size 1"):
+        support.refuse_flags(SimpleNamespace(attention_backend="fa3", page_size=128))
+
+
+def test_the_backends_that_sglang_gives_pages_are_the_ones_we_know():
+    """Read from the source that snaps page_size: a new one there must be named here."""
+    import re
+    from pathlib import Path
+
+    from sglang_longflow.server_options import sglang_source
+
+    text = Path(sglang_source() / "srt/arg_groups/overrides.py").read_text()
+    body = text[text.index("def _mla_backend_page_constraints") :]
+    body = body[: body.index("@register_post_process")]
+    found = set(re.findall(r'_backend == "(\w+)"', body)) | {"intel_xpu"}
+    assert found == set(support.PAGED_BACKENDS)
+    assert "def _fa4_page_constraint" in text and "def _intel_xpu_page_constraint" in text
+
+
+@pytest.mark.parametrize(
+    ("config", "more", "words"),
+    [
+        ({}, {}, ""),
+        ({}, {"is_multimodal": True}, "models that take images, audio or video are not tested"),
+        ({"dual_chunk_attention_config": {"chunk_size": 1}}, {}, "dual chunk attention is not"),
+    ],
+)
+def test_models_that_are_refused_by_name(config, more, words):
+    hf_config = SimpleNamespace(model_type="some", **config)
+    found = support.model_conflict(hf_config, uses_mla=False, sliding_window=None, **more)
+    assert found.startswith("model_type='some': " + words) if words else found == ""

@@ -18,12 +18,13 @@ SERVING = [
         *("backend", "flow", "hooks", "benchmark"),
         *("config.py", "support.py", "runtime.py", "preflight.py", "serve.py"),
         *("server_options.py", "supervise.py", "frontend.py", "bench.py"),
+        *("release.py", "start_check.py", "http_budget.py"),
     )
     for path in ([PACKAGE / name] if name.endswith(".py") else (PACKAGE / name).rglob("*.py"))
 ]
 #: Their messages are for people outside the code.
 KINDS = ("ConfigError", "BudgetError", "BenchError", "UnsupportedSetup", "HookNotApplied",
-         "ServerEnded", "RuntimeError", "ValueError", "HTTPException")  # fmt: skip
+         "ServerEnded", "RuntimeError", "ValueError", "HTTPException", "stop")  # fmt: skip
 FEWEST_LETTERS = 8
 
 

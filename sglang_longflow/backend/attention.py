@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.runtime_context import get_parallel
@@ -14,8 +17,49 @@ from sglang_longflow.backend.moves import carry_out
 from sglang_longflow.backend.prefill_plan import PrefillPlan
 from sglang_longflow.backend.prompt_cut import PromptCut
 from sglang_longflow.contracts import DecodeView, PrefillView, PromptRow
+from sglang_longflow.errors import UnsupportedSetup
 from sglang_longflow.flow.decode import DecodeState
 from sglang_longflow.flow.policy_memory import PolicyMemory
+
+#: What a layer may ask of attention that neither decode kernel nor scores know: attribute of
+#: SGLang's RadixAttention, whether its value is plain attention, and a name.
+_LAYER_RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("sliding_window_size", lambda v: v is None or v <= 0, "a sliding window"),
+    ("xai_temperature_len", lambda v: v is None or v <= 0, "a temperature by length"),
+    ("is_cross_attention", lambda v: not v, "cross attention"),
+    ("use_irope", lambda v: not v, "attention in chunks"),
+    ("logit_capping_method", lambda v: v in (None, "tanh"), "a cap of logits other than tanh"),
+    ("attn_type", lambda v: getattr(v, "value", v) in (None, "decoder"), "attention both ways"),
+)
+
+
+def refuse_layer(layer) -> None:
+    """Raise UnsupportedSetup where a layer's attention is not the one that rows are scored by."""
+    for name, is_fine, what in _LAYER_RULES:
+        if not is_fine(getattr(layer, name, None)):
+            raise UnsupportedSetup(
+                f"layer {layer.layer_id} has {name}={getattr(layer, name)!r}: {what} is not "
+                f"supported with a KV budget; drop --kv-budget or choose another --model-path"
+            )
+
+
+def refuse_keywords(layer, kwargs: dict[str, Any]) -> None:
+    """No model that a KV budget takes passes anything beside q, k and v.
+
+    What others pass (``sinks`` of gpt-oss, ``slopes`` of ALiBi, MLA's halves) changes what
+    attention is.
+
+    Raises
+    ------
+    UnsupportedSetup
+        Names what the model passes; None is nothing.
+    """
+    names = [name for name, value in kwargs.items() if value is not None]
+    if names:
+        raise UnsupportedSetup(
+            f"layer {layer.layer_id} calls attention with {', '.join(names)}: not supported with a "
+            f"KV budget; drop --kv-budget or choose another --model-path"
+        )
 
 
 class LongFlowAttnBackend(AttentionBackend):
@@ -35,6 +79,7 @@ class LongFlowAttnBackend(AttentionBackend):
         self.req_to_token_pool = model_runner.req_to_token_pool
         self.token_to_kv_pool = model_runner.token_to_kv_pool
         self.num_layers = model_runner.model_config.num_hidden_layers
+        self._judged_layers: set[int] = set()
         num_rows, row_slots = self.req_to_token_pool.req_to_token.shape
         device = self.req_to_token_pool.req_to_token.device
         self.fused = config.uses_fused_decode
@@ -160,11 +205,20 @@ class LongFlowAttnBackend(AttentionBackend):
 
     # one layer of a step
 
+    def _judge(self, layer, kwargs: dict[str, Any]) -> None:
+        if kwargs:
+            refuse_keywords(layer, kwargs)
+        if layer.layer_id not in self._judged_layers:
+            refuse_layer(layer)
+            self._judged_layers.add(layer.layer_id)
+
     def forward_decode(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
-        return self.decode.forward(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
+        self._judge(layer, kwargs)
+        return self.decode.forward(q, k, v, layer, forward_batch, save_kv_cache)
 
     def forward_extend(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
-        out = self.inner.forward_extend(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
+        self._judge(layer, kwargs)
+        out = self.inner.forward_extend(q, k, v, layer, forward_batch, save_kv_cache)
         if self.prompt_cut.rows and k is not None:
             queries = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
             self.prompt_cut.note_layer(queries, layer)

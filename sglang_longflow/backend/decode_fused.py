@@ -194,7 +194,7 @@ class FusedDecode:
 
     # one layer of a step, inside a graph
 
-    def forward(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
+    def forward(self, q, k, v, layer, forward_batch, save_kv_cache=True):
         if k is None or not save_kv_cache:
             raise RuntimeError(
                 f"longflow: layer {layer.layer_id} has no K/V of its own to write in attention, "

@@ -118,7 +118,7 @@ class ReferenceDecode:
                 groups.append(FullGroup(policy, tokens, index, step))
         return groups
 
-    def forward(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
+    def forward(self, q, k, v, layer, forward_batch, save_kv_cache=True):
         step = self._step
         if self.memory is not None and k is not None:
             self.memory.note_queries(
@@ -128,7 +128,7 @@ class ReferenceDecode:
                 q.view(-1, layer.tp_q_head_num, layer.qk_head_dim),
             )
         if step is None or k is None:
-            return self.inner.forward_decode(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
+            return self.inner.forward_decode(q, k, v, layer, forward_batch, save_kv_cache)
         if not save_kv_cache:
             raise RuntimeError(
                 f"longflow: layer {layer.layer_id} wrote its K/V before attention, "
@@ -140,7 +140,7 @@ class ReferenceDecode:
         step.forward_batch.out_cache_loc = torch.where(
             step.overwrite, target.to(step.out_cache_loc.dtype), step.out_cache_loc
         )
-        out = self.inner.forward_decode(q, k, v, layer, step.forward_batch, save_kv_cache, **kwargs)
+        out = self.inner.forward_decode(q, k, v, layer, step.forward_batch, save_kv_cache)
         queries = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
         for group in step.groups:
             self._pick_victims(group, queries, layer)

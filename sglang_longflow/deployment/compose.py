@@ -32,8 +32,8 @@ def environment(sizing: Sizing, settings: Settings) -> str:
         "CONFIG=../config.yaml\n"
         f"SHM_SIZE={sizing.shared_memory_gib}gb\n"
         "\n# For models that need a login.\n#HF_TOKEN=\n"
-        "# Clients must send it as a bearer token.\n#API_KEY=\n"
-        "# 0.0.0.0 publishes the ports on every interface.\n#BIND=127.0.0.1\n"
+        "# Clients must send it as a bearer token; /health and /metrics are open.\n#API_KEY=\n"
+        "# 0.0.0.0 publishes the ports on every interface: set API_KEY first.\n#BIND=127.0.0.1\n"
     )
 
 

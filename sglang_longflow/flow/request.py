@@ -15,6 +15,8 @@ from sglang_longflow.errors import BudgetError
 BUDGET_KEY = "kv_budget"
 POLICY_KEY = "kv_policy"
 _PREFIX = "kv_"
+#: What a request is told that asks a server without --kv-budget.
+INACTIVE = "kv_budget: this server was started without --kv-budget, so requests cannot ask for one"
 #: What each means, for docs/configuration.md.
 REQUEST_KEYS = {
     BUDGET_KEY: (
@@ -108,7 +110,8 @@ def resolve_budget(custom_params: Mapping[str, Any] | None, config: LongFlowConf
         )
     if config.kv_budget_max is not None and tokens > config.kv_budget_max:
         raise BudgetError(
-            f"kv_budget={tokens}: above this server's maximum {config.kv_budget_max}",
+            f"kv_budget={tokens}: above this server's maximum {config.kv_budget_max} "
+            f"(operator: --kv-budget-max)",
             "above_maximum",
         )
     return KVBudget(tokens, policy)

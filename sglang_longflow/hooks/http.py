@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, HTTPException, Query, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from starlette.middleware import Middleware
 
 from sglang_longflow import __version__
 from sglang_longflow.config import config_from
@@ -25,7 +26,9 @@ from sglang_longflow.console.snapshots import (
 from sglang_longflow.geometry import PlanError, geometry_from
 from sglang_longflow.hooks import verify
 from sglang_longflow.hooks.drain import CountResponses
+from sglang_longflow.hooks.metrics import count_refusal
 from sglang_longflow.hooks.stats import OUR_QUESTION
+from sglang_longflow.http_budget import BudgetFields
 from sglang_longflow.planner import (
     DEFAULT_OUTPUT_TOKENS,
     DEFAULT_PROMPT_TOKENS,
@@ -188,10 +191,14 @@ class PlainMetrics:
 
 def setup_and_run_http_server(server_args, *args, **kwargs) -> None:
     """Before ``_setup_and_run_http_server``, in the process that serves HTTP."""
-    if config_from(server_args) is None:
-        return
     from sglang.srt.entrypoints.http_server import app
 
+    config = config_from(server_args)
+    # Innermost: after the API key was asked for, and after a body was decompressed.
+    fields = Middleware(BudgetFields, routes=app.routes, config=config, count=count_refusal)
+    app.user_middleware.append(fields)
+    if config is None:
+        return
     verify.require_all()
     _files.update(load_files())
     app.include_router(router)

@@ -350,7 +350,8 @@ MANIFEST: tuple[Hook, ...] = (
         "around",
         "report:generate_request",
         _p("self obj request"),
-        "kv_budget, kv_resident_tokens and kv_overwritten_tokens in meta_info",
+        "a budget from the headers; kv_budget, kv_resident_tokens and kv_overwritten_tokens in "
+        "meta_info",
         "SGLang's customized_info may be one value a request instead of one a token",
         Fails.ANSWER,
     ),
@@ -400,8 +401,9 @@ MANIFEST: tuple[Hook, ...] = (
             "server_args tokenizer_manager template_manager port_args scheduler_infos "
             "subprocess_watchdog execute_warmup_func launch_callback"
         ),
-        "adds the console and its data routes, the count of open responses, and names of /metrics "
-        "that every Prometheus gets alike to SGLang's own FastAPI app",
+        "adds the console and its data routes, the count of open responses, names of /metrics that "
+        "every Prometheus gets alike, and the reading of budgets in headers to SGLang's own "
+        "FastAPI app",
         "SGLang lets plugins add routes",
         Fails.START,
     ),

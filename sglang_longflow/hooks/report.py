@@ -9,6 +9,7 @@ from typing import Any
 from sglang_longflow.config import config_from
 from sglang_longflow.flow.fields import check_samples
 from sglang_longflow.flow.release import report
+from sglang_longflow.http_budget import apply_headers
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ def _spread(meta_info: dict) -> None:
 
 async def generate_request(original, self, obj, request=None):
     """Around ``TokenizerManager.generate_request``, through which every response passes."""
+    apply_headers(obj, self.server_args)
     has_budgets = config_from(self.server_args) is not None
     if has_budgets:
         for sampling in (

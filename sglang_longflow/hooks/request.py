@@ -11,6 +11,7 @@ from sglang_longflow.contracts import KVRow
 from sglang_longflow.errors import BudgetError
 from sglang_longflow.flow.admission import prefill_slots
 from sglang_longflow.flow.request import (
+    INACTIVE,
     asks_for_budget,
     check_fits,
     check_input_ids,
@@ -41,11 +42,7 @@ def validate_one_request(self, obj, input_ids) -> None:
     if config is None:
         params = sampling_params.get("custom_params") if isinstance(sampling_params, dict) else None
         if isinstance(params, dict) and asks_for_budget(params):
-            raise BudgetError(
-                "kv_budget: this server was started without --kv-budget, so requests cannot "
-                "ask for one",
-                "inactive",
-            )
+            raise BudgetError(INACTIVE, "inactive")
         return
     try:
         if not isinstance(sampling_params, dict):

@@ -17,6 +17,7 @@ def init(original, self, server_args, *args, **kwargs) -> None:
     state = runtime.activate(server_args)
     if state is None:
         return original(self, server_args, *args, **kwargs)
+    support.refuse_release()
     support.refuse_flags(server_args)
     verify.require_all()
     original(self, server_args, *args, **kwargs)

@@ -7,15 +7,27 @@ import contextvars
 import logging
 from typing import Any
 
-from sglang_longflow import support
-from sglang_longflow.config import FLAG_NAMES, FLAGS, config_from
+from sglang_longflow import start_check, support
+from sglang_longflow.config import FLAG_NAMES, FLAGS, LongFlowConfig, config_from
+from sglang_longflow.errors import LongFlowError, UnsupportedSetup
+from sglang_longflow.release import TESTED_SGLANG
 
 logger = logging.getLogger(__name__)
+#: Attribute of settings that came past `post_init`, which raises where it refuses: the budget.
+JUDGED = "longflow_judged"
 
 # from_cli_args of SGLang passes only its own fields to ServerArgs(...); ours travel here.
 _from_command_line: contextvars.ContextVar[dict[str, Any] | None] = contextvars.ContextVar(
     "longflow_command_line", default=None
 )
+
+
+class _Asked(argparse._StoreAction):
+    """A flag of ours on a command line: `start_check` then sees to it that it has an effect."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        super().__call__(parser, namespace, values, option_string)
+        start_check.expect_settings(option_string or self.dest)
 
 
 def add_cli_args(result: None, parser: argparse.ArgumentParser) -> None:
@@ -27,6 +39,7 @@ def add_cli_args(result: None, parser: argparse.ArgumentParser) -> None:
         else:
             group.add_argument(
                 option,
+                action=_Asked,
                 type=flag.type,
                 default=flag.default,
                 choices=flag.choices,
@@ -38,9 +51,25 @@ def from_cli_args(original, cls, args: argparse.Namespace):
     values = {name: getattr(args, name) for name in FLAG_NAMES if hasattr(args, name)}
     token = _from_command_line.set(values)
     try:
-        return original(cls, args)
+        settings = original(cls, args)
+        _refuse_lost(values, settings)
+    except LongFlowError as error:
+        start_check.stop(str(error))  # an operator's line: a traceback says nothing more
     finally:
         _from_command_line.reset(token)
+    return settings
+
+
+def _refuse_lost(values: dict[str, Any], settings: Any) -> None:
+    """By what came out: the settings' class may be of a kind whose ``__init__`` never runs."""
+    for flag in FLAGS:
+        value = values.get(flag.name, flag.default)
+        if value != flag.default and getattr(settings, flag.name, None) is None:
+            option = "--" + flag.name.replace("_", "-")
+            raise UnsupportedSetup(
+                f"{option} {value}: was lost on its way to ServerArgs, which is of another kind "
+                f"than in SGLang {', '.join(TESTED_SGLANG)}; drop {option}"
+            )
 
 
 def init(original, self, *args, **kwargs):
@@ -50,7 +79,12 @@ def init(original, self, *args, **kwargs):
     # Before the original: its __post_init__, which is hooked too, reads them.
     for name, value in values.items():
         setattr(self, name, value)
-    return original(self, *args, **kwargs)
+    original(self, *args, **kwargs)
+    if self.kv_budget is not None and getattr(self, JUDGED, None) != self.kv_budget:
+        raise UnsupportedSetup(
+            f"kv_budget={self.kv_budget!r}: SGLang made its settings without ServerArgs."
+            f"__post_init__, where they are judged; drop --kv-budget"
+        )
 
 
 def post_init(original, self) -> None:
@@ -59,10 +93,34 @@ def post_init(original, self) -> None:
         return original(self)
     # "auto" is decided here, once: the configuration is read again with every request.
     self.kv_decode_kernel = config.kv_decode_kernel
+    support.refuse_release()
+    _refuse_rust_server()
     support.refuse_flags(self)
     changed = support.apply_defaults(self, config)
+    setattr(self, JUDGED, config.kv_budget)  # now: SGLang seals its settings once they are resolved
     original(self)
+    _refuse_unresolved(self, config)
     support.refuse_flags(self)
     support.refuse_model(self, config)
+    start_check.note_settings()
     if changed:
         logger.info("longflow set %s", ", ".join(f"{k}={v!r}" for k, v in changed.items()))
+
+
+def _refuse_rust_server() -> None:
+    from sglang.srt.environ import envs
+
+    if envs.SGLANG_RUST_SERVER.get():
+        raise UnsupportedSetup(
+            "SGLANG_RUST_SERVER=1: SGLang's HTTP server in Rust is not supported with a KV budget; "
+            "unset SGLANG_RUST_SERVER"
+        )
+
+
+def _refuse_unresolved(settings, config: LongFlowConfig) -> None:
+    """Settings that ``__post_init__`` left open were not worth judging."""
+    if settings.device is None and settings.model_path.lower() not in ("none", "dummy"):
+        raise UnsupportedSetup(
+            f"kv_budget={config.kv_budget}: ServerArgs.__post_init__ left device=None, so settings "
+            f"are worked out after they are judged; drop --kv-budget"
+        )

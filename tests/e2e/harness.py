@@ -303,11 +303,17 @@ class Server:
     def tail(self, lines: int = 40) -> str:
         return "\n".join(self.log.read_text().splitlines()[-lines:])
 
-    def request(self, path: str, body: dict | None = None, timeout_s: float = 300):
+    def request(
+        self,
+        path: str,
+        body: dict | None = None,
+        timeout_s: float = 300,
+        headers: dict[str, str] | None = None,
+    ):
         """(status, parsed JSON or text)."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(
-            self.url + path, data=data, headers={"Content-Type": "application/json"}
+            self.url + path, data, {"Content-Type": "application/json", **(headers or {})}
         )
         try:
             with urllib.request.urlopen(request, timeout=timeout_s) as response:

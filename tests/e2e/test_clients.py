@@ -401,21 +401,59 @@ def test_longflow_bench_on_a_running_server(server, tmp_path, capsys):
 # ---------------------------------------------------------- where SGLang has no room for a budget
 
 
-def test_generate_takes_custom_params_in_sampling_params_only(server):
-    """SGLang drops an unknown field of the body without a word."""
-    body = {"text": "Once", "sampling_params": harness.greedy(120), "custom_params": {}}
-    dropped = server.generate({**body, "custom_params": {"kv_budget": 48}, "kv_budget": 48})
-    assert dropped["meta_info"]["kv_budget"] == DEFAULT
+def message(answer) -> str:
+    error = answer.get("error", answer)
+    return error if isinstance(error, str) else error["message"]
 
 
-def test_ollama_gets_the_servers_default(server, lost):
+def test_a_budget_in_the_wrong_place_is_a_400_with_the_right_one(server):
+    """SGLang drops an unknown field of a body without a word."""
+    chat = {"model": "tiny", "messages": QUESTION, **GREEDY}
+    for path, body, place in (
+        ("/generate", {"text": "Once", "custom_params": {"kv_budget": 48}}, "in custom_params"),
+        ("/generate", {"text": "Once", "sampling_params": {"kv_budget": 48}}, "in sampling_params"),
+        ("/v1/completions", {"prompt": "Once", "kv_budget": 48}, "at the top"),
+        ("/v1/chat/completions", {**chat, "kv_policy": "streaming"}, "at the top"),
+        ("/v1/responses", {"input": "One", "custom_params": {"kv_budget": 48}}, "in custom_params"),
+        ("/v1/messages", {**chat, "kv_budget": 48}, "at the top"),
+        ("/api/generate", {"prompt": "One", "options": {"kv_budget": 48}}, "in options"),
+    ):
+        status, answer = server.request(path, body)
+        assert status == 400 and f"is not read {place}" in message(answer), (path, answer)
+        assert "X-KV-Budget" in message(answer)
+
+
+def test_headers_where_bodies_have_a_place_too(server):
+    headers = {"X-KV-Budget": "48", "X-KV-Policy": "streaming"}
+    body = {"text": ["Once", "Twice"], "sampling_params": harness.greedy(120)}
+    status, answer = server.request("/generate", body, headers=headers)
+    assert status == 200, answer
+    found = [one["meta_info"] for one in answer]
+    assert [(meta["kv_budget"], meta["kv_policy"]) for meta in found] == [(48, "streaming")] * 2
+    for path, more in (
+        ("/v1/completions", {"prompt": "Once upon a time"}),
+        ("/v1/chat/completions", {"messages": QUESTION, **PLAIN}),
+    ):
+        body = {"model": "tiny", **GREEDY, "ignore_eos": True, **more}
+        status, answer = server.request(path, body, headers={"X-KV-Budget": "64"})
+        assert status == 200 and answer["metadata"]["kv_budget"] == 64, answer
+        body["custom_params"] = {"kv_budget": 65}
+        status, answer = server.request(path, body, headers={"X-KV-Budget": "64"})
+        assert status == 400 and "custom_params says kv_budget=65" in message(answer)
+    for path in ("/generate", "/v1/responses", "/v1/messages", "/api/generate"):
+        status, answer = server.request(path, {}, headers={"X-KV-Budget": "501"})
+        assert status == 400 and f"above this server's maximum {MOST}" in message(answer), path
+
+
+@pytest.mark.parametrize(("headers", "budget"), [({}, DEFAULT), ({"X-KV-Budget": "48"}, 48)])
+def test_ollama_takes_the_header(server, lost, headers, budget):
     """Its /api/chat is not asked: SGLang 0.5.17 fails in it with the pinned transformers."""
-    options = {"temperature": 0, "num_predict": 130, "custom_params": {"kv_budget": 48}}
-    body = {"model": "tiny", "stream": False, "options": options, "kv_budget": 48}
-    status, answer = server.request("/api/generate", {**body, "prompt": "Once upon a time"})
+    body = {"model": "tiny", "stream": False, "options": {"temperature": 0, "num_predict": 130}}
+    body["prompt"] = "Once upon a time"
+    status, answer = server.request("/api/generate", body, headers=headers)
     assert status == 200, answer
     assert answer["eval_count"] > 100
-    used = gone(answer["prompt_eval_count"], answer["eval_count"], DEFAULT)
+    used = gone(answer["prompt_eval_count"], answer["eval_count"], budget)
     assert counts(lost(), used)
     assert not [key for key in answer if key.startswith("kv_")]
 
@@ -435,7 +473,8 @@ def test_cloud_endpoints(server):
     assert found == [48, 48]
 
 
-def test_anthropic_messages_get_the_servers_default(server, lost):
+@pytest.mark.parametrize(("headers", "budget"), [({}, DEFAULT), ({"X-KV-Budget": "48"}, 48)])
+def test_anthropic_messages_take_the_header(server, lost, headers, budget):
     import anthropic
 
     with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as client:
@@ -443,21 +482,27 @@ def test_anthropic_messages_get_the_servers_default(server, lost):
             model="tiny",
             max_tokens=130,
             messages=QUESTION,
-            extra_body={"temperature": 0, "custom_params": {"kv_budget": 48}},
+            extra_body={"temperature": 0},
+            extra_headers=headers,
         )
         assert answer.usage.output_tokens > 100
         cached = answer.usage.cache_read_input_tokens or 0
-        used = gone(answer.usage.input_tokens + cached, answer.usage.output_tokens, DEFAULT)
+        used = gone(answer.usage.input_tokens + cached, answer.usage.output_tokens, budget)
         assert counts(lost(), used)
 
 
-def test_responses_get_the_servers_default(client, lost):
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("headers", "budget"), [({}, DEFAULT), ({"X-KV-Budget": "48"}, 48)])
+def test_responses_take_the_header(client, lost, headers, budget, stream):
     answer = client.responses.create(
         model="tiny",
         input="How many apples are in box 3?",
         max_output_tokens=130,
         temperature=0,
-        extra_body={"custom_params": {"kv_budget": 48}},
+        stream=stream,
+        extra_headers=headers,
     )
+    if stream:
+        answer = list(answer)[-1].response
     usage = answer.usage  # named as in chat completions
-    assert counts(lost(), gone(usage.prompt_tokens, usage.completion_tokens, DEFAULT))
+    assert counts(lost(), gone(usage.prompt_tokens, usage.completion_tokens, budget))

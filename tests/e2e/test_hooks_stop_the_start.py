@@ -12,6 +12,7 @@ import harness
 import pytest
 
 pytestmark = pytest.mark.e2e
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.e2e
     [
         ("missing", "target is missing"),
         ("changed", "expected (self, selected_indices), found (self, indices, reserve)"),
+        ("bypassed", "kv_budget=64: the plugin is not active in this scheduler's process"),
     ],
 )
 def test_a_missing_or_changed_target_stops_the_start_with_its_name(tiny_models, how, words):
@@ -33,5 +35,38 @@ def test_a_missing_or_changed_target_stops_the_start_with_its_name(tiny_models, 
     output = result.stdout + result.stderr
     assert result.returncode != 0
     assert "STARTED" not in output
+    if how == "bypassed":
+        assert f"HookNotApplied: {words}" in output
+        return
     assert f"HookNotApplied: 1 hook(s) did not land: {broken_sglang.TARGET}: " in output
     assert words in output
+
+
+SGLANG = str(Path(sys.executable).with_name("sglang"))
+
+
+@pytest.mark.parametrize("command", [[SGLANG, "serve"], ["-m", "sglang.launch_server"]])
+@pytest.mark.parametrize("in_file", [False, True], ids=["flag", "yaml"])
+def test_an_untested_release_refuses_the_budget_in_one_line(
+    tiny_models, tmp_path, command, in_file
+):
+    """The real SGLang, whose metadata names another release."""
+    metadata = tmp_path / "sglang-0.5.23.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: sglang\nVersion: 0.5.23\n")
+    (tmp_path / "server.yaml").write_text("kv-budget: 96\n")
+    asked = ["--config", str(tmp_path / "server.yaml")] if in_file else ["--kv-budget", "96"]
+    paths = os.pathsep.join(map(str, (tmp_path, ROOT, ROOT / "kernels")))
+    result = subprocess.run(
+        [sys.executable, *command, "--model-path", str(tiny_models("llama")), *asked],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": paths},
+        start_new_session=True,
+    )
+    line = result.stderr.strip().splitlines()[-1]
+    assert result.returncode != 0 and "Traceback" not in result.stderr
+    assert line.startswith("longflow: error: SGLang 0.5.23/0.5.17: not tested with KV budgets")
+    assert f"or drop {'kv-budget in ' if in_file else '--kv-budget'}" in line

@@ -13,7 +13,8 @@ FIRST, SECOND = COMMON + prompt(40, 2), COMMON + prompt(55, 3)
 
 @pytest.fixture(scope="module")
 def engine(tiny_models):
-    with harness.engine(tiny_models("llama"), probe=True, kv_budget=96) as running:
+    settings = dict(kv_budget=96, kv_budget_max=400)
+    with harness.engine(tiny_models("llama"), probe=True, **settings) as running:
         yield running
 
 

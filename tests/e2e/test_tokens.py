@@ -77,7 +77,7 @@ def test_real_model_alone_and_in_a_batch(smollm2):
         (i, budget): expected(model, ids[i], budget, 120)
         for i, budget in ((0, 48), (1, 97), (1, 64), (2, 64))
     }
-    with harness.engine(smollm2, probe=True, kv_budget=64) as engine:
+    with harness.engine(smollm2, probe=True, kv_budget=64, kv_budget_max=97) as engine:
         alone = engine.generate(input_ids=[ids[0]], sampling_params=[greedy(120, kv_budget=48)])
         assert harness.outputs(alone)[0] == wanted[0, 48]
         together = engine.generate(
@@ -112,6 +112,7 @@ def test_every_geometry(tiny_models, kind):
         probe=True,
         env={"LONGFLOW_PROBE_TRACE": "1"},
         kv_budget=64,
+        kv_budget_max=97,
         max_total_tokens=3000,
         **chunks,
     ) as engine:
@@ -156,6 +157,7 @@ def test_scheduling_does_not_change_tokens(tiny_models):
         folder,
         probe=True,
         kv_budget=64,
+        kv_budget_max=97,
         disable_overlap_schedule=True,
         disable_radix_cache=True,
         chunked_prefill_size=64,
@@ -182,9 +184,9 @@ def test_protected_tokens_and_policies_without_memory(tiny_models):
         for policy in longflow_oracle.POLICIES
     ]
     wanted = [expected(model, ids, b, 200, policy=p, **protect) for ids, b, p in cases]
-    with harness.engine(
-        folder, probe=True, kv_budget=64, kv_protect_sink_tokens=4, kv_protect_recent_tokens=7
-    ) as engine:
+    settings = dict(kv_budget=64, kv_budget_max=97)
+    settings |= dict(kv_protect_sink_tokens=4, kv_protect_recent_tokens=7)
+    with harness.engine(folder, probe=True, **settings) as engine:
         got = engine.generate(
             input_ids=[ids for ids, _, _ in cases],
             sampling_params=[greedy(200, kv_budget=b, kv_policy=p) for _, b, p in cases],

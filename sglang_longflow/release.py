@@ -1,0 +1,41 @@
+"""Which SGLang is installed, and whether a budget may be set on it. Does not import it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+
+#: SGLang releases that the hooks were written for and tested with.
+TESTED_SGLANG = ("0.5.17",)
+FIX = f"pip install sglang=={TESTED_SGLANG[-1]}"
+
+
+def installed_sglang() -> str:
+    """The release that runs, as ``0.5.17``; a build's own suffix, as in ``0.5.17+cu130``, is cut.
+
+    Where SGLang is imported and names another release than its metadata, both: ``0.5.17/0.5.23``.
+    """
+    found = []
+    try:
+        found.append(importlib.metadata.version("sglang"))
+    except importlib.metadata.PackageNotFoundError:
+        pass  # a source tree on PYTHONPATH has no metadata
+    imported = getattr(sys.modules.get("sglang"), "__version__", None)
+    if imported is not None:
+        found.append(str(imported))
+    return "/".join(dict.fromkeys(version.split("+")[0] for version in found)) or "missing"
+
+
+def untested_sglang() -> str:
+    """Why no KV budget may be set with the installed SGLang; empty on a tested release."""
+    found = installed_sglang()
+    if found in TESTED_SGLANG:
+        return ""
+    known = ", ".join(TESTED_SGLANG)
+    return f"SGLang {found}: not tested with KV budgets ({known} is), so none may be set on it"
+
+
+def refusal(word: str) -> str:
+    """What a server says that is asked for a budget by `word` on such a release; else empty."""
+    problem = untested_sglang()
+    return problem and f"{problem}; {FIX}, or drop {word}"
