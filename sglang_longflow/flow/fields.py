@@ -163,14 +163,16 @@ def check_known(names: Iterable[str], known: Collection[str]) -> None:
 
 
 def check_samples(n: Any) -> None:
-    """Refuse more than `MAX_SAMPLES` answers to one prompt, before SGLang makes requests of them.
+    """Refuse an `n` of over `MAX_SAMPLES` answers, or of none, before SGLang makes requests of it.
 
     Raises
     ------
     BudgetError
     """
-    if isinstance(n, int) and n > MAX_SAMPLES:
-        raise BudgetError(f"n={n}: expected at most {MAX_SAMPLES}", "out_of_range")
+    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MAX_SAMPLES:
+        raise BudgetError(
+            f"n={n!r:.40}: expected an integer from 1 to {MAX_SAMPLES}", "out_of_range"
+        )
 
 
 def _check_range(name: str, value: Any, low: float, high: float) -> None:

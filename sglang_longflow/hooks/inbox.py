@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 import typing
 from http import HTTPStatus
 from typing import Any
@@ -56,6 +57,9 @@ def create_tokenized_object(original, self, obj, *args, **kwargs):
     except BudgetError as error:
         metrics.count_refusal(error.reason)
         raise
+    except (re.error, TypeError, OverflowError) as error:  # SGLang makes a 500 of them
+        metrics.count_refusal("wrong_type")
+        raise BudgetError(f"the request cannot be read: {error}", "wrong_type") from error
 
 
 def handle_generate_request(original, self, recv_req) -> None:

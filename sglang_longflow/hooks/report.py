@@ -54,10 +54,10 @@ async def generate_request(original, self, obj, request=None):
     apply_headers(obj, self.server_args)
     has_budgets = config_from(self.server_args) is not None
     if has_budgets:
-        for sampling in (
-            obj.sampling_params if isinstance(obj.sampling_params, list) else [obj.sampling_params]
-        ):
-            check_samples(sampling.get("n") if isinstance(sampling, dict) else None)
+        given = obj.sampling_params
+        for sampling in given if isinstance(given, list) else [given]:
+            if isinstance(sampling, dict) and "n" in sampling:
+                check_samples(sampling["n"])
     async for out in original(self, obj, request):
         if has_budgets:
             for item in out if isinstance(out, list) else [out]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import harness
 import pytest
@@ -207,6 +209,52 @@ def test_bad_requests_are_400_and_the_server_lives_on(server, path):
         assert status == 400, (params, answer)
         assert all(word in json.dumps(answer) for word in words), answer
     assert generate(server, new_tokens=3)[0] == 200
+
+
+#: One each of what once ended the server: SGLang's scheduler, or ours.
+KILLERS = [
+    {"max_new_tokens": 3.7},
+    {"max_new_tokens": 4, "top_k": 2**63},
+    {"max_new_tokens": 4, "repetition_penalty": 1e-40},
+    {"max_new_tokens": 4, "json_schema": '{"$ref": "#"}'},
+    {"max_new_tokens": 4, "json_schema": '{"type": "integer", "minimum": 5, "maximum": 1}'},
+    {"max_new_tokens": 4, "stop_regex": "["},
+    {"max_new_tokens": 4, "n": None},
+    {"max_new_tokens": 4, "no_such_parameter": 1},
+    {"max_new_tokens": 4, "custom_params": ["kv_budget"]},
+    {"max_new_tokens": 40, "min_new_tokens": 9, "stop_token_ids": [10**9, -1]},
+    {"max_new_tokens": 40, "min_new_tokens": 9, "stop_token_ids": list(range(49152))},
+    {"max_new_tokens": 0, "n": 3},
+]
+
+
+def test_no_request_ends_the_server(server):
+    """Beside one that runs all the while, and has its tokens."""
+    with ThreadPoolExecutor() as pool:
+        beside = pool.submit(generate, server, new_tokens=600)
+        time.sleep(0.3)
+        for params in KILLERS:
+            status, answer = generate(server, LONG, sampling_params=params)
+            assert status == 200 or "message" in json.dumps(answer), (params, status, answer)
+            assert generate(server, new_tokens=3)[0] == 200, params
+        status, _ = server.request("/dump_expert_distribution_record", {}, timeout_s=30)
+        assert generate(server, new_tokens=3)[0] == 200
+        status, answer = beside.result()
+    assert status == 200 and answer["meta_info"]["completion_tokens"] == 600
+
+
+def test_a_prompt_is_scored_beside_others(server):
+    """/v1/score prefills only: a prompt over the budget gets one decode step all the same."""
+    with ThreadPoolExecutor() as pool:
+        beside = pool.submit(generate, server, new_tokens=200)
+        body = {"query": LONG, "items": [" yes", " no"], "label_token_ids": [5, 6], "model": "m"}
+        status, answer = server.request("/v1/score", body)
+        assert status == 200 and len(answer["scores"]) == 2, answer
+        asks = dict(return_logprob=True, token_ids_logprob=[5, 6], new_tokens=20)
+        status, answer = generate(server, LONG, **asks)
+        assert status == 200, answer
+        assert len(answer["meta_info"]["output_token_ids_logprobs"]) == 20
+        assert beside.result()[0] == 200
 
 
 def test_a_request_that_never_fits_is_refused(server):

@@ -170,9 +170,10 @@ def test_unknown_parameters_are_named():
 
 def test_too_many_samples():
     check_samples(MAX_SAMPLES)
-    check_samples("x")  # SGLang's own check names it
-    with pytest.raises(BudgetError, match=f"at most {MAX_SAMPLES}"):
-        check_samples(MAX_SAMPLES + 1)
+    check_samples(1)
+    for n in (MAX_SAMPLES + 1, 0, -1, None, 1.5, "x", True):
+        with pytest.raises(BudgetError, match=f"an integer from 1 to {MAX_SAMPLES}"):
+            check_samples(n)
 
 
 json_values = st.recursive(

@@ -1,0 +1,64 @@
+"""Logits that leave no token to draw."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sglang_longflow import runtime
+from sglang_longflow.config import LongFlowConfig
+from sglang_longflow.hooks import sampling
+
+INF, NAN = float("inf"), float("nan")
+
+
+def info(**has):
+    names = ("grammars", "acc_additive_penalties", "logit_bias", "penalizer_orchestrator")
+    return SimpleNamespace(**{**dict.fromkeys(names), **has})
+
+
+def after(logits, sampling_info):
+    output = SimpleNamespace(next_token_logits=torch.tensor(logits))
+    sampling.preprocess_logits(None, None, output, sampling_info)
+    return output.next_token_logits
+
+
+@pytest.mark.parametrize(
+    "has",
+    [
+        {"grammars": [object()]},
+        {"acc_additive_penalties": object()},
+        {"logit_bias": object()},
+        {"penalizer_orchestrator": SimpleNamespace(is_required=True)},
+    ],
+)
+def test_only_rows_without_a_token_get_their_logits_back(monkeypatch, has):
+    monkeypatch.setattr(runtime, "_current", runtime.Runtime(LongFlowConfig(kv_budget=64)))
+    rows = [[1.0, -INF, 2.0], [-INF] * 3, [0.0, NAN, 1.0], [-INF, -INF, -7.0]]
+    found = after(rows, info(**has))
+    assert found.tolist() == [[1.0, -INF, 2.0], [0.0] * 3, [0.0] * 3, [-INF, -INF, -7.0]]
+    assert torch.isfinite(torch.softmax(found, -1)).all()
+
+
+def test_plain_requests_and_plain_servers_are_left_alone(monkeypatch):
+    monkeypatch.setattr(runtime, "_current", runtime.Runtime(LongFlowConfig(kv_budget=64)))
+    not_required = info(penalizer_orchestrator=SimpleNamespace(is_required=False))
+    assert after([[-INF, -INF]], not_required).tolist() == [[-INF, -INF]]
+    monkeypatch.setattr(runtime, "_current", None)
+    assert after([[-INF]], info(grammars=[object()])).tolist() == [[-INF]]
+
+
+def listed(values, stage="DECODE"):
+    stage = SimpleNamespace(name=stage)
+    return sampling.token_ids_logprobs((values, [[], [3, 4]]), None, None, stage)
+
+
+def test_rows_that_asked_for_no_logprobs_can_be_listed_like_the_others(monkeypatch):
+    monkeypatch.setattr(runtime, "_current", runtime.Runtime(LongFlowConfig(kv_budget=64)))
+    values, ids = listed([[], torch.tensor([-1.0, -2.0])])
+    assert [v.tolist() for v in values] == [[], [-1.0, -2.0]]
+    assert ids == [[], [3, 4]]
+    assert listed([[], [-1.0]]) is None  # on the host already
+    assert listed([[], torch.tensor([-1.0])], "PREFILL") is None
+    monkeypatch.setattr(runtime, "_current", None)
+    assert listed([[], torch.tensor([-1.0])]) is None
