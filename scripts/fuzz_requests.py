@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,6 +38,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("found"))
     parser.add_argument("--csv", type=Path, help="append counts by route and outcome")
     parser.add_argument("--replay", type=Path, help="send the calls of this file instead")
+    parser.add_argument("--sweep", action="store_true", help="each odd value alone, one by one")
+    parser.add_argument("--start-at", type=int, default=0, help="leave out so many of the sweep")
     parser.add_argument("--one-by-one", action="store_true", help="replay with one worker")
     parser.add_argument("--skip-known", action="store_true", help="leave out KNOWN of fuzz_known.py")
     return parser.parse_args()
@@ -57,7 +60,7 @@ def main() -> int:
 
 
 def campaign(options: argparse.Namespace, variant, model: Path, seed: int) -> int:
-    from fuzz_bodies import Call, Calls, Limits, call_stream
+    from fuzz_bodies import Call, Calls, Limits, call_stream, sweep
     from fuzz_known import is_known
     from fuzz_run import fuzz, ours
     from fuzz_servers import start
@@ -65,7 +68,9 @@ def campaign(options: argparse.Namespace, variant, model: Path, seed: int) -> in
     limits = Limits(
         variant.budget_tokens or 96, variant.pool_tokens, variant.context_tokens, str(model)
     )
-    left, found, skipped, total = options.requests, 0, Counter(), Counter()
+    left, found, taken = options.requests, 0, 0
+    skipped: Counter = Counter()
+    total: Counter = Counter()
     while left > 0 and found < options.findings:
         with start(variant, model, probe=options.probe) as server:
             server.wait_ready()
@@ -76,27 +81,36 @@ def campaign(options: argparse.Namespace, variant, model: Path, seed: int) -> in
             else:
                 status, document = server.request("/openapi.json")
                 assert status == 200, document
-                calls = call_stream(Calls(document, limits).strategy(), left, seed + found)
+                made = Calls(document, limits)
+                if options.sweep:
+                    calls = islice(sweep(made), options.start_at + taken, None)
+                    left = max(left, 1_000_000)
+                else:
+                    calls = call_stream(made.strategy(), left, seed + found)
 
             def wanted(calls=calls):
+                nonlocal taken
                 for call in calls:
+                    taken += 1
                     name = is_known(call, limits) if options.skip_known else None
                     if name is None:
                         yield call
                     else:
                         skipped[name] += 1
 
-            workers = 1 if options.one_by_one else options.workers
+            workers = 1 if options.one_by_one or options.sweep else options.workers
             report = asyncio.run(
                 fuzz(server, variant, wanted(), workers=workers, check_every=options.check_every)
             )
         print(f"server {options.server}, seed {seed + found}: {report.text()}", flush=True)
         total += report.sent
-        left -= report.requests or left
+        left = left - report.requests if report.finding else 0
         if report.finding:
             found += 1
             replay = report.finding.write(options.out, f"{options.server}-{seed}-{found}")
-            print(f"  calls: {replay}", flush=True)
+            print(f"  calls: {replay}; the last ones:", flush=True)
+            for call in report.finding.calls[-3:] if workers == 1 else report.finding.open_calls:
+                print(f"    {json.dumps(call.to_json())[:400]}", flush=True)
         for name in ours(report):
             print(f"  an exception of this package: {name}", flush=True)
     print(f"{options.server}: {sum(total.values())} requests, {found} findings; left out: {dict(skipped)}")

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fuzz_schema import Schemas, junk, often, some_of, texts
+from fuzz_schema import JUNK, Schemas, junk, often, some_of, texts
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
@@ -754,3 +754,68 @@ def call_stream(strategy: st.SearchStrategy, count: int, seed_number: int) -> It
         part += 1
 
 
+def values_of(strategy: st.SearchStrategy, count: int = 60) -> list[Any]:
+    """Different values of a strategy, as JSON has them."""
+    found: dict[str, Any] = {}
+
+    @seed(1)
+    @settings(
+        max_examples=count,
+        phases=[Phase.generate],
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(strategy)
+    def draw(value: Any) -> None:
+        found.setdefault(json.dumps(value), value)
+
+    draw()
+    return list(found.values())
+
+
+def sweep(calls: Calls) -> Iterator[Call]:
+    """Every targeted and every odd value of every field, one at a time in a request that is right.
+
+    Then every route of the schema with odd bodies. In this order the last call before a death is
+    its cause.
+    """
+
+    def values(strategy: st.SearchStrategy) -> list[Any]:
+        found = {json.dumps(value): value for value in (*values_of(strategy), *JUNK)}
+        return list(found.values())
+
+    def generate(params: dict[str, Any] | None = None, **top: Any) -> Call:
+        known = {"max_new_tokens": 3, "ignore_eos": True, **(params or {})}
+        body = {"input_ids": [3, 4, 5, 6], "sampling_params": known, **top}
+        return Call("POST", "/generate", body, hang_up_s=HANG_UP_S if longest(body) is None else None)
+
+    for name, strategy in {"max_new_tokens": new_tokens, **SAMPLING}.items():
+        for value in values(strategy):
+            yield generate({name: value})
+            if name in ("frequency_penalty", "presence_penalty", "repetition_penalty"):
+                yield generate({name: value, "temperature": 0, "max_new_tokens": 8})
+    names = sorted({*GENERATE, *calls.schemas.properties("GenerateReqInput")} - {"text"})
+    for name in names:
+        strategy = calls.fields.get(name)
+        if strategy is None:
+            strategy = calls.schemas.field("GenerateReqInput", name)
+        for value in values(strategy):
+            call = generate(**{name: value})
+            if name == "input_embeds":
+                call.body.pop("input_ids")
+            yield call
+            if "logprob" in name:
+                yield generate(**{"return_logprob": True, name: value})
+                yield generate(**{"return_logprob": True, "logprob_start_len": 0, name: value})
+    for path, methods in sorted(calls.paths.items()):
+        if path in EXCLUDED:
+            continue
+        for method, operation in sorted(methods.items()):
+            schema = operation.get("requestBody", {}).get("content", {})
+            schema = schema.get("application/json", {}).get("schema")
+            strategy = st.none() if schema is None else calls.schemas.values(schema)
+            for body in values_of(strategy, 12):
+                long = path in ANSWERING and longest(body) is None
+                route = path.format(model="m", response_id="resp_none")
+                yield Call(method.upper(), route, body, hang_up_s=HANG_UP_S if long else None)
