@@ -31,7 +31,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="default: a new one, which is printed")
     parser.add_argument("--workers", type=int, default=12)
     parser.add_argument("--check-every", type=int, default=200)
-    parser.add_argument("--findings", type=int, default=1, help="start again after so many less one")
+    parser.add_argument(
+        "--findings", type=int, default=1, help="start again after so many less one"
+    )
     parser.add_argument("--probe", action="store_true", help="check rows and tree after every step")
     parser.add_argument("--tokenizer", type=Path, help="folder whose tokenizer the model gets")
     parser.add_argument("--model", type=Path, help="a folder made by an earlier run")
@@ -40,8 +42,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--replay", type=Path, help="send the calls of this file instead")
     parser.add_argument("--sweep", action="store_true", help="each odd value alone, one by one")
     parser.add_argument("--start-at", type=int, default=0, help="leave out so many of the sweep")
+    parser.add_argument("--minutes", type=float, default=1e9, help="send nothing new after so many")
     parser.add_argument("--one-by-one", action="store_true", help="replay with one worker")
-    parser.add_argument("--skip-known", action="store_true", help="leave out KNOWN of fuzz_known.py")
+    parser.add_argument(
+        "--skip-known", action="store_true", help="leave out KNOWN of fuzz_known.py"
+    )
     return parser.parse_args()
 
 
@@ -69,11 +74,15 @@ def campaign(options: argparse.Namespace, variant, model: Path, seed: int) -> in
         variant.budget_tokens or 96, variant.pool_tokens, variant.context_tokens, str(model)
     )
     left, found, taken = options.requests, 0, 0
+    until = time.monotonic() + 60 * options.minutes
     skipped: Counter = Counter()
+    spare = None
     total: Counter = Counter()
-    while left > 0 and found < options.findings:
-        with start(variant, model, probe=options.probe) as server:
+    while left > 0 and found < options.findings and time.monotonic() < until:
+        with spare or start(variant, model, probe=options.probe) as server:
             server.wait_ready()
+            # Where deaths are expected, the next server starts meanwhile.
+            spare = start(variant, model, probe=options.probe) if options.findings > 1 else None
             if options.replay:
                 lines = options.replay.read_text().splitlines()
                 calls = iter([Call.from_json(json.loads(line)) for line in lines])
@@ -91,6 +100,8 @@ def campaign(options: argparse.Namespace, variant, model: Path, seed: int) -> in
             def wanted(calls=calls):
                 nonlocal taken
                 for call in calls:
+                    if time.monotonic() > until:
+                        return
                     taken += 1
                     name = is_known(call, limits) if options.skip_known else None
                     if name is None:
@@ -104,6 +115,7 @@ def campaign(options: argparse.Namespace, variant, model: Path, seed: int) -> in
             )
         print(f"server {options.server}, seed {seed + found}: {report.text()}", flush=True)
         total += report.sent
+        print(f"  taken {options.start_at + taken}", flush=True)
         left = left - report.requests if report.finding else 0
         if report.finding:
             found += 1
@@ -113,7 +125,13 @@ def campaign(options: argparse.Namespace, variant, model: Path, seed: int) -> in
                 print(f"    {json.dumps(call.to_json())[:400]}", flush=True)
         for name in ours(report):
             print(f"  an exception of this package: {name}", flush=True)
-    print(f"{options.server}: {sum(total.values())} requests, {found} findings; left out: {dict(skipped)}")
+    if spare is not None:
+        spare.stop()
+    print(
+        f"{options.server}: {sum(total.values())} requests, {found} findings; left out: {dict(skipped)}"
+    )
+    if options.sweep:
+        print(f"go on with --start-at {options.start_at + taken}")
     if options.csv:
         write_counts(options.csv, options.server, seed, total)
     return 1 if found else 0

@@ -21,6 +21,7 @@ HIDDEN = 256
 #: An answer of at most so many tokens has to come; longer ones are hung up on.
 SHORT_TOKENS = 64
 HANG_UP_S = 2.0
+SWEEP_HANG_UP_S = 0.5
 SESSIONS = ("s0", "s1", "s2")
 
 #: Routes that are not asked, each with the reason.
@@ -510,7 +511,8 @@ class Calls:
         )
         plain = st.fixed_dictionaries({"role": st.just("user"), "content": texts})
         return often(
-            st.lists(st.one_of(plain, message), min_size=1, max_size=3), st.one_of(junk, st.just([]))
+            st.lists(st.one_of(plain, message), min_size=1, max_size=3),
+            st.one_of(junk, st.just([])),
         )
 
     def _chat(self, component: str, tokens_key: str = "max_tokens") -> st.SearchStrategy:
@@ -608,7 +610,8 @@ class Calls:
             st.builds(lambda rid: {"rid": rid}, _pick("one", "two", "unknown", "a" * 300, 5)),
             _pick({"abort_all": True}, {"rid": ""}, {}, {"abort_all": "x"}, {"rid": ["one"]}),
             st.fixed_dictionaries(
-                {"rid": _pick("one", "two")}, optional={"finished_reason": junk, "abort_message": junk}
+                {"rid": _pick("one", "two")},
+                optional={"finished_reason": junk, "abort_message": junk},
             ),
         )
         reload = st.fixed_dictionaries(
@@ -775,20 +778,26 @@ def values_of(strategy: st.SearchStrategy, count: int = 60) -> list[Any]:
 
 
 def sweep(calls: Calls) -> Iterator[Call]:
-    """Every targeted and every odd value of every field, one at a time in a request that is right.
+    """Every targeted value of every field, one at a time in a request that is right, then odd ones.
 
     Then every route of the schema with odd bodies. In this order the last call before a death is
     its cause.
     """
+    for odd in (False, True):
+        yield from _sweep_generate(calls, odd)
+        yield from _sweep_routes(calls, odd)
 
+
+def _sweep_generate(calls: Calls, odd: bool) -> Iterator[Call]:
     def values(strategy: st.SearchStrategy) -> list[Any]:
-        found = {json.dumps(value): value for value in (*values_of(strategy), *JUNK)}
-        return list(found.values())
+        targeted = values_of(strategy)
+        known = {json.dumps(value) for value in targeted}
+        return [v for v in JUNK if json.dumps(v) not in known] if odd else targeted
 
     def generate(params: dict[str, Any] | None = None, **top: Any) -> Call:
         known = {"max_new_tokens": 3, "ignore_eos": True, **(params or {})}
         body = {"input_ids": [3, 4, 5, 6], "sampling_params": known, **top}
-        return Call("POST", "/generate", body, hang_up_s=HANG_UP_S if longest(body) is None else None)
+        return Call("POST", "/generate", body, hang_up_s=None if longest(body) else SWEEP_HANG_UP_S)
 
     for name, strategy in {"max_new_tokens": new_tokens, **SAMPLING}.items():
         for value in values(strategy):
@@ -808,14 +817,17 @@ def sweep(calls: Calls) -> Iterator[Call]:
             if "logprob" in name:
                 yield generate(**{"return_logprob": True, name: value})
                 yield generate(**{"return_logprob": True, "logprob_start_len": 0, name: value})
+
+
+def _sweep_routes(calls: Calls, odd: bool) -> Iterator[Call]:
     for path, methods in sorted(calls.paths.items()):
         if path in EXCLUDED:
             continue
         for method, operation in sorted(methods.items()):
             schema = operation.get("requestBody", {}).get("content", {})
             schema = schema.get("application/json", {}).get("schema")
-            strategy = st.none() if schema is None else calls.schemas.values(schema)
-            for body in values_of(strategy, 12):
+            bodies = [None] if schema is None else values_of(calls.schemas.values(schema), 12)
+            for body in JUNK[::4] if odd and schema is not None else bodies:
                 long = path in ANSWERING and longest(body) is None
                 route = path.format(model="m", response_id="resp_none")
-                yield Call(method.upper(), route, body, hang_up_s=HANG_UP_S if long else None)
+                yield Call(method.upper(), route, body, hang_up_s=SWEEP_HANG_UP_S if long else None)

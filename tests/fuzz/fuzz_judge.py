@@ -230,7 +230,9 @@ class Judge:
         outcome = await self.client.ask(method, path, body, 60)
         if outcome.status != "200":
             self.alive()
-            raise Guilty("hang" if outcome.status == "timed out" else "control", f"{path}: {outcome}")
+            raise Guilty(
+                "hang" if outcome.status == "timed out" else "control", f"{path}: {outcome}"
+            )
         return outcome.text
 
     async def _wait_idle(self) -> None:
@@ -308,7 +310,9 @@ def tracebacks(log: str) -> Counter:
             index += 1
         if index >= len(lines):
             break
-        own = [f for f in frames if f.startswith(("sglang", "longflow")) or "/sglang_longflow/" in f]
+        own = [
+            f for f in frames if f.startswith(("sglang", "longflow")) or "/sglang_longflow/" in f
+        ]
         error = re.sub(r"\d{4,}|0x[0-9a-f]+|'[^']{40,}'|\"[^\"]{40,}\"", "…", lines[index])[:200]
         found[f"{error}  [{' < '.join(reversed((own or frames)[-3:]))}]"] += 1
     return found

@@ -17,6 +17,7 @@ from fuzz_bodies import Call
 from fuzz_judge import Client, Guilty, Judge, is_ours, tracebacks
 
 KEPT_CALLS = 400
+LAST_WORDS_S = 3.0  # a server that dies writes its log
 
 
 @dataclass
@@ -87,9 +88,7 @@ def route_of(call: Call) -> str:
 class Run:
     """Calls by several workers, neighbours beside them, a checkpoint now and then."""
 
-    def __init__(
-        self, server: Any, judge: Judge, *, workers: int = 12, check_every: int = 200
-    ):
+    def __init__(self, server: Any, judge: Judge, *, workers: int = 12, check_every: int = 200):
         self.server, self.judge = server, judge
         self.workers, self.check_every = workers, check_every
         self.report = Report()
@@ -105,7 +104,7 @@ class Run:
                 await self.judge.checkpoint()
                 self.report.checkpoints += 1
         except Guilty as guilty:
-            await asyncio.sleep(3)  # for the server's last words
+            await asyncio.sleep(LAST_WORDS_S)
             self._found(guilty)
         self.report.seconds = time.monotonic() - began
         self.report.neighbour_answers = self.judge.neighbour_answers
@@ -130,21 +129,22 @@ class Run:
     async def _part(self, calls: Iterator[Call]) -> None:
         stop = asyncio.Event()
         beside = [asyncio.create_task(self.judge.keep_asking(n, stop)) for n in (0, 2)]
-        sending = [asyncio.create_task(self._worker(calls)) for _ in range(self.workers)]
-        ended = asyncio.gather(*sending)
+        sending = {asyncio.create_task(self._worker(calls)) for _ in range(self.workers)}
         try:
-            done, _ = await asyncio.wait([ended, *beside], return_when=asyncio.FIRST_EXCEPTION)
-            for task in done:
-                task.result()
-            stop.set()
+            while sending:
+                done, _ = await asyncio.wait(
+                    [*sending, *beside], return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    task.result()  # what a neighbour found ends the run, too
+                sending -= done
             await asyncio.gather(*self.resuming)
+            stop.set()
             await asyncio.gather(*beside)
         finally:
-            for task in (*beside, *sending, ended):
+            for task in (*beside, *sending):
                 task.cancel()
             await asyncio.gather(*beside, *sending, return_exceptions=True)
-            with contextlib.suppress(BaseException):
-                ended.exception()
 
     async def _worker(self, calls: Iterator[Call]) -> None:
         for call in calls:

@@ -62,7 +62,18 @@ JUNK: tuple[Any, ...] = (
     {"a": {"b": {"c": [1, {"d": 2}]}}},
     {"\ud800": "\udfff"},
 )
-TEXTS = ("a", "hello", "Box 3 holds 7 apples.", "", " ", "\n\n", "é", "\U0001f600", "\ud800", "\x00")
+TEXTS = (
+    "a",
+    "hello",
+    "Box 3 holds 7 apples.",
+    "",
+    " ",
+    "\n\n",
+    "é",
+    "\U0001f600",
+    "\ud800",
+    "\x00",
+)
 
 junk = st.sampled_from(JUNK)
 texts = st.sampled_from(TEXTS)
