@@ -397,7 +397,7 @@ class Calls:
 
     def _shared(self) -> dict[str, st.SearchStrategy]:
         limits = self.limits
-        lengths = {key: new_tokens for key in TOKEN_KEYS}
+        lengths = dict.fromkeys(TOKEN_KEYS, new_tokens)
         weights = _pick(limits.model, limits.model, "/nowhere", "", "..")
         return {
             **lengths,

@@ -9,7 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +99,8 @@ class Run:
     async def run(self, calls: Iterable[Call]) -> Report:
         began, calls = time.monotonic(), iter(calls)
         try:
-            while part := list(islice(calls, self.check_every)):
-                await self._part(iter(part))
+            while (first := next(calls, None)) is not None:
+                await self._part(chain([first], islice(calls, self.check_every - 1)))
                 await self.judge.checkpoint()
                 self.report.checkpoints += 1
         except Guilty as guilty:
