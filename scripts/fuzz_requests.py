@@ -3,8 +3,8 @@
     python scripts/fuzz_requests.py --requests 2000 --seed 1 --server A --tokenizer FOLDER
     python scripts/fuzz_requests.py --replay found/A-1.jsonl --server A --tokenizer FOLDER
 
-docs/fuzzing.md says what is judged. Exits with 1 where something was found; the calls of a finding go
-to `--out` as JSONL, which `--replay` sends again. The same seed makes the same requests.
+docs/fuzzing.md says what is judged. Exits with 1 where something was found; the calls of a finding
+go to `--out` as JSONL, which `--replay` sends again. The same seed makes the same requests.
 """
 
 from __future__ import annotations
@@ -127,9 +127,8 @@ def campaign(options: argparse.Namespace, variant, model: Path, seed: int) -> in
             print(f"  an exception of this package: {name}", flush=True)
     if spare is not None:
         spare.stop()
-    print(
-        f"{options.server}: {sum(total.values())} requests, {found} findings; left out: {dict(skipped)}"
-    )
+    requests = sum(total.values())
+    print(f"{options.server}: {requests} requests, {found} findings; left out: {dict(skipped)}")
     if options.sweep:
         print(f"go on with --start-at {options.start_at + taken}")
     if options.csv:

@@ -88,7 +88,7 @@ class Client:
 
 
 def neighbours(budget_tokens: int) -> list[dict[str, Any]]:
-    """Fixed greedy requests, with full KV and with budgets that are reached; answers of 12 to 60."""
+    """Fixed greedy requests, with full KV and with budgets that are reached."""
 
     def one(length: int, start: int, new_tokens: int, **custom: Any) -> dict[str, Any]:
         params: dict[str, Any] = {"temperature": 0, "max_new_tokens": new_tokens}
@@ -289,7 +289,7 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 
 
 def tracebacks(log: str) -> Counter:
-    """Exceptions of a log: the last line, with the innermost frames of SGLang or of this package."""
+    """Exceptions of a log: the last line, with the innermost frames of SGLang or of ours."""
     found: Counter = Counter()
     lines = log.splitlines()
     index = 0
