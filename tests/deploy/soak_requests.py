@@ -28,6 +28,7 @@ class Request:
     body: dict[str, Any] | bytes
     tokens: int = 0
     stream: bool = False
+    samples: int = 1
 
 
 def words(generator: random.Random, most: int = 60) -> str:
@@ -97,6 +98,22 @@ def chat(generator: random.Random, rid: str, messages: list[dict[str, str]]) -> 
     return Request("/v1/chat/completions", body, tokens, stream)
 
 
+def prefill_only(generator: random.Random, rid: str) -> Request:
+    """Requests of which SGLang prefills a prompt without decoding it: over the budget, mostly."""
+    prompt = generator.choice(PREFIXES) + " " + words(generator, 150)
+    kind = generator.choice(("no tokens", "samples", "score"))
+    if kind == "score":
+        body: dict[str, Any] = {"model": "soak", "query": prompt, "label_token_ids": [5, 6, 7]}
+        body["items"] = [words(generator, 30) for _ in range(generator.randint(1, 3))]
+        return Request("/v1/score", body, samples=len(body["items"]))
+    tokens, samples = (0, 1) if kind == "no tokens" else (20, generator.randint(2, 4))
+    params = {"max_new_tokens": tokens, "n": samples, "ignore_eos": True, "temperature": 0.8}
+    body = {"text": prompt, "sampling_params": params | {"custom_params": custom(generator)}}
+    return Request(
+        "/generate", body if samples > 1 else body | {"rid": rid}, tokens, False, samples
+    )
+
+
 def malformed(generator: random.Random) -> Request:
     """A request that has to be refused."""
 
@@ -124,6 +141,10 @@ def malformed(generator: random.Random) -> Request:
             Request("/generate", budgets(kv_budget="many")),
             Request("/generate", budgets(kv_budget=[64])),
             Request("/generate", budgets(kv_budget=5)),
+            Request("/generate", sampling(max_new_tokens=5, custom_params=[{"kv_budget": 64}])),
+            Request("/generate", sampling(max_new_tokens=5, custom_params="kv_budget")),
+            Request("/generate", sampling(max_new_tokens=5, custom_params=64)),
+            Request("/generate", {"input_ids": [3, 10**6], "sampling_params": {"n": 2}}),
             Request("/generate", budgets(kv_policy="oracle")),
             Request("/generate", budgets(kv_policy={"name": "tova"})),
             Request("/v1/completions", {"model": "soak", "prompt": {}}),
@@ -151,8 +172,15 @@ def problem(request: Request, status: int, text: str) -> str:
         if found[-1:] != ["[DONE]"]:
             return f"the stream ended after {len(found)} events: {text[-300:]}"
         answer = json.loads(found[-2])
-    if "error" in answer:
+    if isinstance(answer, dict) and "error" in answer:
         return f"error: {text[-300:]}"
+    if request.path == "/v1/score":
+        got = len(answer["scores"])
+        return "" if got == request.samples else f"{got} scores of {request.samples}"
+    if request.path == "/generate" and request.samples > 1:
+        counts = [one["meta_info"]["completion_tokens"] for one in answer]
+        right = counts == [request.tokens] * request.samples
+        return "" if right else f"{counts} tokens of {request.samples} times {request.tokens}"
     if request.path == "/generate":
         got = answer["meta_info"]["completion_tokens"]
     else:

@@ -182,7 +182,10 @@ class Soak:
     def _went_down(self, note: Note, killed: float, ended: float, back: float) -> bool:
         """Whether the killed worker alone had this request: when its scheduler was killed, or
         after, since the server takes requests until it has seen that and ended."""
-        had = [note.rid in _received(worker.log) for worker in self.workers]
+        if note.sent_to:
+            had = [note.sent_to == worker.url for worker in self.workers]
+        else:
+            had = [note.rid in _received(worker.log) for worker in self.workers]
         return had == [True, False] and note.at <= ended and killed <= note.done <= back
 
     async def _judge_pool(self, worker: Replica) -> None:

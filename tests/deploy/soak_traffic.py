@@ -14,8 +14,9 @@ import soak_requests as requests
 
 #: What a client does next, and how often.
 KINDS = {
-    "generate": 38,
+    "generate": 28,
     "completion": 12,
+    "prefill only": 10,
     "conversation": 8,  # of three turns
     "abort": 12,
     "hang up": 14,
@@ -33,6 +34,7 @@ class Note:
     outcome: str = "open"  # ok, refused, aborted, hung up, failed
     detail: str = ""
     done: float = 0.0
+    sent_to: str = ""  # the worker that was asked directly
 
 
 @dataclass
@@ -86,11 +88,15 @@ class Traffic:
                 await act(session, generator)
                 await asyncio.sleep(generator.random() * self.pause_s)
 
-    async def _full(self, session, note: Note, request: requests.Request) -> str:
+    async def _full(
+        self, session, note: Note, request: requests.Request, url: str | None = None
+    ) -> str:
         """Send, read to the end, judge; returns the text of the answer."""
         text = ""
         try:
-            async with session.post(self.url + request.path, json=request.body) as response:
+            async with session.post(
+                (url or self.url) + request.path, json=request.body
+            ) as response:
                 text = await response.text()
             note.detail = requests.problem(request, response.status, text)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
@@ -106,6 +112,14 @@ class Traffic:
     async def _completion(self, session, generator) -> None:
         note = self._note("completion")
         await self._full(session, note, requests.completion(generator, note.rid))
+
+    async def _prefill_only(self, session, generator) -> None:
+        """To a worker directly: the router passes neither scores nor several samples on."""
+        note = self._note("prefill only")
+        workers = self.workers()
+        note.sent_to = generator.choice(workers) if workers else self.url
+        request = requests.prefill_only(generator, note.rid)
+        await self._full(session, note, request, note.sent_to)
 
     async def _conversation(self, session, generator) -> None:
         """Turns that share all of what was said before."""

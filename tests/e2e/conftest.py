@@ -10,6 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "policies"))  # reference_rankings
+sys.path.insert(0, str(Path(__file__).parents[1] / "fuzz"))
 
 
 @pytest.fixture(scope="session")

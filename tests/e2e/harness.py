@@ -268,17 +268,21 @@ def outputs(results) -> list[list[int]]:
 class Server:
     """`python -m sglang.launch_server` in a process group of its own, and a small client."""
 
-    def __init__(self, arguments: list[str], env: dict[str, str] | None = None):
+    def __init__(
+        self,
+        arguments: list[str],
+        env: dict[str, str] | None = None,
+        command: tuple[str, ...] = ("-m", "sglang.launch_server"),
+    ):
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = Path(tempfile.mkstemp(suffix=".log")[1])
         device = ["--device", "cpu"] if DEVICE == "cpu" else []
         threads = CPU_THREADS if device else {}
-        command = [sys.executable, "-m", "sglang.launch_server", "--port", str(self.port)]
-        command += ["--nccl-port", str(free_port())]
+        ports = ["--port", str(self.port), "--nccl-port", str(free_port())]
         with self.log.open("w") as out:
             self.process = subprocess.Popen(
-                [*command, *device, *arguments],
+                [sys.executable, *command, *ports, *device, *arguments],
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **STRICT, **threads, **(env or {})},

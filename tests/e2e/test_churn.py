@@ -19,7 +19,30 @@ async def churn(engine, count: int, seed: int) -> dict[str, int]:
     prefixes = [prompt(60, 7000 + i) for i in range(4)]
     found = {name: make_policy(name) for name in policy_names()}
     policies = [name for name, policy in found.items() if policy.is_fused and not policy.needs.any]
-    done = {"finished": 0, "aborted": 0}
+    done = {"finished": 0, "aborted": 0, "prefill only": 0, "refused": 0}
+    wrong = ([{"kv_budget": 64}], "kv_budget", 64, {"kv_budget": "64"}, {"kv_buget": 64})
+
+    async def hardly_decodes(ids: list[int], params: dict) -> None:
+        """What SGLang prefills without decoding, beside rows that decode."""
+        kind = generator.choice(("no tokens", "samples", "score"))
+        if kind == "score":
+            items = [prompt(generator.randint(1, 60), 9000 + i) for i in range(2)]
+            found = await engine.async_score(query=ids, items=items, label_token_ids=[5, 6])
+            assert len(found.scores) == 2
+        else:
+            samples = generator.randint(2, 4) if kind == "samples" else 1
+            params |= {"n": samples} if samples > 1 else {"max_new_tokens": 0}
+            found = await engine.async_generate(input_ids=ids, sampling_params=params)
+            answers = found if samples > 1 else [found]
+            counts = [answer["meta_info"]["completion_tokens"] for answer in answers]
+            assert counts == [params["max_new_tokens"]] * samples
+        done["prefill only"] += 1
+
+    async def is_refused(ids: list[int]) -> None:
+        params = greedy(20) | {"custom_params": generator.choice(wrong)}
+        with pytest.raises(ValueError):
+            await engine.async_generate(input_ids=ids, sampling_params=params)
+        done["refused"] += 1
 
     async def one(i: int) -> None:
         length = generator.choice((1, 8, 30, 95, 96, 97, 140, 260))
@@ -30,6 +53,10 @@ async def churn(engine, count: int, seed: int) -> dict[str, int]:
         policy = generator.choice(policies)
         new_tokens = generator.choice((1, 2, 20, 90, 200))
         await asyncio.sleep(generator.random() * 3)
+        if i % 10 == 3:
+            return await hardly_decodes(ids, greedy(new_tokens, kv_budget=budget, kv_policy=policy))
+        if i % 10 == 7:
+            return await is_refused(ids)
         rid = f"churn-{i}"
         stream = await engine.async_generate(
             input_ids=ids,
@@ -77,8 +104,9 @@ def test_nothing_leaks_and_no_budget_is_exceeded(tiny_models, arguments):
         **arguments,
     ) as engine:
         done = engine.loop.run_until_complete(churn(engine, 300, seed=5))
-        assert done["finished"] + done["aborted"] == 300
-        assert done["aborted"] >= 10 and done["finished"] >= 200
+        assert sum(done.values()) == 300
+        assert done["prefill only"] == done["refused"] == 30
+        assert done["aborted"] >= 10 and done["finished"] >= 150
         report = engine.probe_report()
         assert report["idle_available"] + report["idle_evictable"] == report["total"]
         assert report["idle_protected"] == 0

@@ -1,0 +1,120 @@
+"""The servers that are fuzzed: small pools, radix cache and overlap scheduling on and off.
+
+Each is SGLang's own HTTP server with strict memory checks, whose scheduler runs under the probe of
+tests/e2e (`probe.py`) where ``--probe`` is given.
+
+    python tests/fuzz/fuzz_servers.py ARGUMENTS OF launch_server
+
+starts the probed one.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests" / "e2e")]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Arguments of a server, and the lengths that follow from them."""
+
+    arguments: tuple[str, ...]
+    budget_tokens: int
+    pool_tokens: int
+    context_tokens: int = 4096
+    policy: str = "longflow-novel"
+    radix_cache: bool = True
+
+
+def _variant(budget: int, pool: int, *more: str, context: int = 4096, policy: str = "") -> Variant:
+    arguments = ["--max-total-tokens", str(pool), "--sleep-on-idle", "--log-level", "info"]
+    if budget:
+        arguments += ["--kv-budget", str(budget), "--kv-budget-allow-full"]
+    if policy:
+        arguments += ["--kv-policy", policy]
+    if context != 4096:
+        arguments += ["--context-length", str(context)]
+    radix_cache = "--disable-radix-cache" not in more
+    name = policy or "longflow-novel"
+    return Variant((*arguments, *more), budget, pool, context, name, radix_cache)
+
+
+_NO_OVERLAP = ("--disable-overlap-schedule",)
+_EVERYTHING = (
+    "--enable-return-hidden-states",
+    "--enable-priority-scheduling",
+    "--enable-custom-logit-processor",
+    "--enable-metrics",
+)
+VARIANTS: dict[str, Variant] = {
+    "A": _variant(96, 2048),
+    "B": _variant(
+        48, 400, "--max-queued-requests", "6", "--max-running-requests", "4", context=1024
+    ),
+    "C": _variant(
+        96,
+        2048,
+        "--disable-radix-cache",
+        *_NO_OVERLAP,
+        "--chunked-prefill-size",
+        "64",
+        policy="longflow",
+    ),
+    "D": _variant(96, 1500, "--chunked-prefill-size", "128", *_EVERYTHING),
+    "E": _variant(64, 1500, *_NO_OVERLAP, *_EVERYTHING, policy="longflow"),
+    "F": _variant(64, 1500, "--disable-radix-cache", "--chunked-prefill-size", "128"),
+    # The same sizes without a budget: what ends this one is SGLang's own.
+    "stock": _variant(0, 2048, *_EVERYTHING),
+    "stock-no-radix": _variant(0, 2048, "--disable-radix-cache"),
+}
+
+
+def build_model(folder: Path, tokenizer: Path) -> Path:
+    """A tiny random Llama with peaked weights, and a real tokenizer and chat template."""
+    import harness
+    from fuzz_bodies import HIDDEN, VOCABULARY
+    from transformers import AutoTokenizer
+
+    assert harness.TINY["hidden_size"] == HIDDEN
+    harness.build_tiny_model("llama", folder, vocab_size=VOCABULARY, num_hidden_layers=2)
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+    return folder
+
+
+def start(variant: Variant, model: Path, *, probe: bool, more: tuple[str, ...] = ()):
+    """A `harness.Server` of a variant; not waited for."""
+    import harness
+
+    dtype = "bfloat16" if harness.DEVICE == "cuda" else "float32"
+    arguments = ["--model-path", str(model), "--dtype", dtype, *variant.arguments, *more]
+    # A worker of ours must never look for a model on the network.
+    env = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    if not probe:
+        return harness.Server(arguments, env)
+    env["LONGFLOW_PROBE_FILE"] = tempfile.mkstemp(suffix=".json")[1]
+    return harness.Server(arguments, env, command=(str(Path(__file__).resolve()),))
+
+
+def main() -> None:
+    import probe
+    from sglang.srt.entrypoints.http_server import launch_server
+    from sglang.srt.plugins import load_plugins
+    from sglang.srt.server_args import prepare_server_args
+    from sglang.srt.utils import kill_process_tree
+
+    load_plugins()
+    server_args = prepare_server_args(sys.argv[1:])
+    try:
+        launch_server(server_args, run_scheduler_process_func=probe.run_scheduler_process)
+    finally:
+        kill_process_tree(os.getpid(), include_parent=False)
+
+
+if __name__ == "__main__":
+    main()
