@@ -185,7 +185,10 @@ def ours(report: Report) -> list[str]:
 
 async def fuzz(server: Any, variant: Any, calls: Iterable[Call], **options: Any) -> Report:
     """Run `calls` against a server that is ready."""
+    import harness
+
     async with Client(server.url) as client:
         judge = Judge(client, server.process, variant.budget_tokens, variant.pool_tokens)
+        judge.exact_tokens = harness.DEVICE != "cuda"
         await judge.meet()
         return await Run(server, judge, **options).run(calls)
