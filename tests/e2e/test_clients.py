@@ -503,6 +503,8 @@ def test_responses_take_the_header(client, lost, headers, budget, stream):
         extra_headers=headers,
     )
     if stream:
-        answer = list(answer)[-1].response
-    usage = answer.usage  # named as in chat completions
-    assert counts(lost(), gone(usage.prompt_tokens, usage.completion_tokens, budget))
+        usage = list(answer)[-1].response.usage
+        lengths = (usage.input_tokens, usage.output_tokens)
+    else:  # named as in chat completions
+        lengths = (answer.usage.prompt_tokens, answer.usage.completion_tokens)
+    assert counts(lost(), gone(*lengths, budget))
