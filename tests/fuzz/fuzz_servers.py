@@ -49,6 +49,7 @@ _NO_OVERLAP = ("--disable-overlap-schedule",)
 _EVERYTHING = (
     "--enable-return-hidden-states",
     "--enable-priority-scheduling",
+    "--disable-priority-preemption",
     "--enable-custom-logit-processor",
     "--enable-metrics",
 )
