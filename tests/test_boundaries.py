@@ -145,6 +145,7 @@ HELPERS = {
     "metrics:observe_batch",
     "metrics:row_stats",
     "http:page",
+    "inbox:guard_answers",
     "http:plan",
     "http:static",
     "http:stats",

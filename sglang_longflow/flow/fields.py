@@ -25,13 +25,17 @@ MAX_LOGIT_BIAS = 1e30
 MIN_REPETITION_PENALTY = 1e-6
 #: The largest number of an input embedding: float16 holds no more.
 MAX_EMBEDDING = 65504.0
+#: Sampling parameters that are compiled, by a library that ends the process at some texts.
+GRAMMARS = ("regex", "ebnf", "json_schema", "structural_tag")
+MAX_GRAMMAR_DEPTH = 128
+MAX_GRAMMAR_CHARACTERS = 200_000
 #: Answers to one prompt; each is a request of its own.
 MAX_SAMPLES = 1024
 
 _SCALARS: dict[Any, tuple[type, ...]] = {
-    int: (int,),  # a bool too: SGLang takes it for 0 or 1
+    int: (int,),
     float: (int, float),
-    bool: (bool, int),
+    bool: (bool,),  # a number ends SGLang's detokenizer
     str: (str,),
 }
 _NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
@@ -43,7 +47,7 @@ def wrong_value(value: Any, hint: Any) -> str:
     Numbers must be finite and fit into 64 bits. Types of SGLang's own are not looked at.
     """
     if hint in _SCALARS:
-        if not isinstance(value, _SCALARS[hint]):
+        if not isinstance(value, _SCALARS[hint]) or (isinstance(value, bool) and hint is not bool):
             return _NAMES[hint]
         if isinstance(value, float) and not math.isfinite(value):
             return "a finite number"
@@ -102,6 +106,8 @@ def check_sampling_bounds(sampling: Mapping[str, Any]) -> None:
     }
     for name, (low, high) in bounds.items():
         _check_range(name, sampling.get(name), low, high)
+    for name in GRAMMARS:
+        _check_grammar(name, sampling.get(name))
     for token, bias in (sampling.get("logit_bias") or {}).items():
         _check_range(f"logit_bias[{token}]", bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)
 
@@ -160,6 +166,29 @@ def check_known(names: Iterable[str], known: Collection[str]) -> None:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise BudgetError(f"sampling_params: {name!r:.60} is unknown{hint}", "unknown_key")
+
+
+def _check_grammar(name: str, text: str | None) -> None:
+    if text is None:
+        return
+    depth = deepest = 0
+    for character in text:
+        if character in "([{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in ")]}":
+            depth -= 1
+        elif "\ud800" <= character <= "\udfff" or (character < " " and character not in "\t\n\r"):
+            raise BudgetError(
+                f"{name}: has the character {character!r}, which no grammar may have",
+                "out_of_range",
+            )
+    if deepest > MAX_GRAMMAR_DEPTH or len(text) > MAX_GRAMMAR_CHARACTERS:
+        raise BudgetError(
+            f"{name}: {len(text):,} characters, {deepest} brackets deep; expected at most "
+            f"{MAX_GRAMMAR_CHARACTERS:,} and {MAX_GRAMMAR_DEPTH}",
+            "out_of_range",
+        )
 
 
 def check_samples(n: Any) -> None:

@@ -129,7 +129,7 @@ def check_input_ids(input_ids: Sequence[int] | None, vocab_size: int) -> None:
     Raises
     ------
     BudgetError
-        It is no list; a token id is no integer, negative, or not in the vocabulary.
+        It is no list, or empty; a token id is no integer, negative, or not in the vocabulary.
     """
     if input_ids is None:
         return
@@ -138,7 +138,7 @@ def check_input_ids(input_ids: Sequence[int] | None, vocab_size: int) -> None:
             f"input_ids={input_ids!r:.60}: expected a list of token ids", "not_in_vocabulary"
         )
     if not input_ids:
-        return
+        raise BudgetError("input_ids: the prompt has no tokens; expected at least one", "empty")
     # Three passes in C: a prompt may have a hundred thousand tokens.
     if set(map(type, input_ids)) == {int} and min(input_ids) >= 0 and max(input_ids) < vocab_size:
         return

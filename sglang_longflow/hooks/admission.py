@@ -100,8 +100,16 @@ def _stock_counts_prompt_only(original, adder, req, *args):
         req.sampling_params = params
 
 
+def _has_embeddings(req) -> bool:
+    return getattr(req, "input_embeds", None) is not None
+
+
 def add_one_req(original, self, req, has_chunked_req, truncation_align_size):
     """Around ``PrefillAdder.add_one_req``."""
+    if runtime.current() is None:
+        return original(self, req, has_chunked_req, truncation_align_size)
+    if self.can_run_list and _has_embeddings(req) != _has_embeddings(self.can_run_list[0]):
+        return AddReqResult.OTHER  # SGLang takes the embeddings of some for those of all
     row = bounded_row(req)
     if row is None:
         return original(self, req, has_chunked_req, truncation_align_size)

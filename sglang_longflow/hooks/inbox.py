@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import re
@@ -27,6 +28,16 @@ logger = logging.getLogger(__name__)
 _NOT_CHECKED = {"custom_params", "input_embeds", "input_ids", "input_text", "sampling_params"}
 
 
+#: Whether this is the HTTP process of a server with a budget.
+_answers_guarded = False
+
+
+def guard_answers() -> None:
+    """From now on an answer that the HTTP process cannot deal with does not end it."""
+    global _answers_guarded
+    _answers_guarded = True
+
+
 @functools.cache
 def _hints(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
@@ -41,6 +52,8 @@ def create_tokenized_object(original, self, obj, *args, **kwargs):
     """Around ``TokenizerManager._create_tokenized_object``: ValueError becomes HTTP 400."""
     if config_from(self.server_args) is None:
         return original(self, obj, *args, **kwargs)
+    from sglang.srt.managers.io_struct import GenerateReqInput
+
     try:
         hints = _hints(self.sampling_params_class)
         given = {name: v for name, v in obj.sampling_params.items() if name not in _NOT_CHECKED}
@@ -52,7 +65,9 @@ def create_tokenized_object(original, self, obj, *args, **kwargs):
         check_fields(request, _hints(type(tokenized)))
         check_sampling_bounds(_fields(tokenized.sampling_params))
         check_request_bounds(request, self.model_config.vocab_size)
-        check_embeddings(getattr(tokenized, "input_embeds", None), self.model_config.hidden_size)
+        if isinstance(obj, GenerateReqInput):
+            _check_what_becomes_tensors(tokenized, self.model_config)
+            _check_processor(tokenized.custom_logit_processor)
         return tokenized
     except BudgetError as error:
         metrics.count_refusal(error.reason)
@@ -60,6 +75,53 @@ def create_tokenized_object(original, self, obj, *args, **kwargs):
     except (re.error, TypeError, OverflowError) as error:  # SGLang makes a 500 of them
         metrics.count_refusal("wrong_type")
         raise BudgetError(f"the request cannot be read: {error}", "wrong_type") from error
+
+
+def _check_what_becomes_tensors(tokenized, model_config) -> None:
+    from sglang.srt.managers.embed_types import PositionalEmbeds
+
+    if tokenized.input_embeds is not None:
+        dtype = str(model_config.dtype).removeprefix("torch.")
+        if dtype != "bfloat16":
+            raise BudgetError(
+                f"input_embeds: SGLang computes with them in bfloat16, and this server in {dtype} "
+                f"(operator: --dtype bfloat16)",
+                "wrong_type",
+            )
+        check_embeddings(tokenized.input_embeds, model_config.hidden_size)
+    overrides = tokenized.positional_embed_overrides
+    if overrides is not None and not isinstance(overrides, PositionalEmbeds):
+        raise BudgetError(
+            f"positional_embed_overrides={overrides!r:.60}: is taken from sglang.Engine alone",
+            "wrong_type",
+        )
+
+
+def _check_processor(text: str | None) -> None:
+    """SGLang's scheduler would end at one that it cannot load."""
+    if not text:
+        return
+    from sglang.srt.sampling.custom_logit_processor import CustomLogitProcessor
+
+    try:
+        CustomLogitProcessor.from_str(text)
+    except Exception as error:  # what a pickle may raise is anything
+        raise BudgetError(
+            f"custom_logit_processor={text!r:.40}: cannot be loaded: {error}", "wrong_type"
+        ) from error
+
+
+async def one_weight_update(original, self, obj):
+    """Around ``TokenizerManager._wait_for_model_update_from_disk``: one after the other.
+
+    While generation is paused SGLang does not see to that: the second takes the first one's place,
+    whose caller waits for ever, and the second answer ends the HTTP process.
+    """
+    if config_from(self.server_args) is None:
+        return await original(self, obj)
+    lock = self.__dict__.setdefault("longflow_weight_update", asyncio.Lock())
+    async with lock:
+        return await original(self, obj)
 
 
 def handle_generate_request(original, self, recv_req) -> None:
@@ -87,18 +149,22 @@ def _abort(rid: str, error: Exception) -> Any:
 
 
 def dispatch(original, self, obj) -> Any:
-    """Around ``TypeBasedDispatcher.__call__``, in the scheduler's process.
+    """Around ``TypeBasedDispatcher.__call__``, in the scheduler's process and the HTTP process.
 
-    What is no request for tokens is an operator's: weights, profiles, sessions. If it fails, the
-    caller is told where SGLang has words for that, and the server goes on.
+    What is no request for tokens is an operator's: weights, profiles, sessions. If it fails in the
+    scheduler, the caller is told where SGLang has words for that, and the server goes on. So it
+    does where the HTTP process cannot deal with an answer.
     """
-    if runtime.current() is None:
+    in_scheduler = runtime.current() is not None
+    if not in_scheduler and not _answers_guarded:
         return original(self, obj)
     try:
         return original(self, obj)
     except Exception as error:
         name = type(obj).__name__
-        logger.exception("longflow: %s failed in the scheduler", name)
+        logger.exception("longflow: %s failed", name)
+        if not in_scheduler:
+            return None
         return _failed_output(name, f"{name} failed: {type(error).__name__}: {error}")
 
 

@@ -156,6 +156,15 @@ MANIFEST: tuple[Hook, ...] = (
         Fails.ANSWER,
     ),
     Hook(
+        f"{_TOKENIZER}._wait_for_model_update_from_disk",
+        "around",
+        "inbox:one_weight_update",
+        _p("self obj"),
+        "two updates of the weights at once, in a pause, would end the HTTP process",
+        "SGLang carries out one update of the weights after the other",
+        Fails.ANSWER,
+    ),
+    Hook(
         f"{_SCHEDULER}.handle_generate_request",
         "around",
         "inbox:handle_generate_request",
@@ -169,7 +178,8 @@ MANIFEST: tuple[Hook, ...] = (
         "around",
         "inbox:dispatch",
         _p("self obj"),
-        "an operator's request that fails in the scheduler is answered; the scheduler would end",
+        "an operator's request that fails in the scheduler is answered, and an answer that the "
+        "HTTP process cannot take is dropped; either process would end",
         "SGLang's scheduler answers a request that it cannot take",
         Fails.GUARD,
     ),

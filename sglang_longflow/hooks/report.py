@@ -9,6 +9,7 @@ from typing import Any
 from sglang_longflow.config import config_from
 from sglang_longflow.flow.fields import check_samples
 from sglang_longflow.flow.release import report
+from sglang_longflow.hooks import inbox
 from sglang_longflow.http_budget import apply_headers
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ async def generate_request(original, self, obj, request=None):
     apply_headers(obj, self.server_args)
     has_budgets = config_from(self.server_args) is not None
     if has_budgets:
+        inbox.guard_answers()
         given = obj.sampling_params
         for sampling in given if isinstance(given, list) else [given]:
             if isinstance(sampling, dict) and "n" in sampling:

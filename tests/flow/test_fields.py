@@ -28,11 +28,10 @@ class Opaque:
 
 FITS = [
     (3, int),
-    (True, int),
     (-(2**63) + 1, int),
     (3, float),
     (0.5, float),
-    (1, bool),
+    (True, bool),
     ("x", str),
     (None, int | None),
     (3, int | None),
@@ -52,6 +51,9 @@ WRONG = [
     (-INF, float, "a finite number"),
     ("0.5", float, "a number"),
     ("yes", bool, "true or false"),
+    (0, bool, "true or false"),
+    (True, int, "an integer"),
+    (True, float, "a number"),
     (3, str, "a text"),
     (3.5, int | None, "an integer or null"),
     ("ab", list[str], "a list"),
@@ -110,6 +112,10 @@ def test_hints_of_sglang_are_ones_that_are_looked_at():
         {"stream_interval": 0},
         {"repetition_penalty": 1e-30},
         {"logit_bias": {"3": 1e38}},
+        {"regex": "a\x00b"},
+        {"ebnf": "root ::= \ud800"},
+        {"json_schema": "[" * 129},
+        {"structural_tag": "x" * 200_001},
     ],
 )
 def test_bounds_of_sampling(sampling):
@@ -125,6 +131,7 @@ def test_usual_sampling_passes():
             "min_new_tokens": 5,
             "repetition_penalty": 1.2,
             "logit_bias": {"3": -1e9},
+            "json_schema": '{"type": "object",\n\t"properties": {"é😀": {"type": "string"}}}',
         }
     )
 

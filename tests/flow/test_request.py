@@ -1,6 +1,7 @@
 """What a request asks for becomes a budget, or a refusal that names field, value and limit."""
 
 import re
+from array import array
 
 import pytest
 
@@ -8,7 +9,13 @@ from sglang_longflow.config import LongFlowConfig
 from sglang_longflow.contracts import KVBudget
 from sglang_longflow.errors import BudgetError, LongFlowError
 from sglang_longflow.flow.admission import peak_slots, prefill_slots
-from sglang_longflow.flow.request import asks_for_budget, check_fits, resolve_budget
+from sglang_longflow.flow.request import (
+    asks_for_budget,
+    check_fits,
+    check_input_ids,
+    resolve_budget,
+    stop_ids_in_vocabulary,
+)
 
 BOUNDED = LongFlowConfig(kv_budget=100, kv_budget_min=50, kv_budget_max=200)
 FULL_TOO = LongFlowConfig(kv_budget=100, kv_budget_allow_full=True)
@@ -221,3 +228,43 @@ def test_fits_up_to_exactly_its_peak(tokens, prompt, new, peak):
         f"holds {peak - 1}:",
     ):
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("ids", "says"),
+    [
+        ([], "no tokens"),
+        ([3, 512], r"input_ids\[1\]=512"),
+        ([-1], r"input_ids\[0\]=-1"),
+        ([3, True], r"input_ids\[1\]=True"),
+        ([3.0], r"input_ids\[0\]=3.0"),
+        ("text", "expected a list of token ids"),
+        (7, "expected a list of token ids"),
+    ],
+)
+def test_prompts_that_the_model_does_not_have(ids, says):
+    with pytest.raises(BudgetError, match=says):
+        check_input_ids(ids, 512)
+
+
+def test_prompts_that_it_has():
+    for ids in (None, [0], [511, 0, 3], array("q", [3, 4]), (3, 4)):
+        check_input_ids(ids, 512)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (None, None),
+        ([3, 4], None),
+        ([3, None], None),
+        ([3, 512], [3]),
+        ([-1], []),
+        (["600", "5"], [5]),
+        (["x"], None),  # SGLang's own conversion says what is wrong
+        (1e308, None),
+        ({3, 10**9}, [3]),
+    ],
+)
+def test_stop_tokens_are_those_that_can_be_produced(given, kept):
+    assert stop_ids_in_vocabulary(given, 512) == kept

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from sglang_longflow import runtime
+from sglang_longflow.config import LongFlowConfig
 from sglang_longflow.contracts import KVBudget, KVRow
 from sglang_longflow.policies import make_policy
 
@@ -145,3 +147,18 @@ def test_a_keeper_reserves_hit_tokens_that_someone_else_holds(locks, need):
     tree = Tree()
     req = Request(40, 20, 100, Node(30, tree.root_node, locks), hit=30)
     assert admission._need(req, lock_held=False) == need
+
+
+def test_embeddings_and_tokens_are_not_prefilled_in_one_batch(monkeypatch):
+    """SGLang would take the embeddings of one request for those of all of its batch."""
+    from sglang.srt.managers.schedule_policy import AddReqResult
+
+    monkeypatch.setattr(runtime, "_current", runtime.Runtime(LongFlowConfig(kv_budget=100)))
+    tree = Tree()
+    adder = make_adder(tree, available=5000, chunk=512)
+    first, second, third = (Request(40, 5, 100, tree.root_node) for _ in range(3))
+    second.input_embeds = [[0.0]]
+    add_one(adder, first)
+    assert add_one(adder, second) is AddReqResult.OTHER
+    add_one(adder, third)
+    assert adder.can_run_list == [first, third]

@@ -1,11 +1,13 @@
 """What the scheduler cannot take is answered. Imports SGLang (slow), inside the tests only."""
 
+import asyncio
 from types import SimpleNamespace
 
 import pytest
 
 from sglang_longflow import runtime
-from sglang_longflow.config import LongFlowConfig
+from sglang_longflow.config import FLAGS, LongFlowConfig
+from sglang_longflow.errors import BudgetError
 from sglang_longflow.hooks import inbox
 
 
@@ -78,6 +80,83 @@ def test_an_operators_request_that_fails_is_answered_in_sglangs_words(name):
 
 def test_what_sglang_has_no_answer_for_is_dropped():
     assert inbox.dispatch(fails, None, type("CloseSessionReqInput", (), {})()) is None
+
+
+def test_an_answer_that_the_http_process_cannot_take_is_dropped_once_it_has_a_budget(monkeypatch):
+    monkeypatch.setattr(runtime, "_current", None)
+    monkeypatch.setattr(inbox, "_answers_guarded", False)
+    with pytest.raises(ValueError, match="Overflow"):
+        inbox.dispatch(fails, None, object())
+    inbox.guard_answers()
+    assert inbox.dispatch(fails, None, object()) is None
+
+
+def test_weights_are_updated_one_after_the_other():
+    running, most = 0, 0
+
+    async def original(manager, obj):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.01)
+        running -= 1
+        return obj
+
+    settings = {flag.name: flag.default for flag in FLAGS} | {"device": "cpu"}
+
+    async def several(kv_budget):
+        manager = SimpleNamespace(
+            server_args=SimpleNamespace(
+                **settings,
+            )
+        )
+        manager.server_args.kv_budget = kv_budget
+        jobs = (inbox.one_weight_update(original, manager, i) for i in range(3))
+        return await asyncio.gather(*jobs)
+
+    assert asyncio.run(several(64)) == [0, 1, 2] and most == 1
+    assert asyncio.run(several(None)) == [0, 1, 2] and most == 3
+
+
+def tokenized(**has):
+    return SimpleNamespace(**{"input_embeds": None, "positional_embed_overrides": None, **has})
+
+
+@pytest.mark.parametrize(
+    ("has", "dtype", "says"),
+    [
+        (
+            {"input_embeds": [[0.1, 0.2]]},
+            "torch.float32",
+            "in bfloat16, and this server in float32",
+        ),
+        ({"input_embeds": [[0.1, 0.2, 0.3]]}, "torch.bfloat16", "rows of 2 numbers"),
+        ({"positional_embed_overrides": "x"}, "torch.bfloat16", "sglang.Engine alone"),
+        ({"positional_embed_overrides": {"embeds": [[0.0]]}}, "torch.bfloat16", "Engine alone"),
+    ],
+)
+def test_what_would_become_tensors_that_no_model_takes(has, dtype, says):
+    model = SimpleNamespace(dtype=dtype, hidden_size=2)
+    with pytest.raises(BudgetError, match=says):
+        inbox._check_what_becomes_tensors(tokenized(**has), model)
+
+
+def test_embeddings_that_fit_pass():
+    model = SimpleNamespace(dtype="torch.bfloat16", hidden_size=2)
+    inbox._check_what_becomes_tensors(tokenized(input_embeds=[[0.1, 0.2]]), model)
+
+
+@pytest.mark.parametrize("text", ["a", '{"callable": "00"}', "{}", "[]", '{"callable": 5}'])
+def test_processors_that_cannot_be_loaded(text):
+    with pytest.raises(BudgetError, match="cannot be loaded"):
+        inbox._check_processor(text)
+
+
+def test_a_processor_that_can():
+    from sglang.srt.sampling.custom_logit_processor import DisallowedTokensLogitsProcessor
+
+    inbox._check_processor(DisallowedTokensLogitsProcessor.to_str())
+    inbox._check_processor(None)
 
 
 def test_what_succeeds_passes_through():
