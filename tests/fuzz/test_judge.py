@@ -198,7 +198,10 @@ fine
     (name,) = fuzz_judge.tracebacks(log)
     assert name.startswith("AttributeError: 'list' object") and "request.py:68 init" in name
     assert fuzz_judge.is_ours(name)
-    assert not fuzz_judge.is_ours("ValueError: x  [sglang/srt/managers/scheduler.py:1 f]")
+    through = "ValueError: x  [sglang/srt/a.py:1 f < sglang_longflow/hooks/inbox.py:47 g]"
+    assert not fuzz_judge.is_ours(through)
+    refused = "sglang_longflow.errors.BudgetError: x  [sglang_longflow/flow/fields.py:162 f]"
+    assert not fuzz_judge.is_ours(refused)
 
 
 def test_a_finding_is_written_as_a_replay_file(tmp_path):
