@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import csv
 import json
+import signal
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests/e2e"), str(ROOT / "tests/fuzz")]
@@ -45,13 +49,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=1e9, help="send nothing new after so many")
     parser.add_argument("--one-by-one", action="store_true", help="replay with one worker")
     parser.add_argument(
-        "--skip-known", action="store_true", help="leave out KNOWN of fuzz_known.py"
+        "--with-known", action="store_true", help="send what fuzz_known.py names, too"
     )
     return parser.parse_args()
 
 
 def main() -> int:
     options = parse()
+    # So that a server never outlives the script: SystemExit leaves every `with`.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     from fuzz_servers import VARIANTS, build_model
 
     variant = VARIANTS[options.server]
@@ -62,6 +68,34 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
         model = options.model or build_model(Path(name) / "model", options.tokenizer)
         return campaign(options, variant, model, seed)
+
+
+class Servers:
+    """Servers one after the other; where deaths are expected, the next one starts meanwhile."""
+
+    def __init__(self, start: Callable[[], Any], has_spare: bool):
+        self.start, self.has_spare = start, has_spare
+        self.spare: Any = None
+
+    @contextlib.contextmanager
+    def ready(self) -> Iterator[Any]:
+        with contextlib.ExitStack() as stack:
+            server = self.spare or stack.enter_context(self.start())
+            stack.callback(server.stop)
+            self.spare = None
+            server.wait_ready()
+            if self.has_spare:
+                self.spare = self.start()
+            try:
+                yield server
+            except BaseException:
+                self.close()
+                raise
+
+    def close(self) -> None:
+        if self.spare is not None:
+            self.spare.stop()
+            self.spare = None
 
 
 def campaign(options: argparse.Namespace, variant, model: Path, seed: int) -> int:
@@ -76,13 +110,10 @@ def campaign(options: argparse.Namespace, variant, model: Path, seed: int) -> in
     left, found, taken = options.requests, 0, 0
     until = time.monotonic() + 60 * options.minutes
     skipped: Counter = Counter()
-    spare = None
     total: Counter = Counter()
+    servers = Servers(lambda: start(variant, model, probe=options.probe), options.findings > 1)
     while left > 0 and found < options.findings and time.monotonic() < until:
-        with spare or start(variant, model, probe=options.probe) as server:
-            server.wait_ready()
-            # Where deaths are expected, the next server starts meanwhile.
-            spare = start(variant, model, probe=options.probe) if options.findings > 1 else None
+        with servers.ready() as server:
             if options.replay:
                 lines = options.replay.read_text().splitlines()
                 calls = iter([Call.from_json(json.loads(line)) for line in lines])
@@ -103,7 +134,7 @@ def campaign(options: argparse.Namespace, variant, model: Path, seed: int) -> in
                     if time.monotonic() > until:
                         return
                     taken += 1
-                    name = is_known(call, limits) if options.skip_known else None
+                    name = is_known(call, limits) if not options.with_known else None
                     if name is None:
                         yield call
                     else:
@@ -125,8 +156,7 @@ def campaign(options: argparse.Namespace, variant, model: Path, seed: int) -> in
                 print(f"    {json.dumps(call.to_json())[:400]}", flush=True)
         for name in ours(report):
             print(f"  an exception of this package: {name}", flush=True)
-    if spare is not None:
-        spare.stop()
+    servers.close()
     requests = sum(total.values())
     print(f"{options.server}: {requests} requests, {found} findings; left out: {dict(skipped)}")
     if options.sweep:

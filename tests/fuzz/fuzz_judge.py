@@ -324,4 +324,7 @@ def tracebacks(log: str) -> Counter:
 
 
 def is_ours(signature: str) -> bool:
-    return "sglang_longflow" in signature or "longflow_kernels" in signature
+    """Whether an exception was raised in this package; a refusal is none."""
+    raised_in = signature.rpartition("  [")[2].split(" < ")[0]
+    ours = raised_in.startswith(("sglang_longflow", "longflow_kernels", "kernels/longflow"))
+    return (ours or "/sglang_longflow/" in raised_in) and "BudgetError" not in signature

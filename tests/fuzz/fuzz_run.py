@@ -9,7 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,7 @@ class Run:
         self.report = Report()
         self.recent: deque[Call] = deque(maxlen=KEPT_CALLS)
         self.open: dict[int, Call] = {}
+        self.numbers = count()
         self.resuming: set[asyncio.Task] = set()
 
     async def run(self, calls: Iterable[Call]) -> Report:
@@ -152,7 +153,8 @@ class Run:
 
     async def _send(self, call: Call) -> None:
         self.recent.append(call)
-        self.open[id(call)] = call
+        key = next(self.numbers)  # one call may be sent twice at once
+        self.open[key] = call
         self.judge.saw(call)
         outcome = await self.judge.client.send(call)
         self.judge.saw(call)
@@ -167,7 +169,7 @@ class Run:
             await asyncio.sleep(0.5)
             self.judge.alive()
             self.report.notes[f"{outcome.status}: {route_of(call)} {outcome.text[:80]}"] += 1
-        del self.open[id(call)]
+        del self.open[key]
 
     async def _resume(self, after_s: float) -> None:
         await asyncio.sleep(after_s)

@@ -102,7 +102,8 @@ def quick(monkeypatch):
 
 
 def run(change: Callable[[Fake], None] = lambda fake: None, what: str = "fine") -> fuzz_run.Report:
-    calls = [Call("POST", "/generate", {"fuzz": what if i == 5 else "fine"}) for i in range(8)]
+    fine = Call("POST", "/generate", {"fuzz": "fine"})  # one call, many times at once
+    calls = [fine, fine, fine, fine, fine, Call("POST", "/generate", {"fuzz": what}), fine, fine]
     return asyncio.run(judged(change, calls))
 
 
@@ -198,7 +199,10 @@ fine
     (name,) = fuzz_judge.tracebacks(log)
     assert name.startswith("AttributeError: 'list' object") and "request.py:68 init" in name
     assert fuzz_judge.is_ours(name)
-    assert not fuzz_judge.is_ours("ValueError: x  [sglang/srt/managers/scheduler.py:1 f]")
+    through = "ValueError: x  [sglang/srt/a.py:1 f < sglang_longflow/hooks/inbox.py:47 g]"
+    assert not fuzz_judge.is_ours(through)
+    refused = "sglang_longflow.errors.BudgetError: x  [sglang_longflow/flow/fields.py:162 f]"
+    assert not fuzz_judge.is_ours(refused)
 
 
 def test_a_finding_is_written_as_a_replay_file(tmp_path):
