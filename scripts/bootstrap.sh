@@ -17,7 +17,7 @@ NEED_GB=12
 # One clock for `make demo`, this script and what they call: seconds of /proc/uptime.
 now() { cut -d. -f1 /proc/uptime; }
 export LONGFLOW_CLOCK=${LONGFLOW_CLOCK:-$(now)}
-SIGN_OF_LIFE_S=14
+SIGN_OF_LIFE_S=10
 
 say() { printf '[%4ds] %s\n' "$(($(now) - ${LONGFLOW_CLOCK%%.*}))" "$*"; }
 die() {
