@@ -26,6 +26,9 @@ help: ## list the targets
 env: ## create the environment and fetch the demo model (once: about 5 minutes, 10 GB of disk)
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" bash scripts/bootstrap.sh
 
+# One clock: what bootstrap and demo print counts from here.
+demo demo-reasoner: export LONGFLOW_CLOCK := $(shell cut -d. -f1 /proc/uptime)
+
 .PHONY: demo
 demo: env ## one-command demo on the CPU
 	@"$(VENV)/bin/longflow" demo

@@ -14,9 +14,12 @@ VENV=${VENV:-.venv}
 CONSTRAINTS=requirements/constraints.txt
 PIP_PIN=26.3
 NEED_GB=12
-START=$SECONDS
+# One clock for `make demo`, this script and what they call: seconds of /proc/uptime.
+now() { cut -d. -f1 /proc/uptime; }
+export LONGFLOW_CLOCK=${LONGFLOW_CLOCK:-$(now)}
+SIGN_OF_LIFE_S=10
 
-say() { printf '[%4ds] %s\n' "$((SECONDS - START))" "$*"; }
+say() { printf '[%4ds] %s\n' "$(($(now) - ${LONGFLOW_CLOCK%%.*}))" "$*"; }
 die() {
   printf 'bootstrap: %s\n' "$*" >&2
   exit 1
@@ -52,28 +55,45 @@ find_python() {
   die "no working Python 3.11 or 3.12 with the venv module found; name one with PYTHON=..."
 }
 
+# alive WHAT COMMAND...: runs the command and says from time to time that WHAT goes on.
+alive() {
+  local what=$1 heartbeat status=0
+  shift
+  (
+    while sleep "$SIGN_OF_LIFE_S" >/dev/null && kill -0 "$$"; do
+      say "  ... still $what ($(du -sh "$VENV" 2>/dev/null | cut -f1) on disk)"
+    done
+  ) 2>/dev/null &
+  heartbeat=$!
+  "$@" || status=$?
+  kill "$heartbeat" 2>/dev/null || true
+  wait "$heartbeat" 2>/dev/null || true
+  return "$status"
+}
+
+pip_install() {
+  PYTHONWARNINGS=ignore "$VENV/bin/python" -m pip install "$@" \
+    2> >(grep --line-buffered -vE 'Location .* is ignored' >&2)
+}
+
 # pip with its noise about unused index folders removed from stderr. stdout is left alone (a
 # terminal keeps its progress bars) and the exit status is pip's.
 pip_run() {
-  local -a quiet=(-q)
-  local heartbeat='' status=0
   if [[ -t 1 ]]; then
-    quiet=()
+    pip_install --no-compile "$@"
   else
-    (
-      while sleep 30 >/dev/null && kill -0 "$$"; do
-        say "  ... still installing ($(du -sh "$VENV" 2>/dev/null | cut -f1) on disk)"
-      done
-    ) 2>/dev/null &
-    heartbeat=$!
+    alive installing pip_install -q --no-compile "$@"
   fi
-  PYTHONWARNINGS=ignore "$VENV/bin/python" -m pip install "${quiet[@]}" --no-compile "$@" \
-    2> >(grep --line-buffered -vE 'Location .* is ignored' >&2) || status=$?
-  if [[ -n $heartbeat ]]; then
-    kill "$heartbeat" 2>/dev/null || true
-    wait "$heartbeat" 2>/dev/null || true
-  fi
-  return "$status"
+}
+
+# Every start of a server imports SGLang in three processes: 16 s with bytecode, 44 s without.
+compile_imports() {
+  env -u PYTHONDONTWRITEBYTECODE "$VENV/bin/python" -W ignore -c '
+import sglang.srt.entrypoints.http_server
+import sglang.srt.managers.detokenizer_manager
+import sglang.srt.managers.scheduler
+import sglang.srt.models.registry
+' >/dev/null 2>&1
 }
 
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_NO_INPUT=1
@@ -115,13 +135,8 @@ pip_run -c "$CONSTRAINTS" "pip==$PIP_PIN" setuptools || die "pip could not be se
 pip_run --no-build-isolation -c "$CONSTRAINTS" -e '.[dev,demo,eval]' ||
   die "installing the packages failed, see above; run the same command again to go on"
 say "packages installed; compiling what a server imports"
-# Every start of a server imports SGLang in three processes: 16 s with bytecode, 44 s without.
-env -u PYTHONDONTWRITEBYTECODE "$VENV/bin/python" -W ignore -c '
-import sglang.srt.entrypoints.http_server
-import sglang.srt.managers.detokenizer_manager
-import sglang.srt.managers.scheduler
-import sglang.srt.models.registry
-' >/dev/null 2>&1 || die "SGLang was installed but does not import; see: $VENV/bin/longflow doctor"
+alive compiling compile_imports ||
+  die "SGLang was installed but does not import; see: $VENV/bin/longflow doctor"
 
 if [[ -z ${LONGFLOW_NO_MODEL:-} ]]; then
   # Not fatal: linting and most tests need no model, and what needs it tries again.

@@ -102,7 +102,7 @@ ENVIRONMENT = {
     "PYTHONUNBUFFERED": ("`longflow serve`", "Set to 1 for the server."),
 }
 #: Handed on to processes of the demo's own, where nobody needs to set them.
-_INTERNAL = {"PYTHONPATH", "HF_HUB_OFFLINE", "CUDA_VISIBLE_DEVICES", "TMPDIR"}
+_INTERNAL = {"LONGFLOW_CLOCK", "PYTHONPATH", "HF_HUB_OFFLINE", "CUDA_VISIBLE_DEVICES", "TMPDIR"}
 KNOWN = _INTERNAL | set(ENVIRONMENT)
 
 

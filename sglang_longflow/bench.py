@@ -36,7 +36,10 @@ from sglang_longflow.evaluation.variants import (
 )
 from sglang_longflow.local_http import first_port
 from sglang_longflow.policies import DEFAULT_POLICY
+from sglang_longflow.pool_cap import tokens_for
 from sglang_longflow.preflight import check_model, free_port
+from sglang_longflow.progress import shared
+from sglang_longflow.stats_client import activity
 
 LINE_INTERVAL_S = 10.0
 NONE = "none"
@@ -105,6 +108,11 @@ class Progress(AbstractContextManager["Progress"]):
         self._due = self._began + LINE_INTERVAL_S
         return self._update
 
+    @property
+    def title(self) -> str:
+        """Of the point that is measured."""
+        return self._title
+
     def end(self) -> None:
         self.measured_s += time.monotonic() - self._began
         self.done_points += 1
@@ -128,7 +136,7 @@ class Progress(AbstractContextManager["Progress"]):
         elif now >= self._due:
             self._due = now + LINE_INTERVAL_S
             rate = tokens / seconds if seconds else 0.0
-            print(f"  {text}, {rate:,.1f} a second{rest}", flush=True)
+            shared().say(f"  {text}, {rate:,.1f} a second{rest}")
 
     def __enter__(self) -> Progress:
         if self._bar is not None:
@@ -161,7 +169,13 @@ class Bench:
 
     def point(self, system: str, url: str, budget: int, custom_params: dict[str, Any]) -> None:
         take = self.progress.begin(f"{system}, budget {budget_text(budget)}")
-        found = measure(system, url, budget, self.work, custom_params, take, self.args.api_key)
+        key = self.args.api_key
+
+        def at_work() -> str:
+            return f"  {self.progress.title}: {activity(url, key)}"
+
+        with shared().sign_of_life(at_work):
+            found = measure(system, url, budget, self.work, custom_params, take, key)
         self.progress.end()
         self.results.append(found)
         save(self.args.out, self.settings, self.results)
@@ -172,7 +186,12 @@ class Bench:
 
     def on(self, system: System) -> dict[str, Any]:
         """Measure a server of our own; returns its ``GET /server_info``."""
-        with started(system.arguments, system.name, self.args.verbose, system.environment) as url:
+        work = self.work
+        most = tokens_for(work.concurrency or work.requests, work.input + work.output)
+        with started(
+            *(system.arguments, system.name, self.args.verbose, system.environment),
+            most_tokens=most,
+        ) as url:
             info = get_json(f"{url}/server_info")
             self.settings["servers"][system.name] = {
                 "arguments": system.arguments,
@@ -267,11 +286,10 @@ def run(args: argparse.Namespace) -> int:
     # What is measured is kept: SIGTERM ends the blocks below like Ctrl+C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     bench = Bench(args, work, variant, len(budgets) + len(baselines))
-    print(
+    shared().say(
         f"{work.requests:,} requests of {work.input:,} + {work.output:,} tokens; budgets "
         f"{', '.join(map(budget_text, budgets))}"
-        + (f"; baselines {', '.join(baselines)}" if baselines else ""),
-        flush=True,
+        + (f"; baselines {', '.join(baselines)}" if baselines else "")
     )
     with bench.progress:
         (_on_running_server if args.url else _on_own_servers)(bench, budgets)

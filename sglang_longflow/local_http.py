@@ -21,9 +21,14 @@ def first_port() -> int:
 
 
 def open_json(
-    url: str, body: dict[str, Any] | None, timeout_s: float = 600, api_key: str | None = None
+    url: str,
+    body: dict[str, Any] | None,
+    timeout_s: float | None = 600,
+    api_key: str | None = None,
 ) -> Any:
     """The open response to a POST of `body`, or to a GET where there is none.
+
+    `timeout_s` is between two parts of an answer; None waits for as long as the server lives.
 
     Raises
     ------

@@ -16,9 +16,14 @@ from typing import Any
 
 from sglang_longflow import __version__
 from sglang_longflow.errors import ConfigError, LongFlowError, UnsupportedSetup
+from sglang_longflow.free_memory import free_memory
+from sglang_longflow.geometry import PlanError
 from sglang_longflow.local_http import first_port
 from sglang_longflow.log_lines import JsonLines, logging_config, record
+from sglang_longflow.platform.cpu_dtype import fast_dtype, reason_for
+from sglang_longflow.pool_cap import cap_pool
 from sglang_longflow.preflight import check_model, check_port, free_port, judge_aside
+from sglang_longflow.progress import SIGN_OF_LIFE_S, every
 from sglang_longflow.release import refusal
 from sglang_longflow.server_options import (
     KV_OPTIONS,
@@ -62,11 +67,14 @@ class Settings:
         The same by field of ServerArgs; only what was set, by the user or by a default of ours.
     notes : list of str
         What the operator should know.
+    chosen : list of (str, str)
+        Label and text of what was chosen for this machine, for people to read.
     """
 
     arguments: list[str]
     values: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+    chosen: list[tuple[str, str]] = field(default_factory=list)
 
     def default(self, name: str, value: Any, *arguments: str) -> None:
         """Set what nobody has set."""
@@ -159,8 +167,40 @@ def read_settings(argv: list[str]) -> Settings:
     return settings
 
 
-def prepare(argv: list[str]) -> tuple[Settings, dict[str, Any]]:
+def _fit_to_cpu(settings: Settings, most_tokens: int | None) -> None:
+    """Choose dtype and pool for this machine, where the operator has set neither.
+
+    `most_tokens` is what all requests at once need, where that is known.
+    """
+    values, dtype = settings.values, settings.values.get("dtype", "auto")
+    if dtype == "auto":
+        values["dtype"] = dtype = fast_dtype()
+        settings.arguments.append(f"--dtype={dtype}")  # behind an "auto" of the operator's
+        settings.chosen.append(("dtype", f"{dtype}: {reason_for(dtype)}"))
+    if {"max_total_tokens", "mem_fraction_static"} & values.keys():
+        return
+    bytes_of = {"half": "float16", "float": "float32"}.get(dtype, dtype)
+    try:
+        cap = cap_pool(values, bytes_of, free_memory(), most_tokens)
+    except PlanError as error:
+        settings.notes.append(
+            f"the KV pool is not capped by free memory, as the model's shape is not known here: "
+            f"{str(error)[:200]}. --max-total-tokens N caps it."
+        )
+        return
+    settings.default("max_total_tokens", cap.tokens, f"--max-total-tokens={cap.tokens}")
+    settings.chosen.append(("KV pool", f"{cap.tokens:,} tokens, {cap.reason}"))
+
+
+def prepare(argv: list[str], most_tokens: int | None = None) -> tuple[Settings, dict[str, Any]]:
     """Read, check and complete the settings; also returns what `judge` found.
+
+    Parameters
+    ----------
+    argv : list of str
+        The command line of ``longflow serve``.
+    most_tokens : int, optional
+        KV slots that all requests at once need at most, where the caller knows them.
 
     Raises
     ------
@@ -185,6 +225,8 @@ def prepare(argv: list[str]) -> tuple[Settings, dict[str, Any]]:
     if found["device"] == "cpu":
         settings.default("device", "cpu", "--device=cpu")
     settings.default("device", "cuda")
+    if settings.values["device"] == "cpu":
+        _fit_to_cpu(settings, most_tokens)
     if found["kv"] is None:
         settings.notes.append(
             "no kv-budget is set: the server runs stock SGLang. Add --kv-budget TOKENS, or 0 for "
@@ -216,6 +258,7 @@ def banner(settings: Settings, kv: dict[str, Any] | None) -> list[tuple[str, str
         ("longflow", f"{__version__} on SGLang {sglang}"),
         ("model", settings.model),
         ("device", f"{device} (for trying out)" if device == "cpu" else device),
+        *settings.chosen,
     ]
     if kv:
         budget = f"{kv['kv_budget']:,} tokens a request" if kv["kv_budget"] else "full by default"
@@ -295,7 +338,11 @@ def run(argv: list[str]) -> int:
         def say_ready(seconds: float) -> None:
             print(f"ready in {seconds:.0f} s: {settings.url}", flush=True)
 
-        return _watch(settings, getattr(sys.stderr, "buffer", None), {}, say_ready)
+        def say_starting(seconds: float, stage: str) -> None:
+            print(f"starting: {seconds:.0f} s, {stage}", flush=True)
+
+        echo = getattr(sys.stderr, "buffer", None)
+        return _watch(settings, echo, {}, say_starting, say_ready)
     try:
         return _run_with_json_log(argv)
     except LongFlowError as error:
@@ -315,13 +362,17 @@ def _run_with_json_log(argv: list[str]) -> int:
     def say_ready(seconds: float) -> None:
         _say("ready", seconds=round(seconds, 1), url=settings.url)
 
+    def say_starting(seconds: float, stage: str) -> None:
+        _say("still starting", seconds=round(seconds, 1), stage=stage)
+
     level = settings.values.get("log_level", "info")
     lines = JsonLines(sys.stderr.buffer)
     with tempfile.NamedTemporaryFile("w", prefix="longflow-log-", suffix=".json") as file:
         json.dump(logging_config(level), file)
         file.flush()
         try:
-            return _watch(settings, lines, {"SGLANG_LOGGING_CONFIG_PATH": file.name}, say_ready)
+            variables = {"SGLANG_LOGGING_CONFIG_PATH": file.name}
+            return _watch(settings, lines, variables, say_starting, say_ready)
         finally:
             lines.finish()
 
@@ -330,13 +381,16 @@ def _watch(
     settings: Settings,
     echo: Echo | None,
     environment: dict[str, str],
+    say_starting: Callable[[float, str], None],
     say_ready: Callable[[float], None],
 ) -> int:
     """Start the server, and stay until it has ended."""
     server = Server(settings.arguments, settings.url, echo, {**settings.environment, **environment})
     with forwarding(server):
         try:
-            say_ready(server.wait_ready())
+            with every(SIGN_OF_LIFE_S, lambda: say_starting(server.running_s, server.stage())):
+                seconds = server.wait_ready()
+            say_ready(seconds)
             return server.wait()
         except ServerEnded:
             if server.forwarded is None:

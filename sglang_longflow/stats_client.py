@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
-from sglang_longflow.errors import ConfigError, WatchError
+from sglang_longflow.errors import ConfigError, NoAnswer, WatchError
 
 DEFAULT_URL = "http://127.0.0.1:30000"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -55,29 +56,69 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def fetch_stats(url: str, api_key: str | None = None, timeout_s: float = 10) -> dict[str, Any]:
-    """The stats of the server at `url` (`base_url`).
+def fetch_stats(
+    url: str, api_key: str | None = None, timeout_s: float = 10, max_age_s: float | None = None
+) -> dict[str, Any]:
+    """The stats of the server at `url` (`base_url`); `max_age_s` as the route takes it.
+
+    Where the scheduler is busy with a long step they are old, see `state_text`; before its first
+    answer, ``pool``, ``sums``, ``counters`` and ``uptime_s`` are None.
 
     Raises
     ------
+    NoAnswer
+        One line: the server does not answer now, or only with an error of its own.
     WatchError
-        One line: the server cannot be reached, wants a key, has no budget, or is none of ours.
+        One line: it wants a key, has no budget, or is none of ours.
     """
     authorization = f"Bearer {api_key}" if api_key else None
     try:
-        with open_route(url, "stats", authorization, timeout_s) as response:
+        route = "stats" if max_age_s is None else f"stats?max_age_s={max_age_s:g}"
+        with open_route(url, route, authorization, timeout_s) as response:
             stats = json.load(response)
     except urllib.error.HTTPError as error:
         with error:
-            raise WatchError(_refusal(url, error, api_key)) from None
-    except OSError as error:
+            kind = NoAnswer if error.code >= 500 else WatchError
+            raise kind(_refusal(url, error, api_key)) from None
+    except (OSError, HTTPException) as error:  # not at all, or broken off
         reason = getattr(error, "reason", error)
-        raise WatchError(f"url={url}: the server does not answer: {reason}") from None
+        raise NoAnswer(f"url={url}: the server does not answer: {reason}") from None
     except ValueError:
         raise WatchError(f"url={url}: the answer is no JSON; is this an SGLang server?") from None
     if not isinstance(stats, dict) or not {"pool", "sums", "counters", "uptime_s"} <= set(stats):
         raise WatchError(f"url={url}: the answer has no pool; is its sglang-longflow older?")
     return stats
+
+
+def state_text(stats: dict[str, Any]) -> str:
+    """What to say beside stats that are not new, such as "busy: last answer 7 s ago"; else "".
+
+    Servers of an older release do not tell their state.
+    """
+    state, age_s = stats.get("state", "ok"), stats.get("age_s", 0.0)
+    if state == "ok":
+        return ""
+    if state != "busy":
+        return state
+    return "busy: no answer yet" if age_s is None else f"busy: last answer {age_s:.0f} s ago"
+
+
+def activity(url: str, api_key: str | None = None, timeout_s: float = 2.5) -> str:
+    """What a server does now in a few words; never raises: a watcher decides nothing."""
+    try:
+        stats = fetch_stats(url, api_key, timeout_s)
+    except NoAnswer:
+        return "the server is too busy to say what it does"
+    except WatchError:
+        return "at work"  # stock SGLang has no stats
+    state = state_text(stats)
+    if stats["pool"] is None:
+        return state
+    text = (
+        f"{stats['sums']['running_requests']:,} running, {stats['queued_requests']:,} waiting, "
+        f"{stats['counters']['decoded_tokens']:,} tokens decoded so far"
+    )
+    return f"{text}; {state}" if state else text
 
 
 def _refusal(url: str, error: urllib.error.HTTPError, api_key: str | None) -> str:

@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from sglang_longflow.errors import LongFlowError
@@ -23,8 +24,11 @@ from sglang_longflow.log_lines import texts_of
 
 RECENT_LINES = 2000
 POLL_INTERVAL_S = 0.3
-#: SGLang's main process outlives a scheduler that has died by about a second.
-END_WITHIN_S = 5.0
+#: SGLang's main process outlives a scheduler that has died by about a second, and by more on a busy
+#: machine.
+END_WITHIN_S = 10.0
+#: SGLang's /health generates a token, and gives up itself after 20 seconds.
+HEALTH_TIMEOUT_S = 30.0
 _PR_SET_PDEATHSIG = 1
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _EXCEPTION = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception|Setup|NotApplied): .+)$")
@@ -33,6 +37,14 @@ _OURS = re.compile(r"^longflow: (error: .+)$")
 _USAGE = re.compile(r"^[\w. -]+: (error: .+)$")
 # What SGLang's main process raises when a scheduler has already printed the reason.
 _POINTS_ELSEWHERE = "see the error messages above"
+# How SGLang tells that one of its processes was killed; 9 is what the kernel uses.
+_CHILD_KILLED = re.compile(
+    r"Subprocess \w+ \(pid=\d+\) crashed with exit code -9\b"
+    r"|scheduler died during initialization \(exit code: -9\)"
+)
+# What it prints before it ends itself, by the same signal.
+_ENDS_ITSELF = ("SIGQUIT received", "Received sigquit", "SIGTERM received", "Initialization failed")
+_POOL = re.compile(r"--max-total-tokens(?:=|$)(\d*)")
 
 
 class Echo(Protocol):
@@ -63,6 +75,37 @@ def last_error(lines: Iterable[str]) -> str:
 def describe_status(returncode: int) -> str:
     """``exit status 1`` or ``signal 9``, from a Popen return code."""
     return f"signal {-returncode}" if returncode < 0 else f"exit status {returncode}"
+
+
+def was_killed(returncode: int, lines: Iterable[str]) -> bool:
+    """Whether the server, or a process of it, got signal 9 from elsewhere, such as the kernel."""
+    texts = [text for line in lines for text in texts_of(line)]
+    if any(_CHILD_KILLED.search(text) for text in texts):
+        return True
+    ends_itself = any(sign in text for text in texts for sign in _ENDS_ITSELF)
+    return returncode == -signal.SIGKILL and not ends_itself
+
+
+def out_of_memory(arguments: Sequence[str]) -> str:
+    """Why the kernel kills, and what helps; with a number where the pool's size is known."""
+    smaller = "N"
+    for word, following in zip(arguments, (*arguments[1:], "")):
+        if match := _POOL.fullmatch(word):
+            tokens = match.group(1) or following
+            smaller = str(int(tokens) // 2) if tokens.isdecimal() else "N"
+    return (
+        f"killed by the kernel (signal 9), probably out of memory; --max-total-tokens {smaller} "
+        f"makes the pool smaller"
+    )
+
+
+def _names_of_group(group: int) -> Iterator[str]:
+    """Names of the processes of a process group, as the kernel cuts them."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            before, _, after = stat.read_text().rpartition(")")
+            if int(after.split()[2]) == group:
+                yield before.partition("(")[2]
 
 
 def _end_with_parent() -> None:
@@ -98,10 +141,12 @@ class Server:
         environment: Mapping[str, str] | None = None,
     ):
         self.url = url
+        self.arguments = list(arguments)
         self.recent: deque[str] = deque(maxlen=RECENT_LINES)
         self.forwarded: int | None = None
         self._echo = echo
         self._killed = False
+        self._listens = False
         self._started = time.monotonic()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "sglang.launch_server", *arguments],
@@ -141,10 +186,32 @@ class Server:
             handlers.append(urllib.request.HTTPSHandler(context=context))
         try:
             opener = urllib.request.build_opener(*handlers)
-            with opener.open(self.url + "/health", timeout=5) as response:
+            with opener.open(self.url + "/health", timeout=HEALTH_TIMEOUT_S) as response:
                 return response.status == 200
-        except (OSError, urllib.error.URLError, ValueError):
+        except urllib.error.HTTPError as error:
+            error.close()
+            self._listens = True
             return False
+        except (OSError, ValueError):
+            return False
+
+    def stage(self) -> str:
+        """What a server that does not answer yet is doing."""
+        if self._listens:
+            return "warming up"
+        names = list(_names_of_group(self.process.pid))
+        if any(name.startswith("sglang::schedul") for name in names):
+            return "loading the model"
+        return "importing SGLang"
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    @property
+    def running_s(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._started
 
     def wait_ready(self, timeout_s: float | None = None) -> float:
         """Wait until the server answers; returns seconds since it was started.
@@ -157,8 +224,8 @@ class Server:
         while self.process.poll() is None:
             # A port that answers is ours only while the child lives: checked in this order.
             if self.answers() and self.process.poll() is None:
-                return time.monotonic() - self._started
-            if timeout_s is not None and time.monotonic() - self._started > timeout_s:
+                return self.running_s
+            if timeout_s is not None and self.running_s > timeout_s:
                 self.kill()
                 raise ServerEnded(f"the server did not answer within {timeout_s:.0f} s")
             time.sleep(POLL_INTERVAL_S)
@@ -175,7 +242,10 @@ class Server:
     def _ended(self, how: str) -> ServerEnded:
         status = describe_status(self.process.returncode)
         self.kill()
-        reason = last_error(self.recent) or "it printed nothing"
+        if was_killed(self.process.returncode, self.recent):
+            reason = out_of_memory(self.arguments)
+        else:
+            reason = last_error(self.recent) or "it printed nothing"
         return ServerEnded(f"the server {how} ({status}): {reason}")
 
     def wait(self) -> int:

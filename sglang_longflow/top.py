@@ -9,11 +9,13 @@ import sys
 import time
 from typing import Any
 
-from sglang_longflow.errors import ConfigError, WatchError
+from sglang_longflow.errors import ConfigError, NoAnswer, WatchError
 from sglang_longflow.stats_client import DEFAULT_URL, base_url, fetch_stats
 
 MIN_INTERVAL_S = 0.2
 MAX_INTERVAL_S = 3600.0
+#: So long without an answer, a log of lines ends: the server is gone.
+GONE_AFTER_S = 30.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,8 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def rates(stats: dict[str, Any], before: dict[str, Any] | None) -> dict[str, float] | None:
     """Tokens a second between two looks; None without a time between them, or after a restart."""
-    seconds = stats["uptime_s"] - before["uptime_s"] if before else 0.0
-    if before is None or seconds <= 0:
+    if before is None or before["uptime_s"] is None or stats["uptime_s"] is None:
+        return None
+    seconds = stats["uptime_s"] - before["uptime_s"]
+    if seconds <= 0:
         return None
     return {
         f"{name}_per_s": (stats["counters"][name] - before["counters"][name]) / seconds
@@ -50,9 +54,9 @@ def _interval(value: str) -> float:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Watch until Ctrl+C; 1 where the server cannot be watched at the start, or goes in text."""
+    """Watch until Ctrl+C; 1 where the server cannot be watched, or in text is gone for 30 s."""
     url, interval_s = base_url(args.url), _interval(args.interval)
-    stats = fetch_stats(url, args.api_key)
+    stats = fetch_stats(url, args.api_key, timeout_s=GONE_AFTER_S)
     try:
         if args.json or args.once or not sys.stdout.isatty():
             _print_lines(args, url, interval_s, stats)
@@ -80,7 +84,20 @@ def _print_lines(
         if args.once:
             return
         time.sleep(interval_s)
-        before, stats = stats, fetch_stats(url, args.api_key)
+        before, stats = stats, _next(args, url, interval_s)
+
+
+def _next(args: argparse.Namespace, url: str, interval_s: float) -> dict[str, Any]:
+    """The next stats; a server that does not answer for a while is waited for, and told of."""
+    since = time.monotonic()
+    while True:
+        try:
+            return fetch_stats(url, args.api_key)
+        except NoAnswer as error:
+            if time.monotonic() - since >= GONE_AFTER_S:
+                raise
+            print(f"{time.strftime('%H:%M:%S')} no answer: {error}", file=sys.stderr, flush=True)
+        time.sleep(min(interval_s, GONE_AFTER_S / 10))
 
 
 def _watch(args: argparse.Namespace, url: str, interval_s: float, stats: dict[str, Any]) -> None:
@@ -88,16 +105,19 @@ def _watch(args: argparse.Namespace, url: str, interval_s: float, stats: dict[st
 
     from sglang_longflow import top_view
 
-    before, speed, problem = None, None, ""
+    before, speed, problem, silent_since = None, None, "", 0.0
     with Live(screen=True, auto_refresh=False) as live:
         while True:
             speed = rates(stats, before) or speed
-            live.update(top_view.view(stats, speed, url, problem, live.console.height))
+            is_gone = bool(problem) and time.monotonic() - silent_since >= GONE_AFTER_S
+            live.update(top_view.view(stats, speed, url, problem, is_gone, live.console.height))
             live.refresh()
             time.sleep(interval_s)
             try:
                 before, stats = stats, fetch_stats(url, args.api_key)
                 problem = ""
             except WatchError as error:
-                problem = problem or f"since {time.strftime('%H:%M:%S')}: {error}"
+                if not problem:
+                    problem = f"since {time.strftime('%H:%M:%S')}: {error}"
+                    silent_since = time.monotonic()
                 speed = None

@@ -9,6 +9,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sglang_longflow.stats_client import state_text
+
 PLAIN_WIDTH = 100  # of a snapshot that goes to a file
 BAR_CELLS = 60
 OTHER_LINES = 13  # of a screen: all but the table's rows
@@ -59,13 +61,17 @@ def _speed(speed: dict[str, float] | None) -> str:
 
 def line(stats: dict[str, Any], speed: dict[str, float] | None) -> str:
     """Everything that matters in one line of text."""
+    state = state_text(stats)
+    if stats["pool"] is None:
+        return state
     sums, total = stats["sums"], stats["pool"]["total_tokens"]
     used = _used(stats)
-    return (
+    text = (
         f"pool {used:,} of {total:,} ({used / total:.0%}) | running {sums['running_requests']:,}, "
         f"{sums['at_budget_requests']:,} at budget | queued {stats['queued_requests']:,} | "
         f"saved {sums['saved_tokens']:,} | {_speed(speed)}"
     )
+    return f"{state} | {text}" if state else text
 
 
 def pool_bar(stats: dict[str, Any]) -> Text:
@@ -114,15 +120,25 @@ def requests_table(stats: dict[str, Any], most: int) -> Table:
 
 
 def view(
-    stats: dict[str, Any], speed: dict[str, float] | None, url: str, problem: str, height: int
+    stats: dict[str, Any],
+    speed: dict[str, float] | None,
+    url: str,
+    problem: str,
+    is_gone: bool,
+    height: int,
 ) -> RenderableType:
-    """One screen of `height` lines; `problem` says why it is not new."""
-    sums = stats["sums"]
+    """One screen of `height` lines; `problem` says since when there is no answer, `is_gone` that it
+    is too long ago for a busy server."""
     head = Text.assemble(
         ("longflow top  ", "bold"), printable(stats["server"]["model"]), f"  {url}", overflow="fold"
     )
     if problem:
-        head.append(f"\nno answer {problem}", "bold red")
+        head.append(f"\nno answer {problem}", "bold red" if is_gone else "bold yellow")
+    elif state := state_text(stats):
+        head.append(f"\n{state}", "bold yellow")
+    if stats["pool"] is None:
+        return head
+    sums = stats["sums"]
     rows = Text(
         f"\n{sums['running_requests']:,} running, {sums['at_budget_requests']:,} at their budget, "
         f"{stats['queued_requests']:,} queued   {_speed(speed)}\n"
@@ -140,6 +156,8 @@ def print_once(stats: dict[str, Any]) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, width=PLAIN_WIDTH, no_color=True)
     console.print(line(stats, None))
+    if stats["pool"] is None:
+        return
     console.print(pool_bar(stats), _legend(stats), sep="\n")
     if stats["requests"]:
         console.print(requests_table(stats, len(stats["requests"])))

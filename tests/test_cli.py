@@ -296,6 +296,80 @@ def test_banner(model, free_port):
     assert "0.5.17" in text["longflow"]
 
 
+@pytest.fixture
+def cpu(monkeypatch):
+    """``cpu(dtype, GB)``: a machine without a GPU, its fast dtype and its free memory."""
+    from sglang_longflow.free_memory import Free
+
+    judged = serve.judge_aside
+
+    def make(dtype: str = "float32", gigabytes: float = 24.0, device: str = "cpu") -> None:
+        monkeypatch.setattr(serve, "fast_dtype", lambda: dtype)
+        monkeypatch.setattr(serve, "free_memory", lambda: Free(int(gigabytes * 1e9), "memory"))
+        found = {"device": device}
+        monkeypatch.setattr(serve, "judge_aside", lambda values: {**judged(values), **found})
+
+    return make
+
+
+REASONER = str(Path(serve.__file__).parent / "reasoner" / "model")
+
+
+def fitted(free_port: int, *arguments: str, model: str = REASONER, most: int | None = None):
+    """Settings of a server; what SGLang's own parser makes of them; the banner."""
+    argv = [model, f"--port={free_port}", "--kv-budget=96", *arguments]
+    settings, found = serve.prepare(argv, most)
+    parsed = vars(server_options.make_parser().parse_args(settings.arguments))
+    if "max_total_tokens" in parsed:  # SGLang has a parser of its own for it
+        parsed["max_total_tokens"] = int(parsed["max_total_tokens"])
+        settings.values["max_total_tokens"] = int(settings.values["max_total_tokens"])
+    assert parsed.items() <= settings.values.items()
+    return settings, parsed, dict(serve.banner(settings, found["kv"]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("given", [[], ["--dtype=auto"], ["--dtype", "auto"]])
+def test_a_cpu_gets_the_dtype_that_it_computes_fast(cpu, free_port, dtype, given):
+    cpu(dtype)
+    _, parsed, text = fitted(free_port, *given)
+    assert parsed["dtype"] == dtype and text["dtype"].startswith(f"{dtype}: this CPU ")
+
+
+def test_an_operators_dtype_wins(cpu, free_port):
+    cpu("float32")
+    _, parsed, text = fitted(free_port, "--dtype=bfloat16")
+    assert parsed["dtype"] == "bfloat16" and "dtype" not in text
+
+
+def test_a_gpu_is_left_alone(cpu, free_port):
+    cpu("float32", 1.0, device="cuda")
+    _, parsed, text = fitted(free_port, most=5000)
+    assert not {"dtype", "max_total_tokens"} & parsed.keys()
+    assert not {"dtype", "KV pool"} & text.keys()
+    _, parsed, _ = fitted(free_port, "--device=cpu")  # asked for on such a machine
+    assert parsed["dtype"] == "float32" and parsed["max_total_tokens"] > 1
+
+
+def test_a_cpus_pool_is_capped_by_what_is_free(cpu, free_port):
+    cpu("float32", 24.0)
+    _, parsed, text = fitted(free_port)
+    assert 4e9 < parsed["max_total_tokens"] * 8192 < 6e9
+    pool = f"{parsed['max_total_tokens']:,} tokens"
+    assert text["KV pool"] == f"{pool}, capped by free memory, 24.0 GB"
+    assert fitted(free_port, most=700)[1]["max_total_tokens"] == 700
+    for own in ("--max-total-tokens=99000000", "--mem-fraction-static=0.5"):
+        _, parsed, text = fitted(free_port, own, most=700)
+        assert parsed.get("max_total_tokens") in (None, 99_000_000) and "KV pool" not in text
+
+
+def test_a_model_of_unknown_shape_is_told_of(cpu, free_port, model):
+    cpu()
+    settings, parsed, _ = fitted(free_port, model=str(model))
+    assert "max_total_tokens" not in parsed
+    (note,) = settings.notes
+    assert note.startswith("the KV pool is not capped by free memory") and "num_hidden" in note
+
+
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import copy
 import json
@@ -16,7 +17,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from sglang_longflow import cli, top, top_view
+from sglang_longflow import cli, stats_client, top, top_view
+from sglang_longflow.errors import NoAnswer
 
 STATS = {
     "server": {"model": "tiny", "longflow": "0.1.0", "schedulers": 1},
@@ -198,6 +200,74 @@ def test_answers_that_are_no_stats(server, capsys, answer, words):
     (line,) = captured.err.splitlines()
     assert captured.out == "" and line.startswith("longflow top: error: url=")
     assert all(word in line for word in words), line
+
+
+BUSY = {"state": "busy", "age_s": 7.2}
+UNKNOWN = {
+    **dict.fromkeys(("settings", "pool", "counters", "sums", "queued_requests", "uptime_s")),
+    **{name: [] for name in ("requests", "prefilling", "queue")},
+    "server": {"model": "tiny", "longflow": "0.1.0", "schedulers": None},
+    **{"state": "busy", "age_s": None, "tree_held_tokens": None},
+}
+
+
+def test_a_busy_server_is_said_to_be(server, capsys):
+    server.answer = (200, json.dumps(STATS | BUSY))
+    assert cli.main(["top", "--url", server.url, "--once"]) == 0
+    assert "busy: last answer 7 s ago | pool 700 of 3,000" in capsys.readouterr().out
+    server.answer = (200, json.dumps(UNKNOWN))
+    assert cli.main(["top", "--url", server.url, "--once"]) == 0
+    assert capsys.readouterr().out == "busy: no answer yet\n"
+    assert cli.main(["top", "--url", server.url, "--once", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {**UNKNOWN, "rates": None}
+
+
+@pytest.mark.parametrize(
+    ("stats", "problem", "is_gone", "words"),
+    [
+        (STATS | BUSY, "", False, "busy: last answer 7 s ago"),
+        (UNKNOWN, "", False, "busy: no answer yet"),
+        (STATS, "since 12:00:00: x", False, "no answer since"),
+        (STATS, "since 12:00:00: x", True, "no answer since"),
+    ],
+)
+def test_the_screen_is_red_only_where_the_server_is_gone(stats, problem, is_gone, words):
+    shown = top_view.view(stats, None, "http://x", problem, is_gone, 40)
+    head = shown if stats is UNKNOWN else shown.renderables[0]
+    (style,) = (span.style for span in head.spans if words in head.plain[span.start : span.end])
+    assert style == ("bold red" if is_gone else "bold yellow")
+    assert stats is UNKNOWN or len(shown.renderables) > 3  # the last rows stay
+
+
+def test_lines_go_on_while_the_server_does_not_answer(server, monkeypatch, capsys):
+    """Until it has been silent for so long that it must be gone."""
+    monkeypatch.setattr(top, "GONE_AFTER_S", 1.0)
+    server.answer = (503, '{"message": "its process has ended"}')
+
+    def answer_again():
+        server.answer = None
+
+    threading.Timer(0.4, answer_again).start()
+    args = argparse.Namespace(api_key=None)
+    assert top._next(args, server.url, 0.2)["uptime_s"] >= 100
+    assert "no answer: url=" in capsys.readouterr().err
+    server.answer = (503, '{"message": "its process has ended"}')
+    with pytest.raises(NoAnswer, match="has ended"):
+        top._next(args, server.url, 0.2)
+
+
+def test_what_a_server_does_in_a_few_words(server):
+    doing = "3 running, 4 waiting, 1,0"
+    assert stats_client.activity(server.url).startswith(doing)
+    server.answer = (200, json.dumps(STATS | BUSY))
+    assert stats_client.activity(server.url).endswith("; busy: last answer 7 s ago")
+    server.answer = (200, json.dumps(UNKNOWN))
+    assert stats_client.activity(server.url) == "busy: no answer yet"
+    server.answer = (404, "{}")  # stock SGLang
+    assert stats_client.activity(server.url) == "at work"
+    server.answer = (503, "{}")
+    assert "too busy" in stats_client.activity(server.url)
+    assert "too busy" in stats_client.activity("http://127.0.0.1:9")
 
 
 def test_keys(server, capsys):

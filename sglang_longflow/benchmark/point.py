@@ -193,16 +193,22 @@ def _reached(resident: Sequence[int], budget: int) -> float:
 
 
 async def _watch(session: aiohttp.ClientSession, url: str, peaks: list[int]) -> None:
-    """Ask what runs until cancelled; `peaks` stays empty where the server does not say."""
+    """Ask what runs until cancelled; `peaks` stays empty where the server does not say.
+
+    A question that a busy server does not answer is no sample, and the next one is asked.
+    """
     while True:
         try:
             async with session.get(f"{url}/v1/loads?include=core") as response:
-                if response.status != 200:  # a router, or another release of SGLang
+                if response.status in (404, 405):  # a router, or another release of SGLang
                     return
-                loads = (await response.json())["loads"]
-                peaks.append(sum(load["num_running_reqs"] for load in loads))
-        except (aiohttp.ClientError, OSError, ValueError, KeyError):
+                if response.status == 200:
+                    loads = (await response.json())["loads"]
+                    peaks.append(sum(load["num_running_reqs"] for load in loads))
+        except (ValueError, KeyError):  # another answer than SGLang's
             return
+        except (aiohttp.ClientError, OSError):
+            pass
         await asyncio.sleep(POLL_INTERVAL_S)
 
 

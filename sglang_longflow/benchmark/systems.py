@@ -162,7 +162,7 @@ def get_json(url: str, api_key: str | None = None) -> Any:
         It does not answer, or not with JSON.
     """
     try:
-        with open_json(url, None, timeout_s=60, api_key=api_key) as response:
+        with open_json(url, None, api_key=api_key) as response:
             return json.load(response)
     except urllib.error.HTTPError as error:
         reason = error.read().decode(errors="replace")[:200]

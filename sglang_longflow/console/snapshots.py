@@ -16,20 +16,77 @@ DEFAULT_MAX_AGE_S = 1.0
 MAX_AGE_LIMIT_S = 60.0
 #: Questions are at least this far apart, whatever is asked: a scheduler answers between two steps.
 MIN_INTERVAL_S = 0.1
-ANSWER_TIMEOUT_S = 5.0
+#: A step of a large prefill on a slow machine takes longer; the last answer is told then.
+PATIENCE_S = 2.0
+OK = "ok"
+BUSY = "busy"
 
 
 class SchedulerSilent(Exception):
-    """No answer in time, or none with a budget; becomes a 503."""
+    """A scheduler's process has ended, or it answers without a budget; becomes a 503."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What the schedulers said to a question sent at `asked_at` (monotonic seconds)."""
+    """What the schedulers said to a question.
+
+    Attributes
+    ----------
+    asked_at, answered_at : float
+        Monotonic seconds.
+    stats : dict
+    inside : bytes
+        `stats` as JSON, without the braces.
+    """
 
     asked_at: float
+    answered_at: float
     stats: dict[str, Any]
-    body: bytes
+    inside: bytes
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a viewer gets.
+
+    Attributes
+    ----------
+    snapshot : Snapshot or None
+        None before the first answer of the schedulers.
+    late : bool
+        The schedulers live and have not answered in time: an older snapshot stands in.
+    """
+
+    snapshot: Snapshot | None
+    late: bool
+
+    @property
+    def state(self) -> str:
+        """``state`` of the stats: "ok", or "busy" in one long step."""
+        return BUSY if self.late else OK
+
+    def body(self, unknown: dict[str, Any]) -> bytes:
+        """The stats as JSON; `unknown` stands in before the first answer (`not_known`)."""
+        head: dict[str, Any] = {"state": self.state, "age_s": None}
+        if self.snapshot is None:
+            return _json({**head, **unknown})
+        head["age_s"] = round(max(0.0, time.monotonic() - self.snapshot.answered_at), 3)
+        return b"".join((_json(head)[:-1], b",", self.snapshot.inside, b"}"))
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def not_known(server: dict[str, Any]) -> dict[str, Any]:
+    """The stats before the first answer: what only a scheduler knows is null, lists are empty."""
+    nothing = ("settings", "pool", "counters", "tree_held_tokens", "queued_requests", "sums")
+    return {
+        "server": {**server, "schedulers": None},
+        **dict.fromkeys(nothing),
+        **{name: [] for name in ("requests", "prefilling", "queue")},
+        "uptime_s": None,
+    }
 
 
 def merge(states: list[dict[str, Any]], server: dict[str, Any]) -> dict[str, Any]:
@@ -80,53 +137,61 @@ class Snapshots:
     Parameters
     ----------
     ask : callable
-        Sends a question; its result is what `merge` takes, already merged.
+        Sends a question; its result is what `merge` makes of the answers.
+    ended : callable
+        Why there will be no answer any more, such as a process that has ended; empty while there
+        may be one.
     """
 
     def __init__(
         self,
         ask: Callable[[], Awaitable[dict[str, Any]]],
+        ended: Callable[[], str] = lambda: "",
         min_interval_s: float = MIN_INTERVAL_S,
-        timeout_s: float = ANSWER_TIMEOUT_S,
+        patience_s: float = PATIENCE_S,
     ):
         self._ask = ask
+        self._ended = ended
         self._min_interval_s = min_interval_s
-        self._timeout_s = timeout_s
+        self._patience_s = patience_s
         self._last: Snapshot | None = None
         self._last_asked_at = float("-inf")
         self._question: asyncio.Task | None = None
 
-    async def get(self, max_age_s: float = DEFAULT_MAX_AGE_S) -> Snapshot:
+    async def get(self, max_age_s: float = DEFAULT_MAX_AGE_S) -> Look:
         """The last answer if it was asked for at most `max_age_s` ago, else a new one.
+
+        Where that does not come in time the last one is told, however old, as a late one: who
+        watches never has to guess whether a busy server lives.
 
         Raises
         ------
         SchedulerSilent
-            The schedulers do not answer in time.
+            A scheduler's process has ended, or there is no budget to tell of.
         """
         now = time.monotonic()
         while self._last is None or self._last.asked_at < now - max_age_s:
+            if reason := self._ended():
+                raise SchedulerSilent(reason)
             if self._question is None:
                 self._question = asyncio.create_task(self._ask_once())
             question = self._question
-            left_s = now + self._timeout_s - time.monotonic()
+            left_s = now + self._patience_s - time.monotonic()
             # Not wait_for: it would cancel the question for everyone, and SGLang would take the
             # late answer for that to its next question.
             done, _ = await asyncio.wait({question}, timeout=max(0.0, left_s))
             if not done:
-                raise SchedulerSilent(
-                    f"the scheduler has not answered for {self._timeout_s:g} seconds: it is busy "
-                    f"with one long step, or gone"
-                )
+                if reason := self._ended():
+                    raise SchedulerSilent(reason)
+                return Look(self._last, late=True)
             question.result()
-        return self._last
+        return Look(self._last, late=False)
 
     async def _ask_once(self) -> None:
         try:
             await asyncio.sleep(self._last_asked_at + self._min_interval_s - time.monotonic())
             self._last_asked_at = asked_at = time.monotonic()
             stats = await self._ask()
-            body = json.dumps(stats, separators=(",", ":")).encode()
-            self._last = Snapshot(asked_at, stats, body)
+            self._last = Snapshot(asked_at, time.monotonic(), stats, _json(stats)[1:-1])
         finally:
             self._question = None

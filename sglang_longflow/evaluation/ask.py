@@ -6,6 +6,7 @@ import json
 import urllib.error
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from http.client import HTTPException
 from typing import Any
 
 from sglang_longflow.errors import EvalError
@@ -15,11 +16,9 @@ from sglang_longflow.evaluation.tasks import Question, Task, is_finished
 from sglang_longflow.evaluation.variants import FULL, Part, Variant
 from sglang_longflow.local_http import open_json
 
-TIMEOUT_S = 3600.0
-
 
 def post(url: str, body: dict[str, Any]) -> Any:
-    """The JSON (or text) that the server answers.
+    """The JSON (or text) that the server answers, however long that takes while it lives.
 
     Raises
     ------
@@ -27,12 +26,12 @@ def post(url: str, body: dict[str, Any]) -> Any:
         It answers with an error, or not at all.
     """
     try:
-        with open_json(url, body, TIMEOUT_S) as response:
+        with open_json(url, body, timeout_s=None) as response:
             text = response.read().decode()
     except urllib.error.HTTPError as error:
         reason = error.read().decode(errors="replace")[:300]
         raise EvalError(f"{url}: HTTP {error.code}: {reason}") from None
-    except OSError as error:
+    except (OSError, HTTPException) as error:  # not at all, or broken off
         raise EvalError(f"{url}: {error}") from None
     return json.loads(text) if text.startswith("{") else text
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from sglang_longflow.errors import BenchError, EvalError
 from sglang_longflow.local_http import first_port
 from sglang_longflow.preflight import free_port
+from sglang_longflow.progress import shared
 from sglang_longflow.serve import prepare
 from sglang_longflow.supervise import Server
 
-START_TIMEOUT_S = 600.0
+#: A machine that is busy with other work takes many times as long as a quiet one.
+START_TIMEOUT_S = 1800.0
 
 
 def server_arguments(
@@ -41,6 +43,7 @@ def started(
     verbose: bool = False,
     environment: Mapping[str, str] | None = None,
     start_timeout_s: float = START_TIMEOUT_S,
+    most_tokens: int | None = None,
 ) -> Iterator[str]:
     """The url of a server that is ready; it ends with the block.
 
@@ -48,14 +51,21 @@ def started(
     `ServerEnded`, with what its log says last.
 
     `arguments` are for `longflow serve`, `what` is printed, `environment` is added to the
-    server's.
+    server's, `most_tokens` is of `prepare`.
     """
-    settings, _ = prepare(list(arguments))
+    progress = shared()
+    progress.say(f"starting a server for {what}")
+    settings, _ = prepare(list(arguments), most_tokens)
     echo = getattr(sys.stderr, "buffer", None) if verbose else None
     variables = {**settings.environment, **(environment or {})}
     with Server(settings.arguments, settings.url, echo, variables) as server:
-        print(f"starting a server for {what}")
-        print(f"ready in {server.wait_ready(start_timeout_s):.0f} s", flush=True)
+        for label, text in settings.chosen:
+            progress.say(f"  {label}: {text}")
+        for note in settings.notes:
+            progress.say(f"  note: {note}")
+        with progress.sign_of_life(lambda: f"  still starting: {server.stage()}"):
+            seconds = server.wait_ready(start_timeout_s)
+        progress.say(f"ready in {seconds:.0f} s")
         try:
             yield settings.url
         except (EvalError, BenchError) as error:
@@ -69,9 +79,12 @@ def running_server(
     more: Sequence[str],
     names: Iterable[str],
     verbose: bool = False,
+    most_tokens: int | None = None,
 ) -> Iterator[str]:
-    """The url of a server that is ready; it ends with the block. `names` are printed."""
+    """The url of a server that is ready; it ends with the block. `names` are printed,
+    `most_tokens` is what all requests at once need."""
     port = free_port("127.0.0.1", first_port())
     what = ", ".join(dict.fromkeys(names))
-    with started(server_arguments(model, key, port, more), what, verbose) as url:
+    arguments = server_arguments(model, key, port, more)
+    with started(arguments, what, verbose, most_tokens=most_tokens) as url:
         yield url

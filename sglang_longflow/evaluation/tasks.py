@@ -40,6 +40,12 @@ class Question:
     answer: str
     max_new_tokens: int
 
+    @property
+    def tokens(self) -> int:
+        """Of prompt and answer at most; a text has no more tokens than bytes."""
+        prompt = self.prompt.get("input_ids") or self.prompt["text"].encode()
+        return len(prompt) + self.max_new_tokens
+
 
 class Task(Protocol):
     """Questions of one sort. `judge` runs in the main thread."""

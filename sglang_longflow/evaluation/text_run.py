@@ -21,6 +21,9 @@ from sglang_longflow.evaluation.servers import running_server
 from sglang_longflow.evaluation.text_summary import TextRecord
 from sglang_longflow.evaluation.texts import TextTask
 from sglang_longflow.evaluation.variants import FULL, Part, Variant, point_title
+from sglang_longflow.pool_cap import tokens_for
+from sglang_longflow.progress import shared
+from sglang_longflow.stats_client import activity
 
 FULL_KV = Variant(FULL), 0
 
@@ -80,10 +83,13 @@ def measure(setup: Setup, parts: list[Part], keep: Callable[[TextRecord], None])
         of_server = list(group)
         served = [variant.name for variant, _, _ in of_server]
         more = ["--enable-custom-logit-processor", *setup.server]
+        # All texts at once, at every budget of the server; a pass of full KV has fewer rows.
+        most = tokens_for(setup.at_once * len(of_server), setup.task.text_tokens)
         # The files outlive the server, which has them mapped, and no longer.
         with (
             tempfile.TemporaryDirectory(prefix="full-kv-", dir=setup.out) as folder,
-            running_server(setup.model, key, more, served, setup.verbose) as url,
+            running_server(setup.model, key, more, served, setup.verbose, most) as url,
+            shared().sign_of_life(lambda: f"  {activity(url)}"),
         ):
             path = Path(folder).resolve()
             lines = setup.at_once * len(of_server)
@@ -214,4 +220,4 @@ class _Passes:
 
     def _report(self, title: str, texts: int, started: float) -> None:
         seconds = time.monotonic() - started
-        print(f"  {title}, {texts} texts in {seconds:.1f} s", flush=True)
+        shared().say(f"  {title}, {texts} texts in {seconds:.1f} s")

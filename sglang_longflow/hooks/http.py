@@ -22,6 +22,7 @@ from sglang_longflow.console.snapshots import (
     SchedulerSilent,
     Snapshots,
     merge,
+    not_known,
 )
 from sglang_longflow.geometry import PlanError, geometry_from
 from sglang_longflow.hooks import verify
@@ -75,7 +76,7 @@ _DATA = {
     "responses": {
         200: {"description": "JSON", **_ERROR},
         "4XX": {"description": "A wrong value, or no key where --api-key is set", **_ERROR},
-        503: {"description": "The scheduler does not answer", **_ERROR},
+        503: {"description": "The scheduler's process has ended", **_ERROR},
     },
 }
 router = APIRouter(prefix="/longflow", tags=["longflow"], route_class=_Route)
@@ -83,26 +84,48 @@ _files: dict[str, tuple[bytes, str]] = {}
 _server: what_if.RunningServer | None = None
 
 
-async def _ask() -> dict:
+def _manager():
     from sglang.srt.entrypoints.http_server import get_global_state
+
+    return get_global_state().tokenizer_manager
+
+
+def _server_facts() -> dict:
+    """What the HTTP process itself knows."""
+    return {"model": _manager().served_model_name, "longflow": __version__}
+
+
+async def _ask() -> dict:
     from sglang.srt.managers.io_struct import GetInternalStateReq
 
-    manager = get_global_state().tokenizer_manager
+    manager = _manager()
     manager.auto_create_handle_loop()
     question = GetInternalStateReq(rid=OUR_QUESTION)
     answers = await manager.get_internal_state_communicator(question)
     found = [a.internal_state["longflow"] for a in answers if "longflow" in a.internal_state]
     if not found:
         raise SchedulerSilent("the schedulers have no KV budget")
-    return merge(found, {"model": manager.served_model_name, "longflow": __version__})
+    return merge(found, _server_facts())
 
 
-_snapshots = Snapshots(_ask)
+def _ended() -> str:
+    """Which scheduler's process has ended; empty while all live."""
+    # SGLang's own watch over them, which ends the server a second after one of them.
+    watchdog = _manager()._subprocess_watchdog
+    if watchdog is None:  # none of them is a process of this machine
+        return ""
+    for process, name in zip(watchdog._processes, watchdog._names):
+        if name.startswith("scheduler") and not process.is_alive():
+            return f"{name} (process {process.pid}) has ended with status {process.exitcode}"
+    return ""
+
+
+_snapshots = Snapshots(_ask, _ended)
 _Age = Annotated[float, Query(ge=0, le=MAX_AGE_LIMIT_S, allow_inf_nan=False)]
 _Tokens = Annotated[int, Query(ge=1, le=what_if.MAX_OUTPUT_TOKENS)]
 
 
-async def _snapshot(max_age_s: float):
+async def _look(max_age_s: float):
     try:
         return await _snapshots.get(max_age_s)
     except SchedulerSilent as error:
@@ -115,9 +138,10 @@ async def stats(
 ) -> Response:
     """Settings, pool and running requests; no prompt text. docs/console.md has the shape.
 
-    Answers are shared: one may be up to `max_age_s` old.
+    Answers are shared: one may be up to `max_age_s` old, and older while `state` is "busy".
     """
-    return _json((await _snapshot(max_age_s)).body)
+    look = await _look(max_age_s)
+    return _json(look.body({} if look.snapshot else not_known(_server_facts())))
 
 
 @router.get("/plan", **_DATA)
@@ -128,7 +152,10 @@ async def plan(
     users: Annotated[int | None, Query(ge=1, le=what_if.MAX_USERS)] = None,
 ) -> Response:
     """What a budget would buy in this server's pool, as ``longflow plan`` works it out."""
-    settings = (await _snapshot(MAX_AGE_LIMIT_S)).stats["settings"]
+    snapshot = (await _look(MAX_AGE_LIMIT_S)).snapshot
+    if snapshot is None:
+        raise HTTPException(503, "the scheduler is in its first long step; ask again later")
+    settings = snapshot.stats["settings"]
     try:
         found = _running_server().plan(settings, budget, prompt_tokens, output_tokens, users)
     except PlanError as error:

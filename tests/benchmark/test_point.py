@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from types import SimpleNamespace
+
+import aiohttp
 import pytest
 
 from sglang_longflow.benchmark import point, streams
@@ -113,3 +118,43 @@ def test_body():
     assert body["sampling_params"]["max_new_tokens"] == 9
     assert body["sampling_params"]["custom_params"] == {"kv_budget": 8}
     assert "custom_params" not in point.body_of([1], 9, {})["sampling_params"]
+
+
+class Answers:
+    """A session that gives what is next of `answers`: an error, a status, or loads."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+
+    @contextlib.asynccontextmanager
+    async def get(self, url: str):
+        answer = self.answers.pop(0) if self.answers else asyncio.CancelledError()
+        if isinstance(answer, BaseException):
+            raise answer
+        status, body = (200, answer) if isinstance(answer, dict) else (answer, {})
+
+        async def json():
+            return body
+
+        yield SimpleNamespace(status=status, json=json)
+
+
+def loads(*running: int) -> dict:
+    return {"loads": [{"num_running_reqs": number} for number in running]}
+
+
+def test_a_look_that_fails_is_no_sample(monkeypatch):
+    monkeypatch.setattr(point, "POLL_INTERVAL_S", 0)
+    refused, late = aiohttp.ClientConnectionError("no"), TimeoutError("late")
+    peaks: list[int] = []
+    session = Answers(loads(2, 1), refused, 503, late, loads(7))
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(point._watch(session, "http://x", peaks))
+    assert peaks == [3, 7]
+
+
+@pytest.mark.parametrize("answer", [404, {"other": 1}])
+def test_a_server_that_does_not_tell_its_load_is_not_asked_again(answer):
+    session, peaks = Answers(answer, loads(7)), []
+    asyncio.run(point._watch(session, "http://x", peaks))
+    assert peaks == [] and len(session.answers) == 1

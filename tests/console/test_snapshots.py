@@ -6,7 +6,13 @@ import time
 
 import pytest
 
-from sglang_longflow.console.snapshots import SchedulerSilent, Snapshots, merge
+from sglang_longflow.console.snapshots import SchedulerSilent, Snapshots, merge, not_known
+
+
+def stats_of(look) -> dict:
+    """What was answered, in time."""
+    assert look.state == "ok"
+    return look.snapshot.stats
 
 
 class Scheduler:
@@ -31,11 +37,12 @@ def test_viewers_share_one_question():
         scheduler = Scheduler(0.05)
         snapshots = Snapshots(scheduler, min_interval_s=0)
         found = await asyncio.gather(*(snapshots.get(1.0) for _ in range(20)))
-        assert {one.stats["question"] for one in found} == {1}
-        assert (await snapshots.get(1.0)).stats == {"question": 1}
-        assert json.loads(found[0].body) == {"question": 1}
+        assert {stats_of(one)["question"] for one in found} == {1}
+        assert stats_of(await snapshots.get(1.0)) == {"question": 1}
+        told = json.loads(found[0].body({}))
+        assert 0 <= told.pop("age_s") < 1 and told == {"state": "ok", "question": 1}
         await asyncio.sleep(0.06)
-        assert (await snapshots.get(0.05)).stats == {"question": 2}
+        assert stats_of(await snapshots.get(0.05)) == {"question": 2}
 
     asyncio.run(run())
 
@@ -50,8 +57,8 @@ def test_an_answer_is_never_older_than_asked_for():
         await asyncio.sleep(0.01)
         called_at = time.monotonic()
         late = await snapshots.get(0)
-        assert late.asked_at >= called_at
-        assert (await early).stats["question"] == 1 and late.stats["question"] == 2
+        assert late.snapshot.asked_at >= called_at
+        assert stats_of(await early)["question"] == 1 and stats_of(late)["question"] == 2
 
     asyncio.run(run())
 
@@ -68,16 +75,56 @@ def test_questions_keep_their_distance():
     asyncio.run(run())
 
 
-def test_a_silent_scheduler_is_named_and_asked_only_once():
+def test_a_busy_schedulers_last_answer_is_told_with_its_age():
+    """However long a step takes, and however new an answer is asked for."""
+
     async def run():
-        scheduler = Scheduler(0.2)
-        snapshots = Snapshots(scheduler, min_interval_s=0, timeout_s=0.05)
+        scheduler = Scheduler()
+        snapshots = Snapshots(scheduler, min_interval_s=0, patience_s=0.05)
+        assert stats_of(await snapshots.get(0)) == {"question": 1}
+        scheduler.delay_s = 0.4
+        ages = []
         for _ in range(3):
-            with pytest.raises(SchedulerSilent, match="has not answered"):
-                await snapshots.get()
-        assert len(scheduler.asked) == 1  # the first question is still under way
-        await asyncio.sleep(0.15)
-        assert (await snapshots.get()).stats == {"question": 1}
+            look = await snapshots.get(0)
+            told = json.loads(look.body({}))
+            assert (told["state"], told["question"]) == ("busy", 1)
+            ages.append(told["age_s"])
+        assert ages == sorted(ages) and ages[0] >= 0.049 and ages[2] >= 0.149
+        assert len(scheduler.asked) == 2  # the second question is still under way
+        # Who is content with an older answer gets it, and no word of a busy server.
+        assert stats_of(await snapshots.get(60)) == {"question": 1}
+        scheduler.delay_s = 0
+        await asyncio.sleep(0.4)
+        assert stats_of(await snapshots.get(0))["question"] >= 2
+
+    asyncio.run(run())
+
+
+def test_before_the_first_answer_nothing_is_known():
+    async def run():
+        snapshots = Snapshots(Scheduler(0.2), min_interval_s=0, patience_s=0.05)
+        look = await snapshots.get()
+        assert look.snapshot is None
+        told = json.loads(look.body(not_known({"model": "m"})))
+        assert told["state"] == "busy"
+        assert told["age_s"] is told["pool"] is told["sums"] is told["uptime_s"] is None
+        assert told["server"] == {"model": "m", "schedulers": None} and told["requests"] == []
+        merged = merge([state("a", 500, 64, 64)], {"model": "m"})
+        assert set(told) - {"state", "age_s"} == set(merged)  # the same fields
+
+    asyncio.run(run())
+
+
+def test_a_scheduler_that_has_ended_is_named_at_once():
+    async def run():
+        reason = ""
+        snapshots = Snapshots(Scheduler(60), lambda: reason, min_interval_s=0, patience_s=0.05)
+        assert (await snapshots.get()).state == "busy"
+        reason = "scheduler_0 (process 7) has ended with status -9"
+        begin = time.monotonic()
+        with pytest.raises(SchedulerSilent, match="status -9"):
+            await snapshots.get()
+        assert time.monotonic() - begin < 0.04
 
     asyncio.run(run())
 
@@ -89,7 +136,7 @@ def test_a_viewer_that_goes_away_takes_no_answer_along():
         staying = asyncio.create_task(snapshots.get())
         await asyncio.sleep(0.01)
         leaving.cancel()
-        assert (await staying).stats == {"question": 1}
+        assert stats_of(await staying) == {"question": 1}
 
     asyncio.run(run())
 
@@ -107,7 +154,7 @@ def test_a_failed_question_is_told_and_the_next_one_asked():
         snapshots = Snapshots(ask, min_interval_s=0)
         with pytest.raises(SchedulerSilent, match="no budget"):
             await snapshots.get()
-        assert (await snapshots.get()).stats == {"fine": 1}
+        assert stats_of(await snapshots.get()) == {"fine": 1}
 
     asyncio.run(run())
 

@@ -144,8 +144,30 @@ keys.other_tab = await text(other, "#status");
 say({ keys });
 await asking.close();
 
+// A scheduler in one long step, of which the server knows something, or nothing yet.
+const busy = {};
+const tell = (changes) => watching.route("**/longflow/stats", async (route) => {
+  const response = await route.fetch();
+  await route.fulfill({ response, json: { ...(await response.json()), state: "busy", ...changes } });
+});
+await tell({ age_s: 7.2 });
+await page.waitForFunction(() => document.getElementById("status").textContent === "Busy: last answer 7 s ago");
+busy.state = await page.getAttribute("#status", "data-state");
+busy.colour = await page.evaluate(() => getComputedStyle(document.getElementById("status")).color);
+busy.rows = await page.locator("#requests tbody tr").count();
+busy.notice = await page.isVisible("#notice");
+await tell({ age_s: null, pool: null, sums: null, counters: null, settings: null, uptime_s: null,
+  queued_requests: null, tree_held_tokens: null, requests: [], prefilling: [], queue: [] });
+await page.waitForFunction(() => document.getElementById("status").textContent === "Busy: no answer yet");
+busy.rows_then = await page.locator("#requests tbody tr").count();
+await watching.unroute("**/longflow/stats");
+await state(page, "live");
+say({ busy });
+
 await stopAt("gone");
-await state(page, "gone");
+await state(page, "busy"); // it may be busy: amber for 30 s
+say({ silent: await text(page, "#status") });
+await page.waitForSelector('#status[data-state="gone"]', { timeout: 60000 });
 say({ gone: await text(page, "#status"), gone_when: await text(page, "#when"), gone_notice: await text(page, "#notice"),
   gone_rows: await page.locator("#requests tbody tr").count() });
 await page.screenshot({ path: join(folder, "console-gone.png") });

@@ -143,11 +143,16 @@ class Replica(Program):
         said = self.log.read_text(errors="replace").count("\nready in ")
         return said >= self._starts
 
-    def stats(self) -> dict:
-        status, answer = call("GET", self.url + "/longflow/stats?max_age_s=0")
-        if status != 200:
-            raise RuntimeError(f"{self.name}: /longflow/stats answered {status}: {answer}")
-        return answer
+    def stats(self, timeout_s: float = 120) -> dict:
+        """What the schedulers say now; the end of a busy machine's long step is waited for."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            status, answer = call("GET", self.url + "/longflow/stats?max_age_s=0")
+            if status != 200:
+                raise RuntimeError(f"{self.name}: /longflow/stats answered {status}: {answer}")
+            if answer["state"] == "ok":
+                return answer
+        raise RuntimeError(f"{self.name}: busy for {timeout_s:.0f} s:\n{self.tail()}")
 
     def parts(self) -> dict[str, psutil.Process]:
         """The HTTP process and the scheduler."""

@@ -137,10 +137,17 @@ def test_no_errors_no_dialogs_nothing_from_outside(seen):
 def test_states(seen):
     assert (seen["loading"], seen["loading_state"]) == ("Loading", "loading")
     assert seen["empty"] is True and seen["empty_running"] == "0"
+    assert seen["silent"].startswith("No answer since ")
     assert seen["gone"].startswith("No answer since ")
     assert seen["gone_when"].startswith("last answer ")
     assert "does not answer" in seen["gone_notice"] and "last answer" in seen["gone_notice"]
     assert seen["gone_rows"] >= 4
+
+
+def test_a_busy_scheduler_is_amber_and_its_rows_stay(seen):
+    busy = seen["busy"]
+    assert (busy["state"], busy["colour"], busy["notice"]) == ("busy", "rgb(138, 90, 0)", False)
+    assert busy["rows"] >= 4 and busy["rows_then"] >= 4
 
 
 def test_rows_and_pool(seen):

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
@@ -16,6 +17,8 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+
+from sglang_longflow.platform.cpu_dtype import fast_dtype
 
 STRICT = {
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
@@ -278,6 +281,8 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = Path(tempfile.mkstemp(suffix=".log")[1])
         device = ["--device", "cpu"] if DEVICE == "cpu" else []
+        if device and not any(word.startswith("--dtype") for word in arguments):
+            device += ["--dtype", fast_dtype()]
         threads = CPU_THREADS if device else {}
         ports = ["--port", str(self.port), "--nccl-port", str(free_port())]
         with self.log.open("w") as out:
@@ -334,6 +339,16 @@ class Server:
         assert status == 200, answer
         return answer
 
+    def stats(self, timeout_s: float = 60) -> dict:
+        """What the schedulers say now; of a busy machine's long step the end is waited for."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            status, found = self.request("/longflow/stats?max_age_s=0")
+            assert status == 200, found
+            if found["state"] == "ok":
+                return found
+        raise TimeoutError(self.tail())
+
     def stop(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -347,8 +362,17 @@ class Server:
         self.stop()
 
 
-def longflow_eval(*arguments: str, env: dict | None = None) -> subprocess.CompletedProcess:
-    """`longflow eval` as a user runs it."""
+def longflow_eval(
+    *arguments: str, env: dict | None = None, address_bytes: int | None = None
+) -> subprocess.CompletedProcess:
+    """`longflow eval` as a user runs it, with so much address space for each of its processes."""
+
+    def limit() -> None:
+        if address_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_AS, (address_bytes, address_bytes))
+
     command = [sys.executable, "-W", "ignore", "-m", "sglang_longflow.cli", "eval", *arguments]
     root = Path(__file__).parents[2]
-    return subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=420, env=env)
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=root, timeout=420, env=env, preexec_fn=limit
+    )

@@ -49,7 +49,7 @@ def lost(server):
     """``lost()``: prompt and output tokens that rows have given up since the last call."""
 
     def total() -> int:  # not an answer of the last second, which the server may share
-        counters = server.request("/longflow/stats?max_age_s=0")[1]["counters"]
+        counters = server.stats()["counters"]
         return counters["overwritten_tokens"] + counters["cut_tokens"]
 
     before = [total()]

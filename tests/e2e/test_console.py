@@ -48,9 +48,11 @@ def ask(server, path: str, key: str | None = KEY, body: dict | bytes | None = No
 
 
 def stats(server, max_age_s: float = 0) -> dict:
-    status, _, text = ask(server, f"/longflow/stats?max_age_s={max_age_s}")
-    assert status == 200, text
-    return json.loads(text)
+    while True:
+        status, _, text = ask(server, f"/longflow/stats?max_age_s={max_age_s}")
+        assert status == 200, text
+        if (found := json.loads(text))["state"] == "ok":  # else a busy machine's long step
+            return found
 
 
 def generate(server, rid: str, new_tokens: int, **params):

@@ -1,19 +1,72 @@
 """`longflow demo` as a user runs it, shortened."""
 
+import contextlib
+import itertools
+import os
 import re
 import subprocess
 import sys
+import tempfile
+import threading
+import time
 
 import pytest
 
 pytestmark = pytest.mark.e2e
 
 
-def demo(*arguments: str) -> str:
+TIMEOUT_S = 900
+#: Seconds between two lines of the demo, at most.
+SIGN_OF_LIFE_S = 15.0
+
+
+def demo(*arguments: str, core: int | None = None) -> str:
+    """`longflow demo`; with a `core` on that one alone."""
+
+    def pin() -> None:
+        if core is not None:
+            os.sched_setaffinity(0, {core})
+
     command = [sys.executable, "-W", "ignore", "-m", "sglang_longflow.cli", "demo", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, preexec_fn=pin
+        ) as running,
+    ):
+        watchdog = threading.Timer(TIMEOUT_S, running.kill)
+        watchdog.start()
+        lines, times = [], [time.monotonic()]
+        for line in running.stdout:
+            lines.append(line)
+            times.append(time.monotonic())
+        watchdog.cancel()
+        status = running.wait()
+        errors.seek(0)
+        assert status == 0, errors.read()
+    silences = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert max(silences) < SIGN_OF_LIFE_S, list(zip(silences, lines))
+    stamps = [int(match[1]) for line in lines if (match := re.match(r"\[ *(\d+)s\] ", line))]
+    assert stamps == sorted(stamps) and len(stamps) >= 4  # one clock
+    return "".join(lines)
+
+
+@contextlib.contextmanager
+def busy_loops(count: int, core: int):
+    """Other work on that core, at the priority of everything else."""
+    loops = [
+        subprocess.Popen(
+            [sys.executable, "-S", "-c", "while True: pass"],
+            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+        )
+        for _ in range(count)
+    ]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
 
 
 def rows(text: str, title: str) -> list[list[str]]:
@@ -28,10 +81,12 @@ def rows(text: str, title: str) -> list[list[str]]:
     return found
 
 
-def test_questions(smollm2):
-    text = demo(
-        *(f"--model={smollm2}", "--requests=2", "--budget=40", "--max-new-tokens=6"), "--pool=300"
-    )
+def test_questions_on_half_a_core(smollm2):
+    """One core, which another program wants as well. scripts/repeat_demo.py does it at length."""
+    core = min(os.sched_getaffinity(0))
+    more = ("--requests=2", "--budget=40", "--max-new-tokens=6", "--pool=300")
+    with busy_loops(1, core):
+        text = demo(f"--model={smollm2}", *more, core=core)
     table = rows(text, "Requests with a budget of 40 KV slots")
     assert len(table) == 2
     for number, prompt, generated, length, budget, slots, saved in table:

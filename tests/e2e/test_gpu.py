@@ -244,7 +244,7 @@ def test_6_starts_with_sglang_defaults(tiny_models, kind):
         server.wait_ready()
         answer = server.generate({"input_ids": prompt(50, 1), "sampling_params": greedy(400)})
         assert answer["meta_info"]["kv_resident_tokens"] == 256
-        settings = server.request("/longflow/stats")[1]["settings"]
+        settings = server.stats()["settings"]
         print("DEFAULTS", settings)
         assert settings["overlap_schedule"] and settings["radix_cache"]
         assert settings["decode_cuda_graph"] and settings["kv_decode_kernel"] == "triton"

@@ -7,13 +7,18 @@ import pytest
 
 from sglang_longflow.errors import ConfigError
 from sglang_longflow.eval import task_of
-from sglang_longflow.evaluation.tasks import Reasoner, judge_math, read_questions
+from sglang_longflow.evaluation.tasks import Question, Reasoner, judge_math, read_questions
 from sglang_longflow.evaluation.variants import parse_budget
 from sglang_longflow.reasoner.vocabulary import TOKEN_IDS, encode
 
 
 def answered(text, reason="stop"):
     return {"output_ids": encode(text)[1:], "meta_info": {"finish_reason": {"type": reason}}}
+
+
+def test_what_a_question_needs_at_most():
+    assert Question("", {"input_ids": [1, 2, 3]}, "", 10).tokens == 13
+    assert Question("", {"text": "héllo"}, "", 10).tokens == 16  # no more tokens than bytes
 
 
 def test_a_chain_is_right_when_its_whole_answer_is_and_it_ended_by_itself():

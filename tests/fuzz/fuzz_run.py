@@ -67,8 +67,8 @@ class Report:
 
     def text(self) -> str:
         classes: Counter = Counter()
-        for (_, outcome), count in self.sent.items():
-            classes[outcome] += count
+        for (_, outcome), number in self.sent.items():
+            classes[outcome] += number
         lines = [
             f"{self.requests} requests in {self.seconds:.0f} s, {self.neighbour_answers} of "
             f"neighbours compared, {self.checkpoints} checkpoints",
@@ -110,8 +110,8 @@ class Run:
         self.report.seconds = time.monotonic() - began
         self.report.neighbour_answers = self.judge.neighbour_answers
         self.report.notes += self.judge.notes
-        for name, count in self.judge.neighbour_refusals.items():
-            self.report.notes[f"a neighbour: {name}"] += count
+        for name, number in self.judge.neighbour_refusals.items():
+            self.report.notes[f"a neighbour: {name}"] += number
         self.report.unexplained += tracebacks(self.server.log.read_text(errors="replace"))
         return self.report
 

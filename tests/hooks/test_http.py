@@ -1,5 +1,8 @@
 """Our routes on a FastAPI app of their own: bounds, one-line errors, headers. No scheduler."""
 
+import asyncio
+from types import SimpleNamespace
+
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -19,17 +22,22 @@ def asked(monkeypatch):
 
     class Asked:
         count = 0
+        delay_s = 0.0
         answer = {"settings": SETTINGS, "requests": [{"rid": "<script>alert(1)</script>\ud800"}]}
 
         async def __call__(self):
             self.count += 1
+            await asyncio.sleep(self.delay_s)
             if isinstance(self.answer, Exception):
                 raise self.answer
             return self.answer
 
     scheduler = Asked()
+    manager = SimpleNamespace(served_model_name="tiny", _subprocess_watchdog=None)
+    monkeypatch.setattr(http, "_manager", lambda: manager)
+    scheduler.manager = manager
     server = RunningServer(load_geometry("qwen3-1.7b"), 5000, 1, "bfloat16", "auto")
-    monkeypatch.setattr(http, "_snapshots", Snapshots(scheduler, min_interval_s=0))
+    monkeypatch.setattr(http, "_snapshots", Snapshots(scheduler, http._ended, 0, 0.1))
     monkeypatch.setattr(http, "_server", server)
     monkeypatch.setattr(http, "_files", load_files())
     return scheduler
@@ -98,11 +106,51 @@ def test_wrong_values_are_400_with_field_value_and_limit(client, query, words):
     assert all(word in message for word in words) and "\n" not in message, message
 
 
-def test_a_silent_scheduler_is_a_503(client, asked):
-    asked.answer = SchedulerSilent("the scheduler has not answered")
+def test_schedulers_without_a_budget_are_a_503(client, asked):
+    asked.answer = SchedulerSilent("the schedulers have no KV budget")
     for path in ("stats", "plan?budget=96"):
         answer = client.get(f"/longflow/{path}")
-        assert answer.status_code == 503 and "has not answered" in answer.json()["message"]
+        assert answer.status_code == 503 and "no KV budget" in answer.json()["message"]
+
+
+def test_a_busy_scheduler_is_no_error(client, asked):
+    """In its first long step, and in a later one."""
+    asked.delay_s = 0.5
+    told = client.get("/longflow/stats")
+    assert told.status_code == 200 and told.headers["Cache-Control"] == "no-store"
+    found = told.json()
+    assert (found["state"], found["age_s"], found["pool"]) == ("busy", None, None)
+    assert found["server"] == {"model": "tiny", "longflow": http.__version__, "schedulers": None}
+    answer = client.get("/longflow/plan?budget=96")
+    assert answer.status_code == 503 and "first long step" in answer.json()["message"]
+    asked.delay_s = 0
+    while (found := client.get("/longflow/stats?max_age_s=0").json())["state"] != "ok":
+        assert asked.count < 3
+    assert found["settings"] == SETTINGS
+    asked.delay_s = 0.5
+    found = client.get("/longflow/stats?max_age_s=0").json()
+    assert found["state"] == "busy" and found["age_s"] >= 0.1 and found["settings"] == SETTINGS
+    assert client.get("/longflow/plan?budget=96").status_code == 200
+
+
+def test_only_a_process_that_has_ended_is_a_503(client, asked):
+    class Process:
+        pid, exitcode = 77, None
+
+        def is_alive(self):
+            return self.exitcode is None
+
+    scheduler, detokenizer = Process(), Process()
+    asked.manager._subprocess_watchdog = SimpleNamespace(
+        _processes=[scheduler, detokenizer], _names=["scheduler_0", "detokenizer"]
+    )
+    asked.delay_s = 0.5
+    assert client.get("/longflow/stats").status_code == 200
+    scheduler.exitcode = -9
+    for path in ("stats?max_age_s=0", "plan?budget=96"):
+        answer = client.get(f"/longflow/{path}")
+        assert answer.status_code == 503
+        assert answer.json()["message"] == "scheduler_0 (process 77) has ended with status -9"
 
 
 def test_only_the_consoles_files_are_served(client):

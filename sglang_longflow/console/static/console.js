@@ -7,6 +7,7 @@ import { WhatIf } from "./plan.js";
 const POLL_MS = 1000;
 const RETRY_MS = 3000;
 const PATIENCE_MS = 8000;
+const GONE_MS = 30000; // without an answer: until then it may be busy, or the way to it
 const KEY = "longflow-key";
 
 const pool = new Pool();
@@ -65,11 +66,30 @@ function askForKey() {
   }
 }
 
-function gone(why) {
+/** No answer: gone at once where the server says that its scheduler has ended. */
+function silent(why, ended) {
   goneSince ??= new Date();
-  show("gone", `No answer since ${clock(goneSince)}`);
+  const gone = ended || new Date() - goneSince >= GONE_MS;
+  show(gone ? "gone" : "busy", `No answer since ${clock(goneSince)}`);
   if (last) setText($("when"), `last answer ${clock(lastAt)}`);
-  notice(`${why} ${last ? "What is shown is the last answer. " : ""}Trying again every ${RETRY_MS / 1000} seconds.`);
+  notice(gone
+    ? `${why} ${last ? "What is shown is the last answer. " : ""}Trying again every ${RETRY_MS / 1000} seconds.`
+    : "");
+}
+
+/** The server answers; what it says of the scheduler may be old, or nothing yet. */
+function answered(stats) {
+  goneSince = null;
+  notice("");
+  const known = stats.age_s !== null;
+  if (known && stats.uptime_s !== last?.uptime_s) render(stats);
+  if (known) lastAt = new Date(Date.now() - 1000 * (stats.age_s ?? 0));
+  if (stats.state === "busy") {
+    show("busy", known ? `Busy: last answer ${Math.round(stats.age_s)} s ago` : "Busy: no answer yet");
+  } else {
+    show("live", "Live"); // the time is elsewhere: a screen reader would say it every second
+  }
+  if (known) setText($("when"), clock(lastAt));
 }
 
 function rates(stats) {
@@ -135,17 +155,16 @@ async function poll() {
       askForKey();
       return; // until a key is given
     }
-    if (status !== 200) throw new Error(`The server answered ${status}: ${body.message ?? ""}.`);
     $("key-form").hidden = true;
-    goneSince = null;
-    notice("");
-    render(body);
-    show("live", "Live"); // the time is elsewhere: a screen reader would say it every second
-    lastAt = new Date();
-    setText($("when"), clock(lastAt));
+    if (status === 200) {
+      answered(body);
+    } else {
+      silent(`The server answered ${status}: ${body.message ?? ""}.`, status === 503);
+      wait = RETRY_MS;
+    }
   } catch (error) {
     const unreachable = error instanceof TypeError || error.name === "TimeoutError";
-    gone(unreachable ? "The server does not answer." : error.message);
+    silent(unreachable ? "The server does not answer." : error.message, false);
     wait = RETRY_MS;
   }
   if (!document.hidden) timer = setTimeout(poll, wait);
