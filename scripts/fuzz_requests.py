@@ -84,6 +84,10 @@ class Servers:
             stack.callback(server.stop)
             self.spare = None
             server.wait_ready()
+            # On a GPU the first draw of a token by chance compiles kernels, for minutes.
+            params = {"max_new_tokens": 2, "temperature": 0.8, "top_p": 0.9, "top_k": 9}
+            warm = {"text": "warm", "sampling_params": params | {"min_p": 0.1}}
+            assert server.request("/generate", warm, timeout_s=500)[0] == 200
             if self.has_spare:
                 self.spare = self.start()
             try:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from sglang_longflow.console.snapshots import SchedulerSilent, Snapshot
+from sglang_longflow.console.snapshots import Look, SchedulerSilent
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -27,9 +27,9 @@ class StalledIsUnhealthy:
     own check decides.
     """
 
-    def __init__(self, app: Any, snapshot: Callable[[float], Awaitable[Snapshot]]):
+    def __init__(self, app: Any, look: Callable[[float], Awaitable[Look]]):
         self.app = app
-        self._snapshot = snapshot
+        self._look = look
 
     async def __call__(self, scope: Scope, receive: Any, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] in _PATHS:
@@ -42,7 +42,8 @@ class StalledIsUnhealthy:
     async def _stalled_s(self) -> float:
         try:
             async with asyncio.timeout(_ANSWER_WITHIN_S):
-                return (await self._snapshot(_MAX_AGE_S)).stats.get("stalled_s", 0.0)
+                found = (await self._look(_MAX_AGE_S)).snapshot
+            return found.stats["stalled_s"] if found else 0.0
         except (SchedulerSilent, TimeoutError):
             return 0.0
 

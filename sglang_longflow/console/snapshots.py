@@ -85,7 +85,7 @@ def not_known(server: dict[str, Any]) -> dict[str, Any]:
         "server": {**server, "schedulers": None},
         **dict.fromkeys(nothing),
         **{name: [] for name in ("requests", "prefilling", "queue")},
-        "uptime_s": None,
+        **dict.fromkeys(("paused", "stalled_s", "uptime_s")),
     }
 
 

@@ -231,4 +231,4 @@ def setup_and_run_http_server(server_args, *args, **kwargs) -> None:
     app.include_router(router)
     app.add_middleware(CountResponses)
     app.add_middleware(PlainMetrics)
-    app.add_middleware(StalledIsUnhealthy, snapshot=_snapshots.get)
+    app.add_middleware(StalledIsUnhealthy, look=_snapshots.get)

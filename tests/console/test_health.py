@@ -6,7 +6,7 @@ import json
 import pytest
 
 from sglang_longflow.console.health import UNHEALTHY_AFTER_S, StalledIsUnhealthy
-from sglang_longflow.console.snapshots import SchedulerSilent, Snapshot
+from sglang_longflow.console.snapshots import Look, SchedulerSilent, Snapshot
 
 
 async def sglang(scope, receive, send):
@@ -28,7 +28,7 @@ def ask(path, snapshot):
 
 def says(stalled_s):
     async def snapshot(max_age_s):
-        return Snapshot(0.0, {"stalled_s": stalled_s}, b"")
+        return Look(Snapshot(0.0, 0.0, {"stalled_s": stalled_s}, b""), late=False)
 
     return snapshot
 
@@ -56,5 +56,9 @@ def test_a_silent_scheduler_is_left_to_sglangs_own_check():
     async def slow(max_age_s):
         await asyncio.sleep(30)
 
+    async def unknown(max_age_s):
+        return Look(None, late=True)
+
     assert ask("/health", silent)[0] == 200
+    assert ask("/health", unknown)[0] == 200
     assert ask("/health", slow)[0] == 200
