@@ -18,7 +18,8 @@ import sys
 import zipfile
 from pathlib import Path
 
-from sglang_longflow.hooks.manifest import MANIFEST, Hook
+from sglang_longflow.hooks.hook import Hook
+from sglang_longflow.hooks.manifest import MANIFEST
 
 ROOT = Path(__file__).resolve().parents[1]
 PINS = ("torch", "transformers", "sglang-kernel", "flashinfer-python")

@@ -28,7 +28,7 @@ PURE = [
 HOOK_FILES = sorted(
     path
     for path in (PACKAGE / "hooks").glob("*.py")
-    if path.name not in ("__init__.py", "guard.py", "manifest.py", "verify.py")
+    if path.name not in ("__init__.py", "guard.py", "hook.py", "manifest.py", "verify.py")
 )
 
 

@@ -16,7 +16,7 @@ from http import HTTPStatus
 from typing import Any
 
 from sglang_longflow import runtime
-from sglang_longflow.hooks.manifest import Fails
+from sglang_longflow.hooks.hook import Fails
 
 logger = logging.getLogger(__name__)
 

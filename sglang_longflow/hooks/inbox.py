@@ -21,6 +21,7 @@ from sglang_longflow.flow.fields import (
     check_sampling_bounds,
 )
 from sglang_longflow.hooks import metrics
+from sglang_longflow.hooks.guard import watching
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +123,31 @@ async def one_weight_update(original, self, obj):
     lock = self.__dict__.setdefault("longflow_weight_update", asyncio.Lock())
     async with lock:
         return await original(self, obj)
+
+
+async def pause_generation(original, self, obj):
+    """Around ``TokenizerManager.pause_generation``: one after the other, and ``abort`` ends.
+
+    ``abort`` waits until nothing runs, and holds the lock that ``continue_generation`` needs. A
+    scheduler that another mode has paused never gets there: it has to go on first.
+    """
+    if config_from(self.server_args) is None:
+        return await original(self, obj)
+    from sglang.srt.managers.io_struct import ContinueGenerationReqInput
+
+    lock = self.__dict__.setdefault("longflow_pause", asyncio.Lock())
+    async with lock:
+        if obj.mode == "abort" and self.is_pause:
+            await self._async_dispatch_to_scheduler(ContinueGenerationReqInput())
+        return await original(self, obj)
+
+
+def collect_metrics(original, self, *args, **kwargs) -> None:
+    """Around ``TokenizerManager.collect_metrics``: a label that nobody declared is not counted."""
+    if config_from(self.server_args) is None:
+        return original(self, *args, **kwargs)
+    with watching("the metrics of a request"):
+        return original(self, *args, **kwargs)
 
 
 def handle_generate_request(original, self, recv_req) -> None:

@@ -6,73 +6,7 @@ docs/hooks.md is generated from it.
 
 from __future__ import annotations
 
-import functools
-import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
-from typing import Any
-
-
-class Fails(Enum):
-    """What a failure of a hook itself costs; `hooks.guard` sees to it."""
-
-    START = "the start: nothing comes up half on"
-    ANSWER = "the one HTTP request"
-    REQUEST = "the request, which ends with an error"
-    ROWS = "the requests whose rows it cannot read"  # `guard.blaming` around each
-    WATCH = "what it reports"
-    GUARD = "what SGLang could not take"  # it contains the failures of SGLang's own function
-
-
-@dataclass(frozen=True)
-class Hook:
-    """One wrapped function of SGLang.
-
-    Attributes
-    ----------
-    target : str
-        Dotted path in SGLang.
-    kind : str
-        "before", "after" or "around" (never "replace").
-    handler_path : str
-        ``module:function`` of ours under ``sglang_longflow.hooks``.
-    parameters : tuple of str
-        Parameter names of the target in SGLang 0.5.17; another signature stops the start-up.
-    why : str
-        What would be wrong without it.
-    remove_when : str
-        What SGLang would have to offer.
-    fails : Fails
-    blames : str
-        The parameter that is the request, for ``Fails.REQUEST``.
-    first_parameters_only : bool
-        `parameters` are the first of many (a dataclass's __init__).
-    """
-
-    target: str
-    kind: str
-    handler_path: str
-    parameters: tuple[str, ...]
-    why: str
-    remove_when: str
-    fails: Fails
-    blames: str = ""
-    first_parameters_only: bool = False
-
-    def handler(self) -> Callable[..., Any]:
-        """What is registered with SGLang: the handler with its failures contained."""
-        return _guarded_handler(self)
-
-
-@functools.cache
-def _guarded_handler(hook: Hook) -> Callable[..., Any]:
-    from sglang_longflow.hooks.guard import guarded
-
-    module, name = hook.handler_path.split(":")
-    handler = getattr(importlib.import_module(f"sglang_longflow.hooks.{module}"), name)
-    blamed = hook.parameters.index(hook.blames) if hook.blames else None
-    return guarded(handler, hook.kind, hook.fails, blamed)
+from sglang_longflow.hooks.hook import Fails, Hook
 
 
 def _p(names: str) -> tuple[str, ...]:
@@ -163,6 +97,24 @@ MANIFEST: tuple[Hook, ...] = (
         "two updates of the weights at once, in a pause, would end the HTTP process",
         "SGLang carries out one update of the weights after the other",
         Fails.ANSWER,
+    ),
+    Hook(
+        f"{_TOKENIZER}.pause_generation",
+        "around",
+        "inbox:pause_generation",
+        _p("self obj"),
+        "a pause with abort after another pause would wait for ever, and all requests with it",
+        "SGLang's pause with abort lets a paused scheduler go on",
+        Fails.ANSWER,
+    ),
+    Hook(
+        f"{_TOKENIZER}.collect_metrics",
+        "around",
+        "inbox:collect_metrics",
+        _p("self state recv_obj i"),
+        "a request's custom_labels that nobody declared would end the HTTP process",
+        "SGLang's metrics never end what they measure",
+        Fails.GUARD,
     ),
     Hook(
         f"{_SCHEDULER}.handle_generate_request",

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sglang_longflow.errors import HookNotApplied
-from sglang_longflow.hooks.manifest import MANIFEST, Hook
+from sglang_longflow.hooks.hook import Hook
+from sglang_longflow.hooks.manifest import MANIFEST
 
 
 @dataclass(frozen=True)

@@ -242,6 +242,26 @@ def test_no_request_ends_the_server(server):
     assert status == 200 and answer["meta_info"]["completion_tokens"] == 600
 
 
+def test_pauses_in_any_order_end_and_requests_go_on(server):
+    """SGLang's own pause with abort waits for ever after another pause."""
+    with ThreadPoolExecutor() as pool:
+        for first in ("in_place", "retract"):
+            beside = pool.submit(generate, server, new_tokens=400)
+            time.sleep(0.4)
+            assert server.request("/pause_generation", {"mode": first}, 60)[0] == 200
+            assert server.request("/longflow/stats?max_age_s=0")[1]["paused"] is True
+            assert server.request("/pause_generation", {"mode": "abort"}, 60)[0] == 200
+            assert server.request("/continue_generation", {}, 60)[0] == 200
+            beside.result()  # aborted, and told so
+            assert generate(server, new_tokens=3)[0] == 200
+    assert server.request("/longflow/stats?max_age_s=0")[1]["paused"] is False
+
+
+def test_labels_that_nobody_declared_are_not_counted(server):
+    assert generate(server, new_tokens=3, custom_labels={"a": "b"})[0] in (200, 400)
+    assert generate(server, new_tokens=3)[0] == 200
+
+
 def test_a_prompt_is_scored_beside_others(server):
     """/v1/score prefills only: a prompt over the budget gets one decode step all the same."""
     with ThreadPoolExecutor() as pool:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 from fuzz_bodies import Call, Limits
 
-
 KNOWN: dict[str, Callable[[Call, Limits], bool]] = {}
 
 

@@ -8,7 +8,8 @@ from sglang_longflow import runtime
 from sglang_longflow.config import LongFlowConfig
 from sglang_longflow.contracts import KVBudget, KVRow
 from sglang_longflow.hooks import guard
-from sglang_longflow.hooks.manifest import MANIFEST, Fails
+from sglang_longflow.hooks.hook import Fails
+from sglang_longflow.hooks.manifest import MANIFEST
 from sglang_longflow.policies import make_policy
 
 

@@ -118,6 +118,45 @@ def test_weights_are_updated_one_after_the_other():
     assert asyncio.run(several(None)) == [0, 1, 2] and most == 3
 
 
+@pytest.mark.parametrize(
+    ("mode", "paused", "resumes"),
+    [
+        ("abort", True, True),
+        ("abort", False, False),
+        ("retract", True, False),
+    ],
+)
+def test_a_pause_with_abort_lets_a_paused_scheduler_go_on(mode, paused, resumes):
+    sent = []
+
+    async def dispatch(obj):
+        sent.append(type(obj).__name__)
+
+    async def original(manager, obj):
+        return "paused"
+
+    settings = {flag.name: flag.default for flag in FLAGS} | {"device": "cpu", "kv_budget": 64}
+    manager = SimpleNamespace(
+        server_args=SimpleNamespace(**settings),
+        is_pause=paused,
+        _async_dispatch_to_scheduler=dispatch,
+    )
+    obj = SimpleNamespace(mode=mode)
+    assert asyncio.run(inbox.pause_generation(original, manager, obj)) == "paused"
+    assert sent == (["ContinueGenerationReqInput"] if resumes else [])
+
+
+@pytest.mark.parametrize("kv_budget", [64, None])
+def test_metrics_of_a_request_end_nothing_but_on_a_plain_server(kv_budget):
+    settings = {flag.name: flag.default for flag in FLAGS} | {"device": "cpu"}
+    manager = SimpleNamespace(server_args=SimpleNamespace(**settings | {"kv_budget": kv_budget}))
+    if kv_budget:
+        inbox.collect_metrics(fails, manager, None, None, 0)
+    else:
+        with pytest.raises(ValueError, match="Overflow"):
+            inbox.collect_metrics(fails, manager, None, None, 0)
+
+
 def tokenized(**has):
     return SimpleNamespace(**{"input_embeds": None, "positional_embed_overrides": None, **has})
 

@@ -1,0 +1,71 @@
+"""What a row of the manifest says of one wrapped function of SGLang."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+
+class Fails(Enum):
+    """What a failure of a hook itself costs; `hooks.guard` sees to it."""
+
+    START = "the start: nothing comes up half on"
+    ANSWER = "the one HTTP request"
+    REQUEST = "the request, which ends with an error"
+    ROWS = "the requests whose rows it cannot read"  # `guard.blaming` around each
+    WATCH = "what it reports"
+    GUARD = "what SGLang could not take"  # it contains the failures of SGLang's own function
+
+
+@dataclass(frozen=True)
+class Hook:
+    """One wrapped function of SGLang.
+
+    Attributes
+    ----------
+    target : str
+        Dotted path in SGLang.
+    kind : str
+        "before", "after" or "around" (never "replace").
+    handler_path : str
+        ``module:function`` of ours under ``sglang_longflow.hooks``.
+    parameters : tuple of str
+        Parameter names of the target in SGLang 0.5.17; another signature stops the start-up.
+    why : str
+        What would be wrong without it.
+    remove_when : str
+        What SGLang would have to offer.
+    fails : Fails
+    blames : str
+        The parameter that is the request, for ``Fails.REQUEST``.
+    first_parameters_only : bool
+        `parameters` are the first of many (a dataclass's __init__).
+    """
+
+    target: str
+    kind: str
+    handler_path: str
+    parameters: tuple[str, ...]
+    why: str
+    remove_when: str
+    fails: Fails
+    blames: str = ""
+    first_parameters_only: bool = False
+
+    def handler(self) -> Callable[..., Any]:
+        """What is registered with SGLang: the handler with its failures contained."""
+        return _guarded_handler(self)
+
+
+@functools.cache
+def _guarded_handler(hook: Hook) -> Callable[..., Any]:
+    from sglang_longflow.hooks.guard import guarded
+
+    module, name = hook.handler_path.split(":")
+    handler = getattr(importlib.import_module(f"sglang_longflow.hooks.{module}"), name)
+    blamed = hook.parameters.index(hook.blames) if hook.blames else None
+    return guarded(handler, hook.kind, hook.fails, blamed)
