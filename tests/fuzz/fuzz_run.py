@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain, count, islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ class Run:
         self.report = Report()
         self.recent: deque[Call] = deque(maxlen=KEPT_CALLS)
         self.open: dict[int, Call] = {}
-        self.numbers = count()
+        self.numbers = itertools.count()
         self.resuming: set[asyncio.Task] = set()
 
     async def run(self, calls: Iterable[Call]) -> Report:
