@@ -150,6 +150,8 @@ def campaign(options: argparse.Namespace, variant, model: Path, seed: int) -> in
             )
         print(f"server {options.server}, seed {seed + found}: {report.text()}", flush=True)
         total += report.sent
+        if options.csv:
+            write_counts(options.csv, options.server, seed + found, report.sent)
         print(f"  taken {options.start_at + taken}", flush=True)
         left = left - report.requests if report.finding else 0
         if report.finding:
@@ -165,8 +167,6 @@ def campaign(options: argparse.Namespace, variant, model: Path, seed: int) -> in
     print(f"{options.server}: {requests} requests, {found} findings; left out: {dict(skipped)}")
     if options.sweep:
         print(f"go on with --start-at {options.start_at + taken}")
-    if options.csv:
-        write_counts(options.csv, options.server, seed, total)
     return 1 if found else 0
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
+import re
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain, count, islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,8 @@ class Report:
     seconds: float = 0.0
     unexplained: Counter = field(default_factory=Counter)  # exceptions in the server's log
     notes: Counter = field(default_factory=Counter)
+    #: One call for each kind of answer that names no fault of the caller: 5xx, or cut off.
+    samples: dict[tuple[str, str], str] = field(default_factory=dict)
     finding: Finding | None = None
 
     @property
@@ -76,6 +80,7 @@ class Report:
         ]
         lines += [f"note: {name} ({n})" for name, n in self.notes.most_common()]
         lines += [f"in the log {n}x: {name}" for name, n in self.unexplained.most_common()]
+        lines += [f"sample: {key} {body}" for key, body in sorted(self.samples.items())]
         if self.finding:
             lines += [f"FOUND {self.finding.kind}: {self.finding.detail}", self.finding.signature]
         return "\n".join(lines)
@@ -94,7 +99,7 @@ class Run:
         self.report = Report()
         self.recent: deque[Call] = deque(maxlen=KEPT_CALLS)
         self.open: dict[int, Call] = {}
-        self.numbers = count()
+        self.numbers = itertools.count()
         self.resuming: set[asyncio.Task] = set()
 
     async def run(self, calls: Iterable[Call]) -> Report:
@@ -163,6 +168,9 @@ class Run:
             task = asyncio.create_task(self._resume(call.resume_s))
             self.resuming.add(task)
             task.add_done_callback(self.resuming.discard)
+        if outcome.status in ("500", "cut off"):
+            said = re.sub(r"[0-9a-f]{8,}|\d+", "…", outcome.text)[:90]
+            self.report.samples.setdefault((route_of(call), said), _short(call))
         if outcome.status == "timed out":
             raise Guilty("hang", f"no answer: {call.method} {call.path} {_short(call)}")
         if outcome.status in ("dropped", "cut off"):
