@@ -16,8 +16,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TextIO
 
-#: Between two signs of life. It stays below 15 seconds with what is asked for in `ASK_TIMEOUT_S`, and
-#: where a busy machine imports a large library meanwhile, which stops all threads for seconds.
+#: Between two signs of life. It stays below 15 seconds with what is asked for in `ASK_TIMEOUT_S`,
+#: and where a busy machine imports a large library meanwhile, which stops all threads for seconds.
 SIGN_OF_LIFE_S = 7.0
 #: What is told may have to be asked for first.
 ASK_TIMEOUT_S = 3.0
