@@ -25,6 +25,8 @@ MAX_LOGIT_BIAS = 1e30
 MIN_REPETITION_PENALTY = 1e-6
 #: The largest number of an input embedding: float16 holds no more.
 MAX_EMBEDDING = 65504.0
+#: Prompts times samples of one HTTP request: when its client leaves, SGLang aborts one by one.
+MAX_REQUESTS_PER_CALL = 4096
 #: Sampling parameters that are compiled, by a library that ends the process at some texts.
 GRAMMARS = ("regex", "ebnf", "json_schema", "structural_tag")
 MAX_GRAMMAR_DEPTH = 128
@@ -201,6 +203,21 @@ def check_samples(n: Any) -> None:
     if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MAX_SAMPLES:
         raise BudgetError(
             f"n={n!r:.40}: expected an integer from 1 to {MAX_SAMPLES}", "out_of_range"
+        )
+
+
+def check_call(prompts: int, samples: int) -> None:
+    """Refuse an HTTP request that would become too many requests of the scheduler.
+
+    Raises
+    ------
+    BudgetError
+    """
+    if prompts * samples > MAX_REQUESTS_PER_CALL:
+        raise BudgetError(
+            f"{prompts:,} prompts with n={samples}: expected at most {MAX_REQUESTS_PER_CALL:,} "
+            f"answers of one HTTP request; send several",
+            "out_of_range",
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sglang_longflow.config import config_from
-from sglang_longflow.flow.fields import check_samples
+from sglang_longflow.flow.fields import check_call, check_samples
 from sglang_longflow.flow.release import report
 from sglang_longflow.hooks import inbox
 from sglang_longflow.http_budget import apply_headers
@@ -50,16 +50,27 @@ def _spread(meta_info: dict) -> None:
         meta_info.update(latest)
 
 
+def _check_size(obj, *, over_http: bool) -> None:
+    """How many requests a call becomes; `sglang.Engine` may ask for as many as it likes."""
+    given = obj.sampling_params
+    samples = 1
+    for sampling in given if isinstance(given, list) else [given]:
+        if isinstance(sampling, dict) and "n" in sampling:
+            check_samples(sampling["n"])
+            samples = max(samples, sampling["n"])
+    if over_http:
+        prompts = next((p for p in (obj.text, obj.input_ids) if isinstance(p, list) and p), [0])
+        several = not isinstance(prompts[0], int)  # one prompt is a list of token ids
+        check_call(len(prompts) if several else 1, samples)
+
+
 async def generate_request(original, self, obj, request=None):
     """Around ``TokenizerManager.generate_request``, through which every response passes."""
     apply_headers(obj, self.server_args)
     has_budgets = config_from(self.server_args) is not None
     if has_budgets:
         inbox.guard_answers()
-        given = obj.sampling_params
-        for sampling in given if isinstance(given, list) else [given]:
-            if isinstance(sampling, dict) and "n" in sampling:
-                check_samples(sampling["n"])
+        _check_size(obj, over_http=request is not None)
     async for out in original(self, obj, request):
         if has_budgets:
             for item in out if isinstance(out, list) else [out]:

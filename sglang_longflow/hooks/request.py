@@ -10,6 +10,7 @@ from sglang_longflow.config import config_from
 from sglang_longflow.contracts import KVRow
 from sglang_longflow.errors import BudgetError
 from sglang_longflow.flow.admission import prefill_slots
+from sglang_longflow.flow.fields import check_fields
 from sglang_longflow.flow.request import (
     INACTIVE,
     asks_for_budget,
@@ -51,6 +52,9 @@ def validate_one_request(self, obj, input_ids) -> None:
                 f"prompts a list of one object for each",
                 "wrong_type",
             )
+        if (tokens := sampling_params.get("max_new_tokens")) is not None:
+            # SGLang adds it to the prompt's length before anything else looks at it.
+            check_fields({"max_new_tokens": tokens}, {"max_new_tokens": int})
         budget = resolve_budget(sampling_params.get("custom_params"), config)
         if not budget.is_full and getattr(obj, "session_params", None) is not None:
             raise BudgetError(

@@ -53,7 +53,7 @@ def evaluate_here(tiny_with_tokenizer, shared_server, monkeypatch, capsys):
     """``evaluate_here(*arguments)`` runs `longflow eval` on that server; returns what it prints."""
 
     @contextmanager
-    def the_server(model, key, more, names, verbose=False):
+    def the_server(model, key, more, names, verbose=False, most_tokens=None):
         assert (model, key) == (tiny_with_tokenizer, ("longflow", 0, 0))
         yield shared_server
 

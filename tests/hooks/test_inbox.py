@@ -15,6 +15,7 @@ from sglang_longflow.hooks import inbox
 def active(monkeypatch):
     state = runtime.Runtime(LongFlowConfig(kv_budget=64))
     monkeypatch.setattr(runtime, "_current", state)
+    monkeypatch.setattr(inbox, "_answers_guarded", False)  # an engine of this process sets it
     return state
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
+import pytest
+
 from sglang_longflow.contracts import KVBudget, KVRow
+from sglang_longflow.errors import BudgetError
+from sglang_longflow.hooks import report as hook
 from sglang_longflow.hooks.report import LatestReport, _spread
 from sglang_longflow.policies import make_policy
 
@@ -35,3 +40,28 @@ def test_a_message_without_new_tokens_has_a_report():
     meta = {"longflow": LatestReport(request(8))[8:8]}
     _spread(meta)
     assert meta["kv_resident_tokens"] == 17
+
+
+def call(text=None, input_ids=None, sampling_params=None):
+    return SimpleNamespace(text=text, input_ids=input_ids, sampling_params=sampling_params or {})
+
+
+@pytest.mark.parametrize(
+    ("obj", "over_http", "refused"),
+    [
+        (call(text=["a"] * 4096), True, False),
+        (call(text=["a"] * 4097), True, True),
+        (call(text=["a"] * 100_000), False, False),  # sglang.Engine
+        (call(text="a" * 100_000), True, False),
+        (call(input_ids=[3] * 100_000), True, False),
+        (call(input_ids=[[3]] * 5000), True, True),
+        (call(input_ids=[]), True, False),
+        (call(text=["a"] * 100, sampling_params={"n": 41}), True, True),
+        (call(text=["a"] * 2, sampling_params=[{"n": 3000}, {}]), True, True),
+        (call(text=["a"] * 2, sampling_params="x"), True, False),  # refused elsewhere
+        (call(), True, False),  # embeddings
+    ],
+)
+def test_a_call_becomes_so_many_requests_and_no_more(obj, over_http, refused):
+    with pytest.raises(BudgetError) if refused else nullcontext():
+        hook._check_size(obj, over_http=over_http)
