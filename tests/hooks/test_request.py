@@ -145,5 +145,5 @@ def test_a_server_without_a_budget_leaves_all_that_to_sglang():
 
 @pytest.mark.parametrize("tokens", ["8", [], 3.7, True])
 def test_a_length_that_cannot_be_added_to_the_prompts_is_refused(tokens):
-    with pytest.raises(BudgetError, match="max_new_tokens=.*: expected an integer"):
+    with pytest.raises(BudgetError, match=r"max_new_tokens=.*: expected an integer"):
         validate(body(max_new_tokens=tokens), kv_budget=48)
