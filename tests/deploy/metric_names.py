@@ -40,14 +40,14 @@ def longflow_metrics() -> set[str]:
     """Series names that the exporter and the refusal counter register."""
     import prometheus_client
 
-    from sglang_longflow.flow.metrics import Counters
+    from sglang_longflow.flow.metrics import Counters, Stall
     from sglang_longflow.hooks import metrics
 
     registry = prometheus_client.REGISTRY
     before = set(registry._collector_to_names)
     try:
         exporter = metrics.Exporter("names", row_capacity=1)
-        exporter.update(SimpleNamespace(counters=Counters()), [])
+        exporter.update(SimpleNamespace(counters=Counters(), stall=Stall()), [])
         metrics.count_refusal("names")
         return {
             sample.name
