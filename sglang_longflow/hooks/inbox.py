@@ -143,8 +143,11 @@ async def pause_generation(original, self, obj):
 
 
 def collect_metrics(original, self, *args, **kwargs) -> None:
-    """Around ``TokenizerManager.collect_metrics``: a label that nobody declared is not counted."""
-    if config_from(self.server_args) is None:
+    """Around ``TokenizerManager.collect_metrics``: a label that nobody declared is not counted.
+
+    It is called for every request of every step, so the settings are not read again here.
+    """
+    if not _answers_guarded:
         return original(self, *args, **kwargs)
     with watching("the metrics of a request"):
         return original(self, *args, **kwargs)
