@@ -41,7 +41,7 @@ demo-reasoner: env ## the demo with chains of 2,000 tokens, and whether their an
 # of minutes, run by one worker while the other has nothing left.
 .PHONY: test
 test: env ## all tests that need no GPU, the end-to-end ones included
-	@model="$${LONGFLOW_TEST_MODEL:-$$("$(VENV)/bin/python" -m sglang_longflow.demo_model --path)}"; \
+	@model="$${LONGFLOW_TEST_MODEL:-$$("$(VENV)/bin/python" -m sglang_longflow.demo.model --path)}"; \
 	LONGFLOW_TEST_MODEL="$$model" exec "$(VENV)/bin/python" -m pytest -m "not gpu and not deploy" \
 	  $(or $(strip $(PYTEST_ARGS)),-n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder)
 
@@ -50,7 +50,7 @@ tools: env ## tools of the deployment tests: validators, Prometheus, a browser, 
 	@TOOLS="$(TOOLS)" PYTHON="$(VENV)/bin/python" bash scripts/tools.sh
 
 define deploy_pytest
-model="$${LONGFLOW_TEST_MODEL:-$$("$(VENV)/bin/python" -m sglang_longflow.demo_model --path)}"; \
+model="$${LONGFLOW_TEST_MODEL:-$$("$(VENV)/bin/python" -m sglang_longflow.demo.model --path)}"; \
 	LONGFLOW_TEST_MODEL="$$model" TOOLS="$(TOOLS)" \
 	  exec "$(VENV)/bin/python" -m pytest
 endef

@@ -33,8 +33,8 @@ from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from longflow_kernels.likeness.reference import slow_channels
-from sglang_longflow.evaluation.forced import kl_of
-from sglang_longflow.evaluation.texts import TextTask, load_texts
+from sglang_longflow.measure.divergence.forced import kl_of
+from sglang_longflow.measure.divergence.texts import TextTask, load_texts
 from sglang_longflow.reasoner import KINDS, make_problem
 
 

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests" / "deploy")]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tools")]
 
 
 def phases(bursts: int):

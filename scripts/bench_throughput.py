@@ -31,7 +31,7 @@ from pathlib import Path
 import yaml
 from bench_geometries import GEOMETRIES, model_folder
 
-from sglang_longflow.benchmark.streams import (
+from sglang_longflow.measure.throughput.streams import (
     Stream,
     ask,
     emptied,
@@ -40,8 +40,8 @@ from sglang_longflow.benchmark.streams import (
     session_for,
     tokens_at,
 )
-from sglang_longflow.preflight import free_port
-from sglang_longflow.supervise import Server
+from sglang_longflow.server.preflight import free_port
+from sglang_longflow.server.process import Server
 
 POLICIES = ("longflow", "longflow-peak", "longflow-novel")
 SYSTEMS = (*POLICIES, "stock", "inert")

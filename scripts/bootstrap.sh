@@ -140,7 +140,7 @@ alive compiling compile_imports ||
 
 if [[ -z ${LONGFLOW_NO_MODEL:-} ]]; then
   # Not fatal: linting and most tests need no model, and what needs it tries again.
-  "$VENV/bin/python" -m sglang_longflow.demo_model ||
+  "$VENV/bin/python" -m sglang_longflow.demo.model ||
     say "the demo model is not there yet; 'longflow demo' will try again"
 fi
 

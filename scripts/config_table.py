@@ -117,7 +117,7 @@ def table(columns: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def flags() -> str:
-    from sglang_longflow.config import FLAGS
+    from sglang_longflow.settings.config import FLAGS
 
     def kind(flag) -> str:
         if flag.choices:
@@ -137,7 +137,7 @@ def flags() -> str:
 
 
 def request_keys() -> str:
-    from sglang_longflow.flow.request import REQUEST_KEYS
+    from sglang_longflow.core.request import REQUEST_KEYS
 
     rows = ((f"`{key}`", kind, text) for key, (kind, text) in REQUEST_KEYS.items())
     return table(("Key", "Value", "Meaning"), rows)
@@ -152,8 +152,8 @@ def policies() -> str:
 
 
 def yaml_keys() -> str:
-    from sglang_longflow.release import TESTED_SGLANG
-    from sglang_longflow.server_options import KV_OPTIONS, server_options
+    from sglang_longflow.server.options import KV_OPTIONS, server_options
+    from sglang_longflow.settings.release import TESTED_SGLANG
 
     kinds = {"int": "an integer", "str": "a text", "flag": "true or false"}
     names = [option.name for option in server_options() if option.name != "config"]
@@ -170,7 +170,7 @@ def yaml_keys() -> str:
 
 
 def refused() -> str:
-    from sglang_longflow.support import FLAG_RULES
+    from sglang_longflow.settings.compatibility import FLAG_RULES
 
     rows = [(f"`{rule.field}`", rule.feature, rule.fix) for rule in FLAG_RULES]
     rows.append(

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests/e2e"), str(ROOT / "tests/fuzz")]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests/support"), str(ROOT / "tools")]
 
 
 def parse() -> argparse.Namespace:

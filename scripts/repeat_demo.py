@@ -23,11 +23,12 @@ from pathlib import Path
 OLDER_CPU = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 DEMO = """
 import sys
-from sglang_longflow import cli, serve
+from sglang_longflow.cli.main import main
+from sglang_longflow.server import serve
 dtype = sys.argv[1]
 if dtype != "auto":
     serve.fast_dtype = lambda: dtype
-sys.exit(cli.main(["demo", *sys.argv[2:]]))
+sys.exit(main(["demo", *sys.argv[2:]]))
 """
 LONGEST_SILENCE_S = 15.0
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import logging
 import sys
 
-from sglang_longflow import start_check
-from sglang_longflow.release import FIX, refusal, untested_sglang
+from sglang_longflow.settings import start_check
+from sglang_longflow.settings.release import FIX, refusal, untested_sglang
 
 logger = logging.getLogger(__name__)
 _registered = False

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+
 from autoscale_hpa import Autoscaler, Metric, direction
 
-CHART = Path(__file__).parents[2] / "deploy" / "helm" / "sglang-longflow"
+CHART = Path(__file__).parents[1] / "deploy" / "helm" / "sglang-longflow"
 RELEASE, NAMESPACE = "longflow", "serving"
 _RENDER = """
 import json, sys, helm_python

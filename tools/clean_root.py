@@ -29,7 +29,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 SUITE = "bookworm"
 # What CPython's modules are linked with, and what the image has beside them.
 LIBRARIES = (

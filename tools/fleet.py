@@ -21,8 +21,8 @@ from pathlib import Path
 import psutil
 import yaml
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "e2e"))
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 from harness import CPU_THREADS, STRICT, build_tiny_model, free_port  # noqa: E402, F401
 

@@ -13,10 +13,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fuzz_schema import JUNK, Schemas, junk, often, some_of, texts
 from hypothesis import HealthCheck, Phase, given, reject, seed, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
+
+from fuzz_schema import JUNK, Schemas, junk, often, some_of, texts
 
 VOCABULARY = 49152
 HIDDEN = 256

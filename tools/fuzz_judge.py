@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+
 from fuzz_bodies import SESSIONS, Call
 
 #: An accepted request with a short answer is answered or refused within this time.

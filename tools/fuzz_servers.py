@@ -16,8 +16,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests" / "e2e")]
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests" / "support")]
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,10 @@ VARIANTS: dict[str, Variant] = {
 
 def build_model(folder: Path, tokenizer: Path) -> Path:
     """A tiny random Llama with peaked weights, and a real tokenizer and chat template."""
+    from transformers import AutoTokenizer
+
     import harness
     from fuzz_bodies import HIDDEN, VOCABULARY
-    from transformers import AutoTokenizer
 
     assert harness.TINY["hidden_size"] == HIDDEN
     harness.build_tiny_model("llama", folder, vocab_size=VOCABULARY, num_hidden_layers=2)
@@ -103,11 +104,12 @@ def start(variant: Variant, model: Path, *, probe: bool, more: tuple[str, ...] =
 
 
 def main() -> None:
-    import probe
     from sglang.srt.entrypoints.http_server import launch_server
     from sglang.srt.plugins import load_plugins
     from sglang.srt.server_args import prepare_server_args
     from sglang.srt.utils import kill_process_tree
+
+    import probe
 
     load_plugins()
     server_args = prepare_server_args(sys.argv[1:])

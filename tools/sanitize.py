@@ -9,8 +9,8 @@ os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
 os.environ["LONGFLOW_TEST_DEVICE"] = "cuda"
 
 import torch
-from decode_case import SMALL, DecodeCase, assert_step
 
+from decode_case import SMALL, DecodeCase, assert_step
 from longflow_kernels.attend_score_evict.rows import StepRow
 from longflow_kernels.compress_prompt.op import Prompt, pack_prompts, paged_prompt_mass
 

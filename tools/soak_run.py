@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+
 from fleet import STRICT, Replica, Router, until
 from soak_traffic import Note, Traffic
 
@@ -205,6 +206,7 @@ class Soak:
 
     async def _answers(self, worker: Replica) -> str:
         import aiohttp
+
         from soak_requests import Request, problem
 
         params = {"max_new_tokens": 150, "temperature": 0, "ignore_eos": True}

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import aiohttp
+
 import soak_requests as requests
 
 #: What a client does next, and how often.

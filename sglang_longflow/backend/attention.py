@@ -9,17 +9,17 @@ import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.runtime_context import get_parallel
 
-from sglang_longflow import runtime
 from sglang_longflow.backend.decode_fused import FusedDecode
 from sglang_longflow.backend.decode_reference import ReferenceDecode
 from sglang_longflow.backend.graph_sizes import cover_rows
 from sglang_longflow.backend.moves import carry_out
+from sglang_longflow.backend.policy_memory import PolicyMemory
 from sglang_longflow.backend.prefill_plan import PrefillPlan
 from sglang_longflow.backend.prompt_cut import PromptCut
-from sglang_longflow.contracts import DecodeView, PrefillView, PromptRow
+from sglang_longflow.backend.victim_state import DecodeState
+from sglang_longflow.core import runtime
+from sglang_longflow.core.contracts import DecodeView, PrefillView, PromptRow
 from sglang_longflow.errors import UnsupportedSetup
-from sglang_longflow.flow.decode import DecodeState
-from sglang_longflow.flow.policy_memory import PolicyMemory
 
 #: What a layer may ask of attention that neither decode kernel nor scores know: attribute of
 #: SGLang's RadixAttention, whether its value is plain attention, and a name.

@@ -14,10 +14,10 @@ from longflow_kernels.attend_score_evict.rows import (
     pack_columns,
     pack_full_rows,
 )
+from sglang_longflow.backend.policy_memory import PolicyMemory
 from sglang_longflow.backend.pool import scale_of
-from sglang_longflow.contracts import DecodeView
-from sglang_longflow.flow.decode import DecodeState
-from sglang_longflow.flow.policy_memory import PolicyMemory
+from sglang_longflow.backend.victim_state import DecodeState
+from sglang_longflow.core.contracts import DecodeView
 from sglang_longflow.policies import Policy
 
 

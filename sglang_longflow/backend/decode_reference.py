@@ -10,10 +10,10 @@ import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
 from longflow_kernels import attention_mass, removal_scores
+from sglang_longflow.backend.policy_memory import LayerRows, PolicyMemory, StepRows
 from sglang_longflow.backend.pool import load_kv
-from sglang_longflow.contracts import DecodeView, FullRow
-from sglang_longflow.flow.decode import DecodeState
-from sglang_longflow.flow.policy_memory import LayerRows, PolicyMemory, StepRows
+from sglang_longflow.backend.victim_state import DecodeState
+from sglang_longflow.core.contracts import DecodeView, FullRow
 from sglang_longflow.policies import FullRows, Policy
 
 

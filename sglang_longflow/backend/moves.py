@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from sglang_longflow.contracts import RowMove
+from sglang_longflow.core.contracts import RowMove
 
 
 def carry_out(moves: Sequence[RowMove], kv_pool, num_layers: int) -> None:

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 
 from longflow_kernels import RECALL_PACE, first_level, next_level, next_recall
-from sglang_longflow.contracts import FullRow
+from sglang_longflow.core.contracts import FullRow
 from sglang_longflow.policies import Needs
 
 

@@ -9,7 +9,7 @@ import torch
 from longflow_kernels import pool_scores, prompt_mass
 from longflow_kernels.compress_prompt.op import Prompt, pack_prompts, paged_prompt_mass
 from sglang_longflow.backend.pool import load_kv, scale_of
-from sglang_longflow.contracts import PromptRow
+from sglang_longflow.core.contracts import PromptRow
 from sglang_longflow.policies import Policy, PromptEnd
 
 #: Attention that prompt tokens got, of as many layers as fit: then the layers' picks are made.

@@ -11,9 +11,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from sglang_longflow.benchmark.point import Result, Work, measure
-from sglang_longflow.benchmark.report import draw, save, show
-from sglang_longflow.benchmark.systems import (
+from sglang_longflow.client.http import first_port
+from sglang_longflow.errors import ConfigError
+from sglang_longflow.measure.extra import require
+from sglang_longflow.measure.servers import started
+from sglang_longflow.measure.throughput.point import Result, Work, measure
+from sglang_longflow.measure.throughput.report import draw, save, show
+from sglang_longflow.measure.throughput.systems import (
     BASELINES,
     STOCK,
     STOCK_SAME,
@@ -24,22 +28,18 @@ from sglang_longflow.benchmark.systems import (
     stock_system,
     vocabulary_of,
 )
-from sglang_longflow.errors import ConfigError
-from sglang_longflow.evaluation.extra import require
-from sglang_longflow.evaluation.servers import started
-from sglang_longflow.evaluation.variants import (
+from sglang_longflow.measure.variants import (
     FULL,
     Variant,
     budget_text,
     parse_budget,
     parse_variant,
 )
-from sglang_longflow.local_http import first_port
+from sglang_longflow.monitor.client import activity
 from sglang_longflow.policies import DEFAULT_POLICY
-from sglang_longflow.pool_cap import tokens_for
-from sglang_longflow.preflight import check_model, free_port
-from sglang_longflow.progress import shared
-from sglang_longflow.stats_client import activity
+from sglang_longflow.server.pool_cap import tokens_for
+from sglang_longflow.server.preflight import check_model, free_port
+from sglang_longflow.server.progress import shared
 
 LINE_INTERVAL_S = 10.0
 NONE = "none"

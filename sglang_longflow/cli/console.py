@@ -6,7 +6,7 @@ import argparse
 import contextlib
 
 from sglang_longflow.errors import ConfigError
-from sglang_longflow.stats_client import DEFAULT_URL, base_url
+from sglang_longflow.monitor.client import DEFAULT_URL, base_url
 
 DEFAULT_PORT = "30080"
 
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve the page on this machine until Ctrl+C."""
-    from sglang_longflow.console.relay import Relay
+    from sglang_longflow.monitor.relay import Relay
 
     url = base_url(args.url)
     if not args.port.isdecimal() or not 0 <= int(args.port) <= 65535:

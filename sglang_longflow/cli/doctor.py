@@ -18,10 +18,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sglang_longflow.errors import LongFlowError
-from sglang_longflow.release import FIX, TESTED_SGLANG, untested_sglang
-from sglang_longflow.server_options import make_parser
-from sglang_longflow.start_check import budget_words
-from sglang_longflow.supervise import last_error
+from sglang_longflow.server.options import make_parser
+from sglang_longflow.server.process import last_error
+from sglang_longflow.settings.release import FIX, TESTED_SGLANG, untested_sglang
+from sglang_longflow.settings.start_check import budget_words
 
 PLUGIN, PLATFORM = "longflow", "longflow_cpu"
 TORCH_SERIES = "2.11"
@@ -252,8 +252,8 @@ def check_server_arguments(words: list[str]) -> list[Check]:
     """Whether server arguments go together with a KV budget."""
     if (problem := untested_sglang()) and (word := budget_words(words)):
         return [Check("server arguments", "fail", problem, f"{FIX}, or drop {word}")]
-    from sglang_longflow.config import config_from
-    from sglang_longflow.support import flag_conflicts
+    from sglang_longflow.settings.compatibility import flag_conflicts
+    from sglang_longflow.settings.config import config_from
 
     try:
         arguments = make_parser().parse_known_args(words)[0]

@@ -13,24 +13,24 @@ from itertools import groupby
 from pathlib import Path
 
 from sglang_longflow.errors import ConfigError
-from sglang_longflow.evaluation.ask import ask_all
-from sglang_longflow.evaluation.extra import require
-from sglang_longflow.evaluation.hub import DATA_SETS, digest, download
-from sglang_longflow.evaluation.plot import draw
-from sglang_longflow.evaluation.records import Record, Records
-from sglang_longflow.evaluation.sampling import Sampling
-from sglang_longflow.evaluation.servers import running_server
-from sglang_longflow.evaluation.summary import save, show, summarise
-from sglang_longflow.evaluation.tasks import MathQuestions, Reasoner, Task, read_questions
-from sglang_longflow.evaluation.text_run import Setup, measure
-from sglang_longflow.evaluation.text_summary import (
+from sglang_longflow.measure.accuracy.ask import ask_all
+from sglang_longflow.measure.accuracy.hub import DATA_SETS, digest, download
+from sglang_longflow.measure.accuracy.records import Record, Records
+from sglang_longflow.measure.accuracy.sampling import Sampling
+from sglang_longflow.measure.accuracy.summary import save, show, summarise
+from sglang_longflow.measure.accuracy.tasks import MathQuestions, Reasoner, Task, read_questions
+from sglang_longflow.measure.divergence.run import Setup, measure
+from sglang_longflow.measure.divergence.summary import (
     TextRecord,
     draw_kl,
     show_texts,
     summarise_texts,
 )
-from sglang_longflow.evaluation.texts import PREFIX, TextTask, load_texts
-from sglang_longflow.evaluation.variants import (
+from sglang_longflow.measure.divergence.texts import PREFIX, TextTask, load_texts
+from sglang_longflow.measure.extra import require
+from sglang_longflow.measure.plot import draw
+from sglang_longflow.measure.servers import running_server
+from sglang_longflow.measure.variants import (
     FULL,
     Part,
     Variant,
@@ -40,11 +40,11 @@ from sglang_longflow.evaluation.variants import (
     plan,
     point_title,
 )
+from sglang_longflow.monitor.client import activity
 from sglang_longflow.policies import DEFAULT_POLICY
-from sglang_longflow.pool_cap import tokens_for
-from sglang_longflow.progress import shared
 from sglang_longflow.reasoner import MODEL_DIR
-from sglang_longflow.stats_client import activity
+from sglang_longflow.server.pool_cap import tokens_for
+from sglang_longflow.server.progress import shared
 
 
 def names(text: str) -> list[str]:

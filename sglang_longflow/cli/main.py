@@ -35,7 +35,7 @@ COMMANDS = {
 
 
 def _serve(argv: list[str]) -> int:
-    from sglang_longflow import serve
+    from sglang_longflow.cli import serve
 
     return serve.run(argv)
 
@@ -45,7 +45,7 @@ SLOW_COMMANDS = ("demo", "eval", "bench")
 
 
 def _module_command(name: str, argv: list[str]) -> int:
-    from sglang_longflow.progress import shared
+    from sglang_longflow.server.progress import shared
 
     if name in SLOW_COMMANDS and not {"-h", "--help"} & set(argv):
         with shared().sign_of_life():
@@ -56,7 +56,7 @@ def _module_command(name: str, argv: list[str]) -> int:
 def _run_module(name: str, argv: list[str]) -> int:
     import importlib
 
-    module = importlib.import_module(f"sglang_longflow.{name}")
+    module = importlib.import_module(f"sglang_longflow.cli.{name}")
     parser = _Parser(prog=f"longflow {name}", description=COMMANDS[name])
     module.add_arguments(parser)
     if name == "doctor":  # the rest is server arguments to judge
@@ -95,7 +95,3 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `longflow plan | head`
         sys.stderr.close()
         return 141
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 
-from sglang_longflow.geometry import DTYPE_BYTES, KV_DTYPES, PlanError, load_geometry
-from sglang_longflow.planner import (
+from sglang_longflow.planner.geometry import DTYPE_BYTES, KV_DTYPES, PlanError, load_geometry
+from sglang_longflow.planner.plan import (
     DEFAULT_MEM_FRACTION,
     DEFAULT_OUTPUT_TOKENS,
     DEFAULT_PROMPT_TOKENS,
@@ -17,7 +17,7 @@ from sglang_longflow.planner import (
     Plan,
     make_plan,
 )
-from sglang_longflow.step_time import GIB, GPUS
+from sglang_longflow.planner.step_time import GIB, GPUS
 
 
 def render(plan: Plan) -> str:

@@ -8,14 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sglang_longflow import __version__
+from sglang_longflow.cli.plan import add_plan_arguments, integer, one_of, plan_from
 from sglang_longflow.deployment import compose, helm, keda, kustomize
 from sglang_longflow.deployment.files import Output
 from sglang_longflow.deployment.settings import Settings
 from sglang_longflow.deployment.sizing import Sizing, make_sizing
 from sglang_longflow.errors import ConfigError
-from sglang_longflow.geometry import PlanError, load_geometry
-from sglang_longflow.plan import add_plan_arguments, integer, one_of, plan_from
-from sglang_longflow.planner import Plan
+from sglang_longflow.planner.geometry import PlanError, load_geometry
+from sglang_longflow.planner.plan import Plan
 
 TARGETS: dict[str, Callable[[Sizing, Settings], tuple[Output, list[str]]]] = {
     "compose": compose.output,

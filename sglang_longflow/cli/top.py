@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from sglang_longflow.errors import ConfigError, NoAnswer, WatchError
-from sglang_longflow.stats_client import DEFAULT_URL, base_url, fetch_stats
+from sglang_longflow.monitor.client import DEFAULT_URL, base_url, fetch_stats
 
 MIN_INTERVAL_S = 0.2
 MAX_INTERVAL_S = 3600.0
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 def _print_lines(
     args: argparse.Namespace, url: str, interval_s: float, stats: dict[str, Any]
 ) -> None:
-    from sglang_longflow import top_view
+    from sglang_longflow.monitor import terminal
 
     before = None
     while True:
@@ -78,9 +78,9 @@ def _print_lines(
         if args.json:
             print(json.dumps({**stats, "rates": speed}), flush=True)
         elif args.once:
-            top_view.print_once(stats)
+            terminal.print_once(stats)
         else:
-            print(f"{time.strftime('%H:%M:%S')} {top_view.line(stats, speed)}", flush=True)
+            print(f"{time.strftime('%H:%M:%S')} {terminal.line(stats, speed)}", flush=True)
         if args.once:
             return
         time.sleep(interval_s)
@@ -103,14 +103,14 @@ def _next(args: argparse.Namespace, url: str, interval_s: float) -> dict[str, An
 def _watch(args: argparse.Namespace, url: str, interval_s: float, stats: dict[str, Any]) -> None:
     from rich.live import Live
 
-    from sglang_longflow import top_view
+    from sglang_longflow.monitor import terminal
 
     before, speed, problem, silent_since = None, None, "", 0.0
     with Live(screen=True, auto_refresh=False) as live:
         while True:
             speed = rates(stats, before) or speed
             is_gone = bool(problem) and time.monotonic() - silent_since >= GONE_AFTER_S
-            live.update(top_view.view(stats, speed, url, problem, is_gone, live.console.height))
+            live.update(terminal.view(stats, speed, url, problem, is_gone, live.console.height))
             live.refresh()
             time.sleep(interval_s)
             try:

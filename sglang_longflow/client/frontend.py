@@ -1,7 +1,7 @@
 """KV budgets in SGLang frontend programs (``sgl.function``), on an unmodified SGLang client.
 
     import sglang as sgl
-    from sglang_longflow.frontend import BudgetedEndpoint, gen, kv_budget
+    from sglang_longflow.client.frontend import BudgetedEndpoint, gen, kv_budget
 
     @sgl.function
     def answer(s, question):

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from sglang_longflow.contracts import KVBudget
+from sglang_longflow.core.contracts import KVBudget
 
 
 class TreeNode(Protocol):

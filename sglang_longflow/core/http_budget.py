@@ -10,20 +10,26 @@ from __future__ import annotations
 import contextvars
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import orjson
 
-from sglang_longflow.config import LongFlowConfig
-from sglang_longflow.errors import BudgetError
-from sglang_longflow.flow.request import (
+from sglang_longflow.core.request import (
     BUDGET_KEY,
     INACTIVE,
     POLICY_KEY,
     REQUEST_KEYS,
     resolve_budget,
 )
+from sglang_longflow.errors import BudgetError
+from sglang_longflow.settings.config import LongFlowConfig
+
+# ASGI's own shapes (asgiref.typing), without the package.
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 HEADERS = {b"x-kv-budget": BUDGET_KEY, b"x-kv-policy": POLICY_KEY}
 _SHOWN = {BUDGET_KEY: "X-KV-Budget", POLICY_KEY: "X-KV-Policy"}
@@ -213,7 +219,7 @@ class BudgetFields:
 
     def __init__(
         self,
-        app,
+        app: App,
         routes: Iterable[Any],
         config: LongFlowConfig | None,
         count: Callable[[str], None],
@@ -222,7 +228,7 @@ class BudgetFields:
         names = [(getattr(route, "path", ""), getattr(route, "name", "")) for route in routes]
         self.endpoints = {path: name for path, name in names if name in PLACES}
 
-    async def __call__(self, scope, receive, send) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         endpoint = None
         if scope["type"] == "http" and scope["method"] in ("POST", "PUT"):
             path = scope["path"].removeprefix(scope.get("root_path", ""))
@@ -230,7 +236,7 @@ class BudgetFields:
         if endpoint is None:
             await self.app(scope, receive, send)
             return
-        messages: list[dict] = []
+        messages: list[Message] = []
         try:
             asked = self._read_headers(endpoint, scope["headers"])
             body = await _whole(receive, messages)
@@ -270,7 +276,7 @@ class BudgetFields:
             merge(params, asked)
 
 
-async def _whole(receive, messages: list[dict]) -> bytes:
+async def _whole(receive: Receive, messages: list[Message]) -> bytes:
     """The body; `messages` gets what was received, to be received again."""
     chunks = []
     while True:
@@ -286,14 +292,14 @@ async def _whole(receive, messages: list[dict]) -> bytes:
     return body
 
 
-def _again(messages: list[dict], receive):
-    async def receive_again():
+def _again(messages: list[Message], receive: Receive) -> Receive:
+    async def receive_again() -> Message:
         return messages.pop(0) if messages else await receive()
 
     return receive_again
 
 
-async def _refuse(send, body: bytes) -> None:
+async def _refuse(send: Send, body: bytes) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": 400, "headers": headers})
     await send({"type": "http.response.body", "body": body})

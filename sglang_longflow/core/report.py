@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sglang_longflow.contracts import KVRow
+from sglang_longflow.core.contracts import KVRow
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from sglang_longflow.config import LongFlowConfig, config_from
-from sglang_longflow.contracts import DecodeView, PrefillView
-from sglang_longflow.flow.metrics import Counters, Stall
+from sglang_longflow.core.contracts import DecodeView, PrefillView
+from sglang_longflow.core.counters import Counters, Stall
+from sglang_longflow.settings.config import LongFlowConfig, config_from
 
 
 @dataclass(frozen=True)

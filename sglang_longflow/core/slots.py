@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from sglang_longflow.contracts import KVBudget
-from sglang_longflow.flow.admission import TreeNode, node_tokens, path_to_root
+from sglang_longflow.core.admission import TreeNode, node_tokens, path_to_root
+from sglang_longflow.core.contracts import KVBudget
 
 
 class Step(Enum):

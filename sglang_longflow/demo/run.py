@@ -19,16 +19,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from sglang_longflow import demo_report
+from sglang_longflow.client.http import first_port, open_json
+from sglang_longflow.demo import report
 from sglang_longflow.errors import ConfigError, LongFlowError, WatchError
-from sglang_longflow.local_http import first_port, open_json
-from sglang_longflow.preflight import free_port
-from sglang_longflow.progress import Progress, shared
+from sglang_longflow.monitor.client import fetch_stats, state_text
 from sglang_longflow.reasoner import KINDS, MODEL_DIR, answer_of, make_problem
 from sglang_longflow.reasoner.vocabulary import encode
-from sglang_longflow.serve import prepare
-from sglang_longflow.stats_client import fetch_stats, state_text
-from sglang_longflow.supervise import Server
+from sglang_longflow.server.preflight import free_port
+from sglang_longflow.server.process import Server
+from sglang_longflow.server.progress import Progress, shared
+from sglang_longflow.server.serve import prepare
 
 POLL_INTERVAL_S = 0.2
 LOOK_TIMEOUT_S = 8.0
@@ -179,7 +179,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def load_questions(count: int) -> list[str]:
     """The first `count` questions of the package's GSM8K sample."""
-    text = (resources.files("sglang_longflow") / "data/gsm8k_demo.jsonl").read_text("utf-8")
+    text = (resources.files("sglang_longflow") / "demo/data/gsm8k_demo.jsonl").read_text("utf-8")
     questions = [json.loads(line)["question"] for line in text.splitlines()]
     return questions[:count]
 
@@ -358,7 +358,7 @@ def _server_arguments(args: argparse.Namespace, scene: Scene, model: Path, port:
 
 
 def _default_model(progress: Progress) -> Path:
-    from sglang_longflow.demo_model import prepare_model
+    from sglang_longflow.demo.model import prepare_model
 
     return prepare_model(progress=progress.say)
 
@@ -432,5 +432,5 @@ def run(args: argparse.Namespace) -> int:
                     phases.append(run_phase(settings.url, questions, budget, parameters, show))
         except DemoError as error:
             raise server.end_of(error) from None
-    demo_report.show(*phases, closing=scene.closing, total_s=progress.elapsed_s())
+    report.show(*phases, closing=scene.closing, total_s=progress.elapsed_s())
     return 0

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from sglang_longflow.geometry import PlanError
-from sglang_longflow.planner import DEFAULT_POLICY, Plan
-from sglang_longflow.step_time import GIB
+from sglang_longflow.planner.geometry import PlanError
+from sglang_longflow.planner.plan import DEFAULT_POLICY, Plan
+from sglang_longflow.planner.step_time import GIB
 
 # Parts of a server's rows, in percent; the same as the chart's defaults, which a test compares.
 TARGET_PERCENT = 80

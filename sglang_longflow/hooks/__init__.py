@@ -1,1 +1,1 @@
-"""Thin adapters between SGLang 0.5.17 and `sglang_longflow.flow`; `manifest` lists every one."""
+"""Thin adapters between SGLang 0.5.17 and `sglang_longflow.core`; `manifest` lists every one."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from sglang.srt.managers.schedule_policy import AddReqResult
 
-from sglang_longflow import runtime
-from sglang_longflow.flow.admission import (
+from sglang_longflow.core import runtime
+from sglang_longflow.core.admission import (
     LiveRow,
     admission_need,
     node_tokens,

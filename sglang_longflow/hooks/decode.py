@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sglang_longflow import runtime
+from sglang_longflow.core import runtime
 
 
 def forward_batch_init_new(forward_batch, cls, batch, model_runner, **kwargs) -> None:

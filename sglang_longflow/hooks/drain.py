@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from sglang_longflow.config import config_from
+from sglang_longflow.settings.config import config_from
 
 POLL_INTERVAL_S = 0.5
 #: For the last bytes, which may still be in the HTTP server's buffer.

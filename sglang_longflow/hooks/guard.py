@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import Any
 
-from sglang_longflow import runtime
+from sglang_longflow.core import runtime
 from sglang_longflow.hooks.hook import Fails
 
 logger = logging.getLogger(__name__)

@@ -12,11 +12,15 @@ from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 
 from sglang_longflow import __version__
-from sglang_longflow.config import config_from
-from sglang_longflow.console import what_if
-from sglang_longflow.console.health import StalledIsUnhealthy
-from sglang_longflow.console.page import DATA_HEADERS, FILE_HEADERS, PAGE, load_files
-from sglang_longflow.console.snapshots import (
+from sglang_longflow.core.http_budget import BudgetFields
+from sglang_longflow.hooks import verify
+from sglang_longflow.hooks.drain import CountResponses
+from sglang_longflow.hooks.metrics import count_refusal
+from sglang_longflow.hooks.stats import OUR_QUESTION
+from sglang_longflow.monitor import what_if
+from sglang_longflow.monitor.health import StalledIsUnhealthy
+from sglang_longflow.monitor.page import DATA_HEADERS, FILE_HEADERS, PAGE, load_files
+from sglang_longflow.monitor.snapshots import (
     DEFAULT_MAX_AGE_S,
     MAX_AGE_LIMIT_S,
     SchedulerSilent,
@@ -24,17 +28,13 @@ from sglang_longflow.console.snapshots import (
     merge,
     not_known,
 )
-from sglang_longflow.geometry import PlanError, geometry_from
-from sglang_longflow.hooks import verify
-from sglang_longflow.hooks.drain import CountResponses
-from sglang_longflow.hooks.metrics import count_refusal
-from sglang_longflow.hooks.stats import OUR_QUESTION
-from sglang_longflow.http_budget import BudgetFields
-from sglang_longflow.planner import (
+from sglang_longflow.planner.geometry import PlanError, geometry_from
+from sglang_longflow.planner.plan import (
     DEFAULT_OUTPUT_TOKENS,
     DEFAULT_PROMPT_TOKENS,
     MIN_BUDGET_TOKENS,
 )
+from sglang_longflow.settings.config import config_from
 
 
 class _Route(APIRoute):

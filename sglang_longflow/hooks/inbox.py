@@ -10,18 +10,18 @@ import typing
 from http import HTTPStatus
 from typing import Any
 
-from sglang_longflow import runtime
-from sglang_longflow.config import config_from
-from sglang_longflow.errors import BudgetError
-from sglang_longflow.flow.fields import (
+from sglang_longflow.core import runtime
+from sglang_longflow.core.fields import (
     check_embeddings,
     check_fields,
     check_known,
     check_request_bounds,
     check_sampling_bounds,
 )
+from sglang_longflow.errors import BudgetError
 from sglang_longflow.hooks import metrics
 from sglang_longflow.hooks.guard import watching
+from sglang_longflow.settings.config import config_from
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from sglang_longflow import runtime
-from sglang_longflow.flow.metrics import RowStats, gauges
+from sglang_longflow.core import runtime
+from sglang_longflow.core.counters import RowStats, gauges
 from sglang_longflow.hooks import report as _report  # noqa: F401  (same stage, other direction)
 from sglang_longflow.hooks.guard import watching
 

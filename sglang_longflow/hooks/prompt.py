@@ -6,9 +6,9 @@ from itertools import accumulate
 
 import torch
 
-from sglang_longflow import runtime
-from sglang_longflow.contracts import PrefillView, PromptRow
-from sglang_longflow.flow.prompt import chunk_end, max_prefix_tokens
+from sglang_longflow.core import runtime
+from sglang_longflow.core.contracts import PrefillView, PromptRow
+from sglang_longflow.core.prompt import chunk_end, max_prefix_tokens
 from sglang_longflow.hooks.guard import blaming
 from sglang_longflow.hooks.request import bounded_row
 

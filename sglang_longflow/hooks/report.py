@@ -6,11 +6,11 @@ import logging
 from dataclasses import asdict
 from typing import Any
 
-from sglang_longflow.config import config_from
-from sglang_longflow.flow.fields import check_call, check_samples
-from sglang_longflow.flow.release import report
+from sglang_longflow.core.fields import check_call, check_samples
+from sglang_longflow.core.http_budget import apply_headers
+from sglang_longflow.core.report import report
 from sglang_longflow.hooks import inbox
-from sglang_longflow.http_budget import apply_headers
+from sglang_longflow.settings.config import config_from
 
 logger = logging.getLogger(__name__)
 

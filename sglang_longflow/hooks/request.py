@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 from http import HTTPStatus
 
-from sglang_longflow import runtime
-from sglang_longflow.config import config_from
-from sglang_longflow.contracts import KVRow
-from sglang_longflow.errors import BudgetError
-from sglang_longflow.flow.admission import prefill_slots
-from sglang_longflow.flow.fields import check_fields
-from sglang_longflow.flow.request import (
+from sglang_longflow.core import runtime
+from sglang_longflow.core.admission import prefill_slots
+from sglang_longflow.core.contracts import KVRow
+from sglang_longflow.core.fields import check_fields
+from sglang_longflow.core.request import (
     INACTIVE,
     asks_for_budget,
     check_fits,
@@ -19,8 +17,10 @@ from sglang_longflow.flow.request import (
     resolve_budget,
     stop_ids_in_vocabulary,
 )
+from sglang_longflow.errors import BudgetError
 from sglang_longflow.hooks import metrics
 from sglang_longflow.hooks.report import CUSTOMIZED_INFO_KEY, LatestReport
+from sglang_longflow.settings.config import config_from
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sglang_longflow import runtime
+from sglang_longflow.core import runtime
 
 
 def preprocess_logits(result, self, logits_output, sampling_info) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 
-from sglang_longflow import runtime, support
+from sglang_longflow.core import runtime
+from sglang_longflow.core.counters import row_capacity
 from sglang_longflow.errors import ConfigError, UnsupportedSetup
-from sglang_longflow.flow.metrics import row_capacity
 from sglang_longflow.hooks import metrics, verify
+from sglang_longflow.settings import compatibility
 
 logger = logging.getLogger(__name__)
 
@@ -17,8 +18,8 @@ def init(original, self, server_args, *args, **kwargs) -> None:
     state = runtime.activate(server_args)
     if state is None:
         return original(self, server_args, *args, **kwargs)
-    support.refuse_release()
-    support.refuse_flags(server_args)
+    compatibility.refuse_release()
+    compatibility.refuse_flags(server_args)
     verify.require_all()
     original(self, server_args, *args, **kwargs)
     _check_pools(self, state)

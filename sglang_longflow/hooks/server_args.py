@@ -7,10 +7,10 @@ import contextvars
 import logging
 from typing import Any
 
-from sglang_longflow import start_check, support
-from sglang_longflow.config import FLAG_NAMES, FLAGS, LongFlowConfig, config_from
 from sglang_longflow.errors import LongFlowError, UnsupportedSetup
-from sglang_longflow.release import TESTED_SGLANG
+from sglang_longflow.settings import compatibility, start_check
+from sglang_longflow.settings.config import FLAG_NAMES, FLAGS, LongFlowConfig, config_from
+from sglang_longflow.settings.release import TESTED_SGLANG
 
 logger = logging.getLogger(__name__)
 #: Attribute of settings that came past `post_init`, which raises where it refuses: the budget.
@@ -93,15 +93,15 @@ def post_init(original, self) -> None:
         return original(self)
     # "auto" is decided here, once: the configuration is read again with every request.
     self.kv_decode_kernel = config.kv_decode_kernel
-    support.refuse_release()
+    compatibility.refuse_release()
     _refuse_rust_server()
-    support.refuse_flags(self)
-    changed = support.apply_defaults(self, config)
+    compatibility.refuse_flags(self)
+    changed = compatibility.apply_defaults(self, config)
     setattr(self, JUDGED, config.kv_budget)  # now: SGLang seals its settings once they are resolved
     original(self)
     _refuse_unresolved(self, config)
-    support.refuse_flags(self)
-    support.refuse_model(self, config)
+    compatibility.refuse_flags(self)
+    compatibility.refuse_model(self, config)
     start_check.note_settings()
     if changed:
         logger.info("longflow set %s", ", ".join(f"{k}={v!r}" for k, v in changed.items()))

@@ -18,9 +18,9 @@ import torch
 from sglang.srt.mem_cache.allocation import alloc_token_slots
 from sglang.srt.mem_cache.common import maybe_cache_unfinished_req
 
-from sglang_longflow import runtime
-from sglang_longflow.contracts import DecodeView, FullRow, RowMove
-from sglang_longflow.flow.slots import DecodeRow, Step, retraction_order, slots_required
+from sglang_longflow.core import runtime
+from sglang_longflow.core.contracts import DecodeView, FullRow, RowMove
+from sglang_longflow.core.slots import DecodeRow, Step, retraction_order, slots_required
 from sglang_longflow.hooks import metrics
 from sglang_longflow.hooks.guard import blaming, end_request
 from sglang_longflow.hooks.request import bounded_row, row_of

@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from sglang_longflow import runtime
+from sglang_longflow.core import runtime
 from sglang_longflow.hooks.metrics import row_stats
 from sglang_longflow.hooks.request import bounded_row
 

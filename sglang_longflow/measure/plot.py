@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sglang_longflow.evaluation.summary import Line
-from sglang_longflow.evaluation.variants import FULL
+from sglang_longflow.measure.accuracy.summary import Line
+from sglang_longflow.measure.variants import FULL
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from sglang_longflow.client.http import first_port
 from sglang_longflow.errors import BenchError, EvalError
-from sglang_longflow.local_http import first_port
-from sglang_longflow.preflight import free_port
-from sglang_longflow.progress import shared
-from sglang_longflow.serve import prepare
-from sglang_longflow.supervise import Server
+from sglang_longflow.server.preflight import free_port
+from sglang_longflow.server.process import Server
+from sglang_longflow.server.progress import shared
+from sglang_longflow.server.serve import prepare
 
 #: A machine that is busy with other work takes many times as long as a quiet one.
 START_TIMEOUT_S = 1800.0

@@ -6,9 +6,9 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from sglang_longflow.config import unknown_policy
 from sglang_longflow.errors import ConfigError
 from sglang_longflow.policies import make_policy
+from sglang_longflow.settings.config import unknown_policy
 
 FULL = "full"
 

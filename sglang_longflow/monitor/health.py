@@ -7,7 +7,7 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from sglang_longflow.console.snapshots import Look, SchedulerSilent
+from sglang_longflow.monitor.snapshots import Look, SchedulerSilent
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]

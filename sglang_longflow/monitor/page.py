@@ -28,7 +28,7 @@ DATA_HEADERS = {**HEADERS, "Cache-Control": "no-store"}
 
 def load_files() -> dict[str, tuple[bytes, str]]:
     """(content, content type) of every file of the console by name, the page included."""
-    folder = resources.files("sglang_longflow") / "console" / "static"
+    folder = resources.files("sglang_longflow") / "monitor" / "static"
     return {
         file.name: (file.read_bytes(), _TYPES[file.name.rsplit(".", 1)[-1]])
         for file in folder.iterdir()

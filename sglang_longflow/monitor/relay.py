@@ -11,8 +11,8 @@ import urllib.error
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
-from sglang_longflow.console.page import DATA_HEADERS, FILE_HEADERS, PAGE, load_files
-from sglang_longflow.stats_client import open_route
+from sglang_longflow.monitor.client import open_route
+from sglang_longflow.monitor.page import DATA_HEADERS, FILE_HEADERS, PAGE, load_files
 
 DATA_ROUTES = ("stats", "plan")
 TIMEOUT_S = 15.0

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sglang_longflow.flow.metrics import RowStats, gauges
+from sglang_longflow.core.counters import RowStats, gauges
 
 #: How old an answer may be that nobody asked to be newer: many viewers cost one question a second.
 DEFAULT_MAX_AGE_S = 1.0

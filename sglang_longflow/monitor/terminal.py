@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sglang_longflow.stats_client import state_text
+from sglang_longflow.monitor.client import state_text
 
 PLAIN_WIDTH = 100  # of a snapshot that goes to a file
 BAR_CELLS = 60

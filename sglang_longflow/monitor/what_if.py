@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from sglang_longflow.geometry import DTYPE_BYTES, ModelGeometry, PlanError, weights_bytes
-from sglang_longflow.planner import MIN_BUDGET_TOKENS, make_plan
-from sglang_longflow.step_time import gpu_called
+from sglang_longflow.planner.geometry import DTYPE_BYTES, ModelGeometry, PlanError, weights_bytes
+from sglang_longflow.planner.plan import MIN_BUDGET_TOKENS, make_plan
+from sglang_longflow.planner.step_time import gpu_called
 
 MAX_OUTPUT_TOKENS = 10_000_000
 MAX_USERS = 1_000_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sglang_longflow.geometry import (
+from sglang_longflow.planner.geometry import (
     ModelGeometry,
     PlanError,
     checkpoint_bytes,
@@ -12,7 +12,7 @@ from sglang_longflow.geometry import (
     parameter_count,
     weights_bytes,
 )
-from sglang_longflow.step_time import GIB, Gpu, StepTime
+from sglang_longflow.planner.step_time import GIB, Gpu, StepTime
 
 # A server's default and its minimum (4 first tokens, a window of 32, two slots more); written out,
 # since the policies themselves need torch.

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sglang_longflow.errors import ConfigError
-from sglang_longflow.release import FIX, TESTED_SGLANG
+from sglang_longflow.settings.release import FIX, TESTED_SGLANG
 
 #: The plugin's own flags (`config.FLAGS`), whose module imports torch; a test compares the two.
 KV_OPTIONS = {

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sglang_longflow.free_memory import Free
-from sglang_longflow.geometry import (
+from sglang_longflow.planner.geometry import (
     ModelGeometry,
     PlanError,
     geometry_from,
@@ -19,6 +18,7 @@ from sglang_longflow.geometry import (
     load_geometry,
     weights_bytes,
 )
+from sglang_longflow.server.free_memory import Free
 
 #: Of what is free beside weights and processes, the pool gets one part of so many.
 SHARES = 4

@@ -74,8 +74,8 @@ def judge(values: dict[str, Any]) -> dict[str, Any]:
     """
     import torch
 
-    from sglang_longflow.config import config_from
-    from sglang_longflow.support import flag_conflicts
+    from sglang_longflow.settings.compatibility import flag_conflicts
+    from sglang_longflow.settings.config import config_from
 
     arguments = SimpleNamespace(**values)
     config = config_from(arguments)

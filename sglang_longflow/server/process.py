@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 from sglang_longflow.errors import LongFlowError
-from sglang_longflow.log_lines import texts_of
+from sglang_longflow.server.json_log import texts_of
 
 RECENT_LINES = 2000
 POLL_INTERVAL_S = 0.3

@@ -15,25 +15,25 @@ from pathlib import Path
 from typing import Any
 
 from sglang_longflow import __version__
+from sglang_longflow.client.http import first_port
 from sglang_longflow.errors import ConfigError, LongFlowError, UnsupportedSetup
-from sglang_longflow.free_memory import free_memory
-from sglang_longflow.geometry import PlanError
-from sglang_longflow.local_http import first_port
-from sglang_longflow.log_lines import JsonLines, logging_config, record
+from sglang_longflow.planner.geometry import PlanError
 from sglang_longflow.platform.cpu_dtype import fast_dtype, reason_for
-from sglang_longflow.pool_cap import cap_pool
-from sglang_longflow.preflight import check_model, check_port, free_port, judge_aside
-from sglang_longflow.progress import SIGN_OF_LIFE_S, every
-from sglang_longflow.release import refusal
-from sglang_longflow.server_options import (
+from sglang_longflow.server.free_memory import free_memory
+from sglang_longflow.server.json_log import JsonLines, logging_config, record
+from sglang_longflow.server.options import (
     KV_OPTIONS,
     make_parser,
     nearest,
     server_options,
     yaml_arguments,
 )
-from sglang_longflow.start_check import budget_words
-from sglang_longflow.supervise import Echo, Server, ServerEnded, forwarding
+from sglang_longflow.server.pool_cap import cap_pool
+from sglang_longflow.server.preflight import check_model, check_port, free_port, judge_aside
+from sglang_longflow.server.process import Echo, Server, ServerEnded, forwarding
+from sglang_longflow.server.progress import SIGN_OF_LIFE_S, every
+from sglang_longflow.settings.release import refusal
+from sglang_longflow.settings.start_check import budget_words
 
 DEFAULT_PORT = 30000  # SGLang's
 SECRETS = ("--api-key", "--admin-api-key", "--ssl-keyfile-password")

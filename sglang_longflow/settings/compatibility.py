@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from longflow_kernels.attend_score_evict.op import HEAD_DIMS, MAX_GROUP
-from sglang_longflow.config import LongFlowConfig, runs_on_gpu
 from sglang_longflow.errors import UnsupportedSetup
-from sglang_longflow.release import refusal
+from sglang_longflow.settings.config import LongFlowConfig, runs_on_gpu
+from sglang_longflow.settings.release import refusal
 
 #: Smallest prefill chunk: twice the window of queries that scores an over-long prompt.
 MIN_CHUNKED_PREFILL_SIZE = 64

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sglang_longflow.errors import HookNotApplied
-from sglang_longflow.server_options import KV_OPTIONS
+from sglang_longflow.server.options import KV_OPTIONS
 
 FLAGS = tuple("--" + name.replace("_", "-") for name in KV_OPTIONS)
 
@@ -149,7 +149,7 @@ def _expect_scheduler(word: str) -> None:
 
 
 def _judge_scheduler(word: str) -> None:
-    from sglang_longflow import runtime
+    from sglang_longflow.core import runtime
 
     if runtime.current() is None:
         raise HookNotApplied(

@@ -9,9 +9,9 @@ import torch
 from longflow_kernels.attend_score_evict.reference import attend_score_evict_reference
 from longflow_kernels.attend_score_evict.rows import NUM_FIELDS
 from sglang_longflow.backend.decode_fused import FusedDecode
-from sglang_longflow.contracts import DecodeView, FullRow, KVBudget
-from sglang_longflow.flow.decode import DecodeState
-from sglang_longflow.flow.policy_memory import PolicyMemory
+from sglang_longflow.backend.policy_memory import PolicyMemory
+from sglang_longflow.backend.victim_state import DecodeState
+from sglang_longflow.core.contracts import DecodeView, FullRow, KVBudget
 from sglang_longflow.policies import make_policy
 
 pytestmark = pytest.mark.skipif(

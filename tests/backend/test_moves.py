@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sglang_longflow.backend.moves import carry_out
-from sglang_longflow.contracts import RowMove
+from sglang_longflow.core.contracts import RowMove
 
 LAYERS, SLOTS, HEADS, DIM = 3, 64, 2, 4
 

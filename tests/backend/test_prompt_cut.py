@@ -9,7 +9,7 @@ import torch
 from longflow_kernels import prompt_scores
 from sglang_longflow.backend import prompt_cut
 from sglang_longflow.backend.prompt_cut import PromptCut
-from sglang_longflow.contracts import KVBudget, PromptRow
+from sglang_longflow.core.contracts import KVBudget, PromptRow
 from sglang_longflow.policies import PromptEnd, make_policy
 
 pytestmark = pytest.mark.skipif(

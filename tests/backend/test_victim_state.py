@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from sglang_longflow.flow.decode import DecodeState
+from sglang_longflow.backend.victim_state import DecodeState
 
 CPU = torch.device("cpu")
 

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from sglang_longflow import cli, serve, server_options, supervise
+from sglang_longflow.cli.main import main
+from sglang_longflow.client.http import first_port
 from sglang_longflow.errors import ConfigError
-from sglang_longflow.local_http import first_port
+from sglang_longflow.reasoner import MODEL_DIR
+from sglang_longflow.server import options, process, serve
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture
@@ -42,7 +44,7 @@ def yaml_file(tmp_path: Path, text: str) -> Path:
 
 def error_line(capsys, argv: list[str]) -> str:
     """Run the command line, which must fail with exactly one line on stderr."""
-    assert cli.main(argv) == 2
+    assert main(argv) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     (line,) = captured.err.splitlines()
@@ -53,8 +55,8 @@ def error_line(capsys, argv: list[str]) -> str:
 def test_help_is_fast_and_imports_nothing_heavy(argv):
     code = (
         "import sys, time; start = time.perf_counter()\n"
-        "from sglang_longflow import cli\n"
-        "try: cli.main(sys.argv[1:])\n"
+        "from sglang_longflow.cli.main import main\n"
+        "try: main(sys.argv[1:])\n"
         "except SystemExit as end: assert not end.code, end.code\n"
         "heavy = {'torch', 'sglang', 'transformers', 'rich'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
@@ -71,9 +73,9 @@ def test_help_is_fast_and_imports_nothing_heavy(argv):
 
 def test_plan_runs_without_torch():
     code = (
-        "import sys\nfrom sglang_longflow import cli\n"
+        "import sys\nfrom sglang_longflow.cli.main import main\n"
         "argv = 'plan --model qwen3-1.7b --gpu H100-80G --budget 3200'.split()\n"
-        "cli.main(argv)\nassert 'torch' not in sys.modules and 'sglang' not in sys.modules"
+        "main(argv)\nassert 'torch' not in sys.modules and 'sglang' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
 
@@ -111,7 +113,7 @@ print("TABLE" + json.dumps(rows))
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
     )
     text = next(line for line in done.stdout.splitlines() if line.startswith("TABLE"))
-    ours = {flag: a for a in server_options.make_parser()._actions for flag in a.option_strings}
+    ours = {flag: a for a in options.make_parser()._actions for flag in a.option_strings}
     for flags, dest, nargs, type_name in json.loads(text[len("TABLE") :]):
         for flag in flags:
             if flag == "--config":
@@ -124,10 +126,10 @@ print("TABLE" + json.dumps(rows))
 
 
 def test_kv_options_are_the_plugins_flags():
-    from sglang_longflow.config import FLAGS
+    from sglang_longflow.settings.config import FLAGS
 
     kinds = {int: "int", str: "str", bool: "flag"}
-    assert {f.name: kinds[f.type] for f in FLAGS} == server_options.KV_OPTIONS
+    assert {f.name: kinds[f.type] for f in FLAGS} == options.KV_OPTIONS
 
 
 def test_command_line_beats_yaml_beats_default(tmp_path, model, free_port):
@@ -140,7 +142,7 @@ def test_command_line_beats_yaml_beats_default(tmp_path, model, free_port):
     assert settings.values["dtype"] == "float32" and settings.values["enable_metrics"] is True
     assert found["kv"]["kv_budget"] == 96 and found["kv"]["allows_full"]
     # SGLang parses the same words, and there the last one wins too.
-    parsed = server_options.make_parser().parse_args(settings.arguments)
+    parsed = options.make_parser().parse_args(settings.arguments)
     assert vars(parsed).items() <= settings.values.items()
     assert "--config" not in " ".join(settings.arguments)
 
@@ -299,7 +301,7 @@ def test_banner(model, free_port):
 @pytest.fixture
 def cpu(monkeypatch):
     """``cpu(dtype, GB)``: a machine without a GPU, its fast dtype and its free memory."""
-    from sglang_longflow.free_memory import Free
+    from sglang_longflow.server.free_memory import Free
 
     judged = serve.judge_aside
 
@@ -312,14 +314,14 @@ def cpu(monkeypatch):
     return make
 
 
-REASONER = str(Path(serve.__file__).parent / "reasoner" / "model")
+REASONER = str(MODEL_DIR)
 
 
 def fitted(free_port: int, *arguments: str, model: str = REASONER, most: int | None = None):
     """Settings of a server; what SGLang's own parser makes of them; the banner."""
     argv = [model, f"--port={free_port}", "--kv-budget=96", *arguments]
     settings, found = serve.prepare(argv, most)
-    parsed = vars(server_options.make_parser().parse_args(settings.arguments))
+    parsed = vars(options.make_parser().parse_args(settings.arguments))
     if "max_total_tokens" in parsed:  # SGLang has a parser of its own for it
         parsed["max_total_tokens"] = int(parsed["max_total_tokens"])
         settings.values["max_total_tokens"] = int(settings.values["max_total_tokens"])
@@ -388,13 +390,13 @@ def test_a_model_of_unknown_shape_is_told_of(cpu, free_port, model):
     ],
 )  # fmt: skip
 def test_last_error(lines, expected):
-    assert supervise.last_error(lines) == expected
+    assert process.last_error(lines) == expected
 
 
 def test_errors_have_no_traceback(capsys, monkeypatch):
     monkeypatch.setattr(serve, "run", lambda argv: (_ for _ in ()).throw(ConfigError("a\n  b")))
     start = time.monotonic()
-    assert cli.main(["serve"]) == 2 and time.monotonic() - start < 1
+    assert main(["serve"]) == 2 and time.monotonic() - start < 1
     assert capsys.readouterr().err == "longflow serve: error: a b\n"
 
 
@@ -420,13 +422,13 @@ def test_the_ranks_meet_where_no_connection_of_others_can_be(model, free_port):
 
 @pytest.mark.parametrize("asked", [["--kv-budget", "96"], ["--config", "FILE"]])
 def test_serve_refuses_a_budget_on_an_untested_release(tmp_path, monkeypatch, capsys, asked):
-    from sglang_longflow import release
+    from sglang_longflow.settings import release
 
     monkeypatch.setattr(release, "installed_sglang", lambda: "0.5.23")
     path = tmp_path / "server.yaml"
     path.write_text("kv-budget: 96\n")
     asked = [str(path) if word == "FILE" else word for word in asked]
-    assert cli.main(["serve", "org/model", *asked]) == 2
+    assert main(["serve", "org/model", *asked]) == 2
     line = capsys.readouterr().err.strip()
     assert line.startswith("longflow serve: error: SGLang 0.5.23: not tested with KV budgets")
     assert "pip install sglang==0.5.17, or drop " in line and "\n" not in line
@@ -437,10 +439,10 @@ def test_arguments_of_another_kind_are_refused_by_name(tmp_path, monkeypatch, te
     """From SGLang 0.5.20 on the class is assembled from groups."""
     (tmp_path / "srt").mkdir()
     (tmp_path / "srt" / "server_args.py").write_text(text)
-    monkeypatch.setattr(server_options, "sglang_source", lambda: tmp_path)
-    server_options.server_options.cache_clear()
+    monkeypatch.setattr(options, "sglang_source", lambda: tmp_path)
+    options.server_options.cache_clear()
     try:
         with pytest.raises(ConfigError, match="of another kind than in"):
-            server_options.server_options()
+            options.server_options()
     finally:
-        server_options.server_options.cache_clear()
+        options.server_options.cache_clear()

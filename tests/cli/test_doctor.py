@@ -8,7 +8,8 @@ import json
 
 import pytest
 
-from sglang_longflow import cli, doctor
+from sglang_longflow.cli import doctor
+from sglang_longflow.cli.main import main
 
 
 def by_name(rows: list[doctor.Check]) -> dict[str, doctor.Check]:
@@ -16,7 +17,7 @@ def by_name(rows: list[doctor.Check]) -> dict[str, doctor.Check]:
 
 
 def test_doctor_json(capsys):
-    status = cli.main(["doctor", "--json", "--", "--kv-budget", "96", "--page-size", "16"])
+    status = main(["doctor", "--json", "--", "--kv-budget", "96", "--page-size", "16"])
     report = json.loads(capsys.readouterr().out)
     assert status == 1 and report["ok"] is False
     assert all(set(row) == {"name", "status", "detail", "fix"} for row in report["checks"])
@@ -76,7 +77,7 @@ def test_doctor_sees_a_folder_that_hides_kernels(monkeypatch):
 def test_doctor_leaves_the_device_out_when_told(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "check_device", lambda: pytest.fail("the device was looked at"))
     monkeypatch.setattr(doctor, "check_hooks", lambda: [])
-    status = cli.main(["doctor", "--no-device"])
+    status = main(["doctor", "--no-device"])
     out = capsys.readouterr().out
     assert status == 0 and "installed for a KV budget" in out and "ready" not in out
     assert any(line.split()[:2] == ["skip", "device"] for line in out.splitlines())
@@ -98,7 +99,7 @@ def test_doctor_reports_wrong_server_arguments():
 
 def test_doctor_refuses_a_budget_on_an_untested_release(monkeypatch):
     """The plugin stays off there, so there is no hook to look for; the line is the server's."""
-    from sglang_longflow import release
+    from sglang_longflow.settings import release
 
     monkeypatch.setattr(release.importlib.metadata, "version", lambda name: "0.5.23")
     monkeypatch.delitem(release.sys.modules, "sglang", raising=False)

@@ -10,7 +10,7 @@ import pytest
 import sglang as sgl
 from sglang.lang.backend.runtime_endpoint import RuntimeEndpoint
 
-from sglang_longflow.frontend import BudgetedEndpoint, budgeted, gen, kv_budget
+from sglang_longflow.client.frontend import BudgetedEndpoint, budgeted, gen, kv_budget
 
 
 class Recorder(BaseHTTPRequestHandler):

@@ -5,9 +5,9 @@ from collections import Counter
 from dataclasses import dataclass
 
 import pytest
-from pool_simulation import budget
 
-from sglang_longflow.flow.admission import (
+from pool_simulation import budget
+from sglang_longflow.core.admission import (
     LiveRow,
     admission_need,
     path_to_root,

@@ -3,9 +3,9 @@
 from collections import Counter
 
 import pytest
-from pool_simulation import TRAFFIC, Request, Simulation, budget, simulate
 
-from sglang_longflow.flow.slots import Step
+from pool_simulation import TRAFFIC, Request, Simulation, budget, simulate
+from sglang_longflow.core.slots import Step
 
 
 @pytest.mark.parametrize("case", range(4))

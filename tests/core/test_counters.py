@@ -1,6 +1,6 @@
 """The live sums count budgeted rows and nothing else; how many rows run at once."""
 
-from sglang_longflow.flow.metrics import LiveGauges, RowStats, Stall, gauges, row_capacity
+from sglang_longflow.core.counters import LiveGauges, RowStats, Stall, gauges, row_capacity
 
 
 def test_full_rows_count_nowhere():

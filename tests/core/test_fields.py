@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_longflow.errors import BudgetError
-from sglang_longflow.flow.fields import (
+from sglang_longflow.core.fields import (
     MAX_SAMPLES,
     check_embeddings,
     check_fields,
@@ -18,6 +17,7 @@ from sglang_longflow.flow.fields import (
     check_sampling_bounds,
     wrong_value,
 )
+from sglang_longflow.errors import BudgetError
 
 NAN, INF = math.nan, math.inf
 

@@ -11,10 +11,10 @@ from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 from starlette.middleware import Middleware
 
-from sglang_longflow import http_budget
-from sglang_longflow.config import LongFlowConfig
+from sglang_longflow.core import http_budget
+from sglang_longflow.core.request import INACTIVE
 from sglang_longflow.errors import BudgetError
-from sglang_longflow.flow.request import INACTIVE
+from sglang_longflow.settings.config import LongFlowConfig
 
 CONFIG = LongFlowConfig(kv_budget=96, kv_policy="longflow", kv_budget_min=48, kv_budget_max=500)
 #: Path by SGLang's function; the places are those of its request models.

@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import pytest
 
-from sglang_longflow.flow.prompt import chunk_end, max_prefix_tokens
-from sglang_longflow.support import MIN_CHUNKED_PREFILL_SIZE
+from sglang_longflow.core.prompt import chunk_end, max_prefix_tokens
+from sglang_longflow.settings.compatibility import MIN_CHUNKED_PREFILL_SIZE
 
 WINDOW = 32
 

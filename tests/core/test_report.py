@@ -2,8 +2,8 @@
 
 import pytest
 
-from sglang_longflow.contracts import KVBudget, KVRow
-from sglang_longflow.flow.release import report
+from sglang_longflow.core.contracts import KVBudget, KVRow
+from sglang_longflow.core.report import report
 from sglang_longflow.policies import make_policy
 
 POLICY = make_policy("streaming")

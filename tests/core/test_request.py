@@ -5,17 +5,17 @@ from array import array
 
 import pytest
 
-from sglang_longflow.config import LongFlowConfig
-from sglang_longflow.contracts import KVBudget
-from sglang_longflow.errors import BudgetError, LongFlowError
-from sglang_longflow.flow.admission import peak_slots, prefill_slots
-from sglang_longflow.flow.request import (
+from sglang_longflow.core.admission import peak_slots, prefill_slots
+from sglang_longflow.core.contracts import KVBudget
+from sglang_longflow.core.request import (
     asks_for_budget,
     check_fits,
     check_input_ids,
     resolve_budget,
     stop_ids_in_vocabulary,
 )
+from sglang_longflow.errors import BudgetError, LongFlowError
+from sglang_longflow.settings.config import LongFlowConfig
 
 BOUNDED = LongFlowConfig(kv_budget=100, kv_budget_min=50, kv_budget_max=200)
 FULL_TOO = LongFlowConfig(kv_budget=100, kv_budget_allow_full=True)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from sglang_longflow.config import LongFlowConfig
-from sglang_longflow.contracts import DecodeView, PrefillView
-from sglang_longflow.runtime import PendingView, Runtime
+from sglang_longflow.core.contracts import DecodeView, PrefillView
+from sglang_longflow.core.runtime import PendingView, Runtime
+from sglang_longflow.settings.config import LongFlowConfig
 
 VIEW = DecodeView(kv_lens=[4, 5], overwrite=[False] * 2, fresh=[False] * 2, full_rows=[])
 

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from sglang_longflow.contracts import KVBudget
-from sglang_longflow.flow.slots import DecodeRow, Step, retraction_order, slots_required
+from sglang_longflow.core.contracts import KVBudget
+from sglang_longflow.core.slots import DecodeRow, Step, retraction_order, slots_required
 from sglang_longflow.policies import make_policy
 
 POLICY = make_policy("streaming")

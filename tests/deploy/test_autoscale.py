@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from autoscale_manifest import scaled_object
 from autoscale_proof import Phase, Settings, run
 from fleet import text_model

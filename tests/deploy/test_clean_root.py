@@ -27,11 +27,10 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
 from metric_names import MONITORING, dashboard_queries, names_in, rule_queries, rules
 
 pytestmark = [pytest.mark.deploy, pytest.mark.long]
-HERE = Path(__file__).parent
+TOOLS_DIR = Path(__file__).parents[2] / "tools"
 START_S = 240
 CONFIG = """\
 model-path: /model
@@ -54,7 +53,7 @@ def built(tools, tmp_path_factory):
         yield Path(by_hand), (Path(by_hand) / "log").read_text()
         return
     folder = tmp_path_factory.mktemp("image")
-    script = [tools / "venv/bin/python", HERE / "clean_root.py"]
+    script = [tools / "venv/bin/python", TOOLS_DIR / "clean_root.py"]
     log = folder / "log"
     # The clean root is given this machine's certificates; pip is to use them.
     pip_conf = folder / "pip.conf"
@@ -102,7 +101,7 @@ class Container:
         self.log = folder / "log"
         volumes = [f"{folder}/cache:/cache", f"{folder}/model:/model:ro"]
         volumes.append(f"{folder}/config.yaml:/etc/longflow/config.yaml:ro")
-        script = [tools / "venv/bin/python", HERE / "clean_root.py", "run", work]
+        script = [tools / "venv/bin/python", TOOLS_DIR / "clean_root.py", "run", work]
         options = [f"--volume={volume}" for volume in volumes]
         with self.log.open("w") as out:
             self.process = subprocess.Popen(

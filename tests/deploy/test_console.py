@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
 import harness
 
 pytestmark = [pytest.mark.deploy, pytest.mark.e2e]

@@ -7,13 +7,10 @@ import json
 import re
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parent))
 from manifests import (
     CHART,
     CUSTOM,
@@ -28,8 +25,7 @@ from manifests import (
     queries,
     tool,
 )
-
-from sglang_longflow.serve import read_settings
+from sglang_longflow.server.serve import read_settings
 
 pytestmark = pytest.mark.deploy
 ROOT = DEPLOY.parent

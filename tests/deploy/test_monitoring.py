@@ -6,13 +6,10 @@ import ast
 import json
 import re
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parent))
 from metric_names import (
     MONITORING,
     ROOT,

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parent))
 from manifests import DEPLOY, helm, kustomize, name_of, normal, problems, queries, tool
-
-from sglang_longflow import cli
-from sglang_longflow.serve import read_settings
+from sglang_longflow.cli.main import main
+from sglang_longflow.server.serve import read_settings
 
 pytestmark = pytest.mark.deploy
 LARGE = (
@@ -37,7 +34,7 @@ def rendered(request, tmp_path_factory, tools):
     folder = tmp_path_factory.mktemp("rendered")
     for target in ("kustomize", "helm"):
         size = ["--namespace", "chat", *RENDERED[request.param]]
-        assert cli.main(["render", "--target", target, "--out", f"{folder}/{target}", *size]) == 0
+        assert main(["render", "--target", target, "--out", f"{folder}/{target}", *size]) == 0
     values = yaml.safe_load((folder / "helm/values.yaml").read_text())
     chart = folder / "helm/sglang-longflow"
     return folder, kustomize(folder / "kustomize"), helm(tools, values, chart, namespace="chat")
@@ -70,7 +67,7 @@ def test_longflow_serve_takes_the_configuration(rendered, tmp_path):
 def keda(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("keda")
     argv = ["render", "--target", "keda", "--out", str(folder), "--name", "llm"]
-    assert cli.main([*argv, *RENDERED["qwen3-1.7b"]]) == 0
+    assert main([*argv, *RENDERED["qwen3-1.7b"]]) == 0
     return folder
 
 
@@ -83,7 +80,7 @@ def test_a_scaledobject_alone_is_valid(keda, tools):
 @pytest.mark.parametrize("tp", [1, 2])
 def test_compose_is_valid(tools, tmp_path, tp):
     size = [*RENDERED["qwen3-1.7b"], "--tp", str(tp)]
-    assert cli.main(["render", "--target", "compose", "--out", str(tmp_path), *size]) == 0
+    assert main(["render", "--target", "compose", "--out", str(tmp_path), *size]) == 0
     files = sorted((tmp_path / "compose").glob("*.yaml"))
     assert [file.name for file in files] == ["compose.yaml", "services.yaml"]
     check = [tools / "venv/bin/check-jsonschema", "--builtin-schema", "vendor.compose-spec"]

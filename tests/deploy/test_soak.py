@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from fleet import text_model
 from soak_run import Soak, as_text
 from soak_traffic import KINDS

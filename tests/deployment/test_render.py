@@ -13,16 +13,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sglang_longflow import cli, serve
+from sglang_longflow.cli.main import main
+from sglang_longflow.cli.render import DEFAULT_PROMETHEUS, TARGETS
 from sglang_longflow.deployment import files, sizing
 from sglang_longflow.deployment.settings import Settings
 from sglang_longflow.errors import ConfigError
-from sglang_longflow.geometry import load_geometry
-from sglang_longflow.planner import make_plan
-from sglang_longflow.render import DEFAULT_PROMETHEUS, TARGETS
-from sglang_longflow.step_time import GIB, GPUS
+from sglang_longflow.planner.geometry import load_geometry
+from sglang_longflow.planner.plan import make_plan
+from sglang_longflow.planner.step_time import GIB, GPUS
+from sglang_longflow.server import serve
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy/helm/sglang-longflow"
 SIZE = ("--model", "qwen3-1.7b", "--gpu", "H100-80G", "--budget", "3200")
 
@@ -38,7 +39,7 @@ def sized(plan, least=1, most=4):
 
 
 def render(out: Path, target: str, *flags: str, size: tuple[str, ...] = SIZE) -> int:
-    return cli.main(["render", "--target", target, "--out", str(out), *size, *map(str, flags)])
+    return main(["render", "--target", target, "--out", str(out), *size, *map(str, flags)])
 
 
 def refusal(capsys, out: Path, target: str, *flags: str, size: tuple[str, ...] = SIZE) -> str:
@@ -364,8 +365,8 @@ def test_every_deployment_file_is_installed_where_render_looks():
 
 def test_it_runs_without_torch_and_sglang(tmp_path):
     code = (
-        "import sys\nfrom sglang_longflow import cli\n"
-        "assert cli.main(sys.argv[1:]) == 0\n"
+        "import sys\nfrom sglang_longflow.cli.main import main\n"
+        "assert main(sys.argv[1:]) == 0\n"
         "assert not {'torch', 'sglang', 'transformers'} & set(sys.modules)"
     )
     argv = ["render", "--target", "keda", "--out", str(tmp_path / "out"), *SIZE]

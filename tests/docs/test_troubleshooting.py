@@ -8,17 +8,16 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "sglang_longflow"
 DOCUMENT = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 #: What an operator or a client of a server can see; the messages of other commands may be missing.
 SERVING = [
     path
     for name in (
-        *("backend", "flow", "hooks", "benchmark"),
-        *("config.py", "support.py", "runtime.py", "preflight.py", "serve.py"),
-        *("server_options.py", "supervise.py", "frontend.py", "bench.py"),
-        *("release.py", "start_check.py", "http_budget.py"),
+        *("backend", "core", "hooks", "measure/throughput", "client/frontend.py", "cli/bench.py"),
+        *(f"settings/{name}.py" for name in ("config", "compatibility", "release", "start_check")),
+        *(f"server/{name}.py" for name in ("options", "preflight", "process", "serve")),
     )
     for path in ([PACKAGE / name] if name.endswith(".py") else (PACKAGE / name).rglob("*.py"))
 ]
@@ -51,10 +50,10 @@ def texts_in(path: Path) -> set[str]:
 
 
 def raised_in(path: Path) -> set[str]:
-    """Messages of the exceptions that a file makes; of support.py all f-strings that it returns."""
+    """Messages of the exceptions that a file makes; of compatibility.py all f-strings that it returns."""
     found = set()
     for here in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(here, ast.Return) and path.name == "support.py":
+        if isinstance(here, ast.Return) and path.name == "compatibility.py":
             found |= {text_of(n) for n in ast.walk(here) if isinstance(n, ast.JoinedStr)}
         if isinstance(here, ast.Call) and here.args:
             name = ast.unparse(here.func).split(".")[-1]

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "policies"))  # reference_rankings
-sys.path.insert(0, str(Path(__file__).parents[1] / "fuzz"))
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +13,7 @@ def smollm2() -> Path:
     """SmolLM2-135M-Instruct, from LONGFLOW_TEST_MODEL or prepared once in the cache."""
     if folder := os.environ.get("LONGFLOW_TEST_MODEL"):
         return Path(folder)
-    from sglang_longflow.demo_model import prepare_model
+    from sglang_longflow.demo.model import prepare_model
 
     return prepare_model()
 
@@ -41,8 +36,9 @@ def tiny_models(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_with_tokenizer(smollm2, tmp_path_factory) -> Path:
     """A tiny random Llama with SmolLM2's tokenizer and chat template."""
-    import harness
     from transformers import AutoTokenizer
+
+    import harness
 
     folder = harness.build_tiny_model(
         "llama", tmp_path_factory.mktemp("text"), vocab_size=49152, num_hidden_layers=2

@@ -13,14 +13,14 @@ import threading
 import time
 from pathlib import Path
 
-import harness
 import psutil
 import pytest
 
-from sglang_longflow.demo import load_problems, run_phase
+import harness
+from sglang_longflow.demo.run import load_problems, run_phase
+from sglang_longflow.monitor.client import activity
 from sglang_longflow.reasoner import MODEL_DIR
-from sglang_longflow.stats_client import activity
-from sglang_longflow.supervise import was_killed
+from sglang_longflow.server.process import was_killed
 
 pytestmark = pytest.mark.e2e
 STEP_S = 20.0
@@ -34,7 +34,7 @@ class Sleepy(harness.Server):
         self.file = folder / "sleep"
         arguments = [f"--model-path={MODEL_DIR}", f"--kv-budget={BUDGET}", "--sleep-on-idle"]
         arguments += ["--kv-budget-allow-full", "--max-total-tokens=2000"]
-        program = (str(Path(__file__).with_name("sleepy_server.py")),)
+        program = (str(Path(harness.__file__).with_name("sleepy_server.py")),)
         super().__init__(arguments, {"LONGFLOW_SLEEP_FILE": str(self.file)}, program)
 
     def sleep_in_the_next_prefill(self, seconds: float) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 
-import harness
 import pytest
-from harness import greedy, prompt
 
+import harness
+from harness import greedy, prompt
 from sglang_longflow.policies import make_policy, policy_names
 
 pytestmark = pytest.mark.e2e

@@ -8,8 +8,9 @@ import re
 import subprocess
 import sys
 
-import harness
 import pytest
+
+import harness
 import text_model
 
 pytestmark = pytest.mark.e2e
@@ -272,7 +273,7 @@ def test_reasoning_is_split_off_with_a_budget(client):
 def test_frontend_fork_and_join(server):
     import sglang as sgl
 
-    from sglang_longflow import frontend
+    from sglang_longflow.client import frontend
 
     backend = frontend.BudgetedEndpoint(server.url)
 
@@ -298,7 +299,7 @@ def test_frontend_fork_and_join(server):
 def test_frontend_turns_and_batches(server):
     import sglang as sgl
 
-    from sglang_longflow import frontend
+    from sglang_longflow.client import frontend
 
     backend = frontend.BudgetedEndpoint(server.url)
 
@@ -325,7 +326,7 @@ def test_frontend_turns_and_batches(server):
 def test_frontend_streams(server):
     import sglang as sgl
 
-    from sglang_longflow import frontend
+    from sglang_longflow.client import frontend
 
     @sgl.function
     def story(s):
@@ -381,11 +382,11 @@ def test_sglangs_own_bench_serving(server, model, lost, tmp_path):
 
 
 def test_longflow_bench_on_a_running_server(server, tmp_path, capsys):
-    from sglang_longflow import cli
+    from sglang_longflow.cli.main import main
 
     words = f"bench --url {server.url} --out {tmp_path} --budgets 48,full --requests 3"
     words += " --input-tokens 20 --output-tokens 60 --policy streaming"
-    assert cli.main(words.split()) == 0, capsys.readouterr()
+    assert main(words.split()) == 0, capsys.readouterr()
     points = json.loads((tmp_path / "bench.json").read_text())["points"]
     assert [point["budget"] for point in points] == [48, 0]
     assert [point["reached_share"] for point in points] == [1.0, None]
@@ -393,7 +394,7 @@ def test_longflow_bench_on_a_running_server(server, tmp_path, capsys):
     assert all(1 <= point["running_peak"] <= 3 for point in points)
     assert (tmp_path / "bench.png").stat().st_size > 10_000
     capsys.readouterr()
-    assert cli.main(f"bench --url {server.url} --out {tmp_path} --budgets 501".split()) == 1
+    assert main(f"bench --url {server.url} --out {tmp_path} --budgets 501".split()) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "kv_budget=501" in line and "maximum 500" in line
 

@@ -11,10 +11,10 @@ import time
 import urllib.error
 import urllib.request
 
-import harness
 import pytest
 
-from sglang_longflow.geometry import load_geometry, weights_bytes
+import harness
+from sglang_longflow.planner.geometry import load_geometry, weights_bytes
 
 pytestmark = pytest.mark.e2e
 KEY = "right-key"

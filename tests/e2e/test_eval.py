@@ -14,13 +14,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from harness import longflow_eval as evaluate
 
-import sglang_longflow.eval as evaluation
+import sglang_longflow.cli.eval as evaluation
+from harness import longflow_eval as evaluate
 from sglang_longflow.errors import ConfigError, EvalError
-from sglang_longflow.evaluation.ask import post
-from sglang_longflow.evaluation.servers import running_server
-from sglang_longflow.supervise import ServerEnded
+from sglang_longflow.measure.accuracy.ask import post
+from sglang_longflow.measure.servers import running_server
+from sglang_longflow.server.process import ServerEnded
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.e2e

@@ -5,12 +5,12 @@ import json
 import random
 from pathlib import Path
 
-import longflow_oracle
 import pytest
 import torch
-from harness import longflow_eval as evaluate
 
-from sglang_longflow.evaluation.texts import TextTask, load_texts
+import longflow_oracle
+from harness import longflow_eval as evaluate
+from sglang_longflow.measure.divergence.texts import TextTask, load_texts
 
 pytestmark = pytest.mark.e2e
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-import faulty_hooks
-import harness
 import pytest
 from fastapi import HTTPException
+
+import faulty_hooks
+import harness
 from harness import greedy, prompt
 
 pytestmark = pytest.mark.e2e

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import os
 
+import pytest
+
 import fuzz_judge
 import fuzz_servers
 import harness
-import pytest
 from fuzz_bodies import Calls, Limits, call_stream
 from fuzz_known import is_known
 from fuzz_run import Report, fuzz, ours

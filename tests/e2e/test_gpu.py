@@ -11,17 +11,17 @@ from __future__ import annotations
 import copy
 from typing import NamedTuple
 
-import harness
-import longflow_oracle
-import probe
 import pytest
 import torch
-from harness import greedy, outputs, prompt
 from test_churn import churn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sglang_longflow.config import config_from
+import harness
+import longflow_oracle
+import probe
+from harness import greedy, outputs, prompt
 from sglang_longflow.policies import DEFAULT_POLICY
+from sglang_longflow.settings.config import config_from
 
 pytestmark = [
     pytest.mark.gpu,

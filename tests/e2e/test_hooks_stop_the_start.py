@@ -7,9 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import broken_sglang
 import harness
-import pytest
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]

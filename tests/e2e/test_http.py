@@ -8,8 +8,9 @@ import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
-import harness
 import pytest
+
+import harness
 
 pytestmark = pytest.mark.e2e
 LONG = " ".join(f"Box {i} holds {i * 7 % 13} apples." for i in range(40))
@@ -290,7 +291,7 @@ def test_frontend_program(server):
     """sgl.function with a budget per call (SGLang drops custom_params on its own)."""
     import sglang as sgl
 
-    from sglang_longflow import frontend
+    from sglang_longflow.client import frontend
 
     backend = frontend.BudgetedEndpoint(server.url)
 

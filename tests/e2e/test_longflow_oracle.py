@@ -17,7 +17,6 @@ from transformers import (
     Qwen3Config,
 )
 
-sys.path.insert(0, os.path.dirname(__file__))
 import longflow_oracle as oracle
 from oracle_replay import naive_pooled_votes, naive_scores, replay_budget
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import harness
-import longflow_oracle
 import pytest
 import torch
+
+import harness
+import longflow_oracle
 
 LAYERS = harness.TINY["num_hidden_layers"]
 RANK = 4

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-import census
-import harness
 import pytest
 from test_churn import churn
+
+import census
+import harness
 
 pytestmark = pytest.mark.e2e
 REQUESTS = 120

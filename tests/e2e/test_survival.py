@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import time
 
-import harness
 import pytest
+
+import harness
 from harness import greedy, prompt
 
 pytestmark = pytest.mark.e2e

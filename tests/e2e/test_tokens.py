@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import harness
-import longflow_oracle
 import pytest
 import torch
+
+import harness
+import longflow_oracle
 from harness import greedy, prompt
 from reference_rankings import ReferenceRow, rankings_of
-
 from sglang_longflow.policies import policy_names
 
 pytestmark = pytest.mark.e2e

@@ -6,12 +6,13 @@ between two GPUs.
 
 from __future__ import annotations
 
-import harness
 import pytest
 import torch
-from harness import greedy, outputs, prompt
 from test_churn import churn
 from test_gpu import NOISE_LIMIT, load_reference, parting
+
+import harness
+from harness import greedy, outputs, prompt
 
 pytestmark = [
     pytest.mark.gpu,

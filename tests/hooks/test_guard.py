@@ -4,13 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from sglang_longflow import runtime
-from sglang_longflow.config import LongFlowConfig
-from sglang_longflow.contracts import KVBudget, KVRow
+from sglang_longflow.core import runtime
+from sglang_longflow.core.contracts import KVBudget, KVRow
 from sglang_longflow.hooks import guard
 from sglang_longflow.hooks.hook import Fails
 from sglang_longflow.hooks.manifest import MANIFEST
 from sglang_longflow.policies import make_policy
+from sglang_longflow.settings.config import LongFlowConfig
 
 
 class Request:

@@ -10,10 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import fake_sglang
 import pytest
 
-from sglang_longflow import start_check
+import fake_sglang
+from sglang_longflow.settings import start_check
 
 ROOT = Path(__file__).parents[2]
 BUDGET = ("--kv-budget", "96")

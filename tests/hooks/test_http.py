@@ -7,11 +7,11 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from sglang_longflow.console.page import load_files
-from sglang_longflow.console.snapshots import SchedulerSilent, Snapshots
-from sglang_longflow.console.what_if import RunningServer
-from sglang_longflow.geometry import load_geometry
 from sglang_longflow.hooks import http
+from sglang_longflow.monitor.page import load_files
+from sglang_longflow.monitor.snapshots import SchedulerSilent, Snapshots
+from sglang_longflow.monitor.what_if import RunningServer
+from sglang_longflow.planner.geometry import load_geometry
 
 SETTINGS = {"device_name": "cpu", "device_memory_bytes": None, "weights_bytes": 0}
 

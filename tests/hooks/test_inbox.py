@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from sglang_longflow import runtime
-from sglang_longflow.config import FLAGS, LongFlowConfig
+from sglang_longflow.core import runtime
 from sglang_longflow.errors import BudgetError
 from sglang_longflow.hooks import inbox
+from sglang_longflow.settings.config import FLAGS, LongFlowConfig
 
 
 @pytest.fixture(autouse=True)

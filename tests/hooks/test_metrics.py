@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, multiprocess
 SCHEDULER = """
 import sys
 from types import SimpleNamespace
-from sglang_longflow.flow.metrics import Counters, RowStats, Stall
+from sglang_longflow.core.counters import Counters, RowStats, Stall
 from sglang_longflow.hooks.metrics import Exporter
 
 rank, held, overwritten = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sglang_longflow.contracts import KVBudget, KVRow
+from sglang_longflow.core.contracts import KVBudget, KVRow
 from sglang_longflow.errors import BudgetError
 from sglang_longflow.hooks import report as hook
 from sglang_longflow.hooks.report import LatestReport, _spread

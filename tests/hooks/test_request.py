@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from sglang_longflow import runtime
-from sglang_longflow.config import FLAGS, LongFlowConfig
-from sglang_longflow.contracts import KVBudget, KVRow
+from sglang_longflow.core import runtime
+from sglang_longflow.core.contracts import KVBudget, KVRow
 from sglang_longflow.errors import BudgetError
 from sglang_longflow.hooks import request
 from sglang_longflow.policies import make_policy
+from sglang_longflow.settings.config import FLAGS, LongFlowConfig
 
 POOL, CONTEXT = 400, 1000
 

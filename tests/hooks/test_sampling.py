@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sglang_longflow import runtime
-from sglang_longflow.config import LongFlowConfig
+from sglang_longflow.core import runtime
 from sglang_longflow.hooks import sampling
+from sglang_longflow.settings.config import LongFlowConfig
 
 INF, NAN = float("inf"), float("nan")
 

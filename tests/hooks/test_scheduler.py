@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from sglang_longflow.config import LongFlowConfig
+from sglang_longflow.core.runtime import Runtime
 from sglang_longflow.hooks import scheduler as hook
-from sglang_longflow.runtime import Runtime
+from sglang_longflow.settings.config import LongFlowConfig
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sglang_longflow import runtime
-from sglang_longflow.config import LongFlowConfig
-from sglang_longflow.contracts import KVBudget, KVRow
+from sglang_longflow.core import runtime
+from sglang_longflow.core.contracts import KVBudget, KVRow
 from sglang_longflow.policies import make_policy
+from sglang_longflow.settings.config import LongFlowConfig
 
 POOL, LAYERS, VOCABULARY = 600, 2, 3
 STREAMING = make_policy("streaming")

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from decode_case import INTERPRETED
 
+from decode_case import INTERPRETED
 from longflow_kernels import prompt_mass
 from longflow_kernels.compress_prompt import op
 from longflow_kernels.compress_prompt.op import Prompt, pack_prompts, paged_prompt_mass

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from decode_case import INTERPRETED, SMALL, DecodeCase, assert_step
 
+from decode_case import INTERPRETED, SMALL, DecodeCase, assert_step
 from longflow_kernels.attend_score_evict.launch import LaunchConfig, launch_config
 from longflow_kernels.attend_score_evict.op import Workspace, attend_score_evict
 from longflow_kernels.attend_score_evict.rows import StepRow, pack_full_rows, pack_rows

@@ -4,8 +4,8 @@ import ctypes
 
 import pytest
 import torch
-from decode_case import INTERPRETED, DecodeCase, assert_step
 
+from decode_case import INTERPRETED, DecodeCase, assert_step
 from longflow_kernels import prompt_mass
 from longflow_kernels.attend_score_evict import op
 from longflow_kernels.attend_score_evict.l2 import set_aside_l2

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from decode_case import INTERPRETED, DecodeCase, assert_step
 
+from decode_case import INTERPRETED, DecodeCase, assert_step
 from longflow_kernels.attend_score_evict.rows import StepRow
 from longflow_kernels.likeness import op as likeness_op
 from longflow_kernels.likeness.level import first_level, next_level

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from sglang_longflow.console.health import UNHEALTHY_AFTER_S, StalledIsUnhealthy
-from sglang_longflow.console.snapshots import Look, SchedulerSilent, Snapshot
+from sglang_longflow.monitor.health import UNHEALTHY_AFTER_S, StalledIsUnhealthy
+from sglang_longflow.monitor.snapshots import Look, SchedulerSilent, Snapshot
 
 
 async def sglang(scope, receive, send):

@@ -2,7 +2,7 @@
 
 import re
 
-from sglang_longflow.console.page import CONTENT_SECURITY_POLICY, PAGE, load_files
+from sglang_longflow.monitor.page import CONTENT_SECURITY_POLICY, PAGE, load_files
 
 FILES = load_files()
 TEXT = {name: content.decode() for name, (content, _) in FILES.items()}

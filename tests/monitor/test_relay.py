@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from sglang_longflow import cli
-from sglang_longflow.console.relay import Relay
+from sglang_longflow.cli.main import main
+from sglang_longflow.monitor.relay import Relay
 
 
 class Upstream(BaseHTTPRequestHandler):
@@ -100,11 +100,11 @@ def test_a_server_that_is_gone_is_a_502():
     ],
 )
 def test_usage_errors(capsys, argv, text):
-    assert cli.main(["console", *argv]) == 2
+    assert main(["console", *argv]) == 2
     assert text in capsys.readouterr().err
 
 
 def test_a_taken_port_is_named(capsys, relay):
     port = relay.rsplit(":", 1)[1]
-    assert cli.main(["console", "--port", port]) == 2
+    assert main(["console", "--port", port]) == 2
     assert f"port={port}: Address already in use" in capsys.readouterr().err

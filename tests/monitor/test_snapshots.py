@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from sglang_longflow.console.snapshots import SchedulerSilent, Snapshots, merge, not_known
+from sglang_longflow.monitor.snapshots import SchedulerSilent, Snapshots, merge, not_known
 
 
 def stats_of(look) -> dict:

@@ -17,8 +17,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from sglang_longflow import cli, stats_client, top, top_view
+from sglang_longflow.cli import top
+from sglang_longflow.cli.main import main
 from sglang_longflow.errors import NoAnswer
+from sglang_longflow.monitor import client, terminal
 
 STATS = {
     "server": {"model": "tiny", "longflow": "0.1.0", "schedulers": 1},
@@ -96,7 +98,7 @@ def server():
 
 
 def test_owners_sum_to_the_pool():
-    found = top_view.owners(STATS)
+    found = terminal.owners(STATS)
     assert found == {
         "budgeted": 192,
         "full": 380,
@@ -107,12 +109,12 @@ def test_owners_sum_to_the_pool():
         "other": 34,
     }
     assert sum(found.values()) == STATS["pool"]["total_tokens"]
-    bar = top_view.pool_bar(STATS).plain
-    assert len(bar) == top_view.BAR_CELLS and set(bar) == set("#Fpceo.")
+    bar = terminal.pool_bar(STATS).plain
+    assert len(bar) == terminal.BAR_CELLS and set(bar) == set("#Fpceo.")
 
 
 def test_once(server, capsys):
-    assert cli.main(["top", "--url", server.url + "/", "--once"]) == 0
+    assert main(["top", "--url", server.url + "/", "--once"]) == 0
     text = capsys.readouterr().out
     assert "pool 700 of 3,000 (23%)" in text and "queued 4" in text and "####" in text
     rows = [line.split() for line in text.splitlines()]
@@ -150,7 +152,7 @@ def test_lines_where_there_is_no_terminal(server):
 
 
 def test_json(server, capsys):
-    assert cli.main(["top", "--url", server.url, "--once", "--json"]) == 0
+    assert main(["top", "--url", server.url, "--once", "--json"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line) == {**STATS, "rates": None}
 
@@ -195,7 +197,7 @@ def test_a_screen_that_outlives_the_server(server):
 )
 def test_answers_that_are_no_stats(server, capsys, answer, words):
     server.answer = answer
-    assert cli.main(["top", "--url", server.url, "--once"]) == 1
+    assert main(["top", "--url", server.url, "--once"]) == 1
     captured = capsys.readouterr()
     (line,) = captured.err.splitlines()
     assert captured.out == "" and line.startswith("longflow top: error: url=")
@@ -213,12 +215,12 @@ UNKNOWN = {
 
 def test_a_busy_server_is_said_to_be(server, capsys):
     server.answer = (200, json.dumps(STATS | BUSY))
-    assert cli.main(["top", "--url", server.url, "--once"]) == 0
+    assert main(["top", "--url", server.url, "--once"]) == 0
     assert "busy: last answer 7 s ago | pool 700 of 3,000" in capsys.readouterr().out
     server.answer = (200, json.dumps(UNKNOWN))
-    assert cli.main(["top", "--url", server.url, "--once"]) == 0
+    assert main(["top", "--url", server.url, "--once"]) == 0
     assert capsys.readouterr().out == "busy: no answer yet\n"
-    assert cli.main(["top", "--url", server.url, "--once", "--json"]) == 0
+    assert main(["top", "--url", server.url, "--once", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {**UNKNOWN, "rates": None}
 
 
@@ -232,7 +234,7 @@ def test_a_busy_server_is_said_to_be(server, capsys):
     ],
 )
 def test_the_screen_is_red_only_where_the_server_is_gone(stats, problem, is_gone, words):
-    shown = top_view.view(stats, None, "http://x", problem, is_gone, 40)
+    shown = terminal.view(stats, None, "http://x", problem, is_gone, 40)
     head = shown if stats is UNKNOWN else shown.renderables[0]
     (style,) = (span.style for span in head.spans if words in head.plain[span.start : span.end])
     assert style == ("bold red" if is_gone else "bold yellow")
@@ -258,36 +260,36 @@ def test_lines_go_on_while_the_server_does_not_answer(server, monkeypatch, capsy
 
 def test_what_a_server_does_in_a_few_words(server):
     doing = "3 running, 4 waiting, 1,0"
-    assert stats_client.activity(server.url).startswith(doing)
+    assert client.activity(server.url).startswith(doing)
     server.answer = (200, json.dumps(STATS | BUSY))
-    assert stats_client.activity(server.url).endswith("; busy: last answer 7 s ago")
+    assert client.activity(server.url).endswith("; busy: last answer 7 s ago")
     server.answer = (200, json.dumps(UNKNOWN))
-    assert stats_client.activity(server.url) == "busy: no answer yet"
+    assert client.activity(server.url) == "busy: no answer yet"
     server.answer = (404, "{}")  # stock SGLang
-    assert stats_client.activity(server.url) == "at work"
+    assert client.activity(server.url) == "at work"
     server.answer = (503, "{}")
-    assert "too busy" in stats_client.activity(server.url)
-    assert "too busy" in stats_client.activity("http://127.0.0.1:9")
+    assert "too busy" in client.activity(server.url)
+    assert "too busy" in client.activity("http://127.0.0.1:9")
 
 
 def test_keys(server, capsys):
     server.key = "right"
-    assert cli.main(["top", "--url", server.url, "--once"]) == 1
+    assert main(["top", "--url", server.url, "--once"]) == 1
     assert "asks for a key; give --api-key (401)" in capsys.readouterr().err
-    assert cli.main(["top", "--url", server.url, "--once", "--api-key", "wrong"]) == 1
+    assert main(["top", "--url", server.url, "--once", "--api-key", "wrong"]) == 1
     assert "refuses this --api-key (401)" in capsys.readouterr().err
-    assert cli.main(["top", "--url", server.url, "--once", "--api-key", "right"]) == 0
+    assert main(["top", "--url", server.url, "--once", "--api-key", "right"]) == 0
 
 
 def test_no_server(capsys):
-    assert cli.main(["top", "--url", "http://127.0.0.1:9"]) == 1
+    assert main(["top", "--url", "http://127.0.0.1:9"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "url=http://127.0.0.1:9: the server does not answer" in line and "refused" in line
 
 
 @pytest.mark.parametrize("value", ["0.1", "3601", "nan", "often", "-1"])
 def test_intervals(capsys, value):
-    assert cli.main(["top", f"--interval={value}"]) == 2
+    assert main(["top", f"--interval={value}"]) == 2
     assert f"interval={value!r}: expected seconds from 0.2 to 3600" in capsys.readouterr().err
 
 

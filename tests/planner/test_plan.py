@@ -8,16 +8,21 @@ import sys
 import pytest
 
 from sglang_longflow import policies
-from sglang_longflow.geometry import (
+from sglang_longflow.cli.plan import add_arguments, render, run
+from sglang_longflow.planner.geometry import (
     PlanError,
     kv_bytes_per_token,
     load_geometry,
     parameter_count,
     weights_bytes,
 )
-from sglang_longflow.plan import add_arguments, render, run
-from sglang_longflow.planner import DEFAULT_POLICY, MIN_BUDGET_TOKENS, budget_for_users, make_plan
-from sglang_longflow.step_time import GIB, GPUS
+from sglang_longflow.planner.plan import (
+    DEFAULT_POLICY,
+    MIN_BUDGET_TOKENS,
+    budget_for_users,
+    make_plan,
+)
+from sglang_longflow.planner.step_time import GIB, GPUS
 
 LLAMA = {
     "model_type": "llama",
@@ -557,7 +562,7 @@ def test_minimum_is_that_of_the_policy():
 
 def test_imports_neither_sglang_nor_torch():
     code = (
-        "import sys, sglang_longflow.plan; "
+        "import sys, sglang_longflow.cli.plan; "
         "sys.exit(any(m in sys.modules for m in ('sglang', 'torch', 'transformers')))"
     )
     env = {"PYTHONPATH": ":".join(path for path in sys.path if path)}

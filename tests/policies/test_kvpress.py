@@ -27,7 +27,7 @@ EXACT = dict(rtol=2e-5, atol=2e-6)
 
 
 def script():
-    path = HERE.parents[1] / "scripts" / "compare_kvpress.py"
+    path = HERE.parents[1] / "research" / "compare_kvpress.py"
     spec = importlib.util.spec_from_file_location("compare_kvpress", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from reference_rankings import ReferenceRow
 
 from longflow_kernels import attention_mass, removal_scores
-from sglang_longflow.contracts import FullRow, KVBudget
-from sglang_longflow.flow.policy_memory import LayerRows, PolicyMemory, StepRows
+from reference_rankings import ReferenceRow
+from sglang_longflow.backend.policy_memory import LayerRows, PolicyMemory, StepRows
+from sglang_longflow.core.contracts import FullRow, KVBudget
 from sglang_longflow.policies import FullRows, make_policy
 
 HEADS, KV_HEADS, DIM, BUDGET, ROWS = 4, 2, 16, 72, 5

@@ -10,7 +10,7 @@ import torch
 from sglang_longflow.reasoner import KINDS, make_problem
 from sglang_longflow.reasoner.lifetimes import lifetimes
 
-FILE = Path(__file__).resolve().parents[2] / "scripts" / "train_reasoner.py"
+FILE = Path(__file__).resolve().parents[2] / "research" / "train_reasoner.py"
 LAYERS, WIDTH = 4, 1600
 
 

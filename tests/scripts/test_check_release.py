@@ -11,7 +11,7 @@ import pytest
 
 from sglang_longflow.hooks.manifest import MANIFEST
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 METADATA = "Requires-Dist: torch=={torch}\nRequires-Dist: flashinfer_python[cu13]==0.6.15.post1\n"
 
 

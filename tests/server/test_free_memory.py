@@ -6,7 +6,7 @@ import resource
 
 import pytest
 
-from sglang_longflow.free_memory import SCHEDULER_ADDRESS_BYTES, Free, free_memory
+from sglang_longflow.server.free_memory import SCHEDULER_ADDRESS_BYTES, Free, free_memory
 
 GB = 10**9
 NONE = resource.RLIM_INFINITY

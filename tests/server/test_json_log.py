@@ -8,9 +8,16 @@ import os
 
 import pytest
 
-from sglang_longflow import cli, serve
-from sglang_longflow.log_lines import JsonFormatter, JsonLines, logging_config, record, texts_of
-from sglang_longflow.supervise import last_error
+from sglang_longflow.cli.main import main
+from sglang_longflow.server import serve
+from sglang_longflow.server.json_log import (
+    JsonFormatter,
+    JsonLines,
+    logging_config,
+    record,
+    texts_of,
+)
+from sglang_longflow.server.process import last_error
 
 TRACEBACK = """\
 Traceback (most recent call last):
@@ -124,16 +131,16 @@ def test_the_flag_wins_over_the_variable(monkeypatch, argv, variable, expected):
 
 
 def test_other_formats_are_refused_by_name(capsys, monkeypatch):
-    assert cli.main(["serve", "--log-format=xml"]) == 2
+    assert main(["serve", "--log-format=xml"]) == 2
     expected = "longflow serve: error: log_format='xml': expected one of text, json\n"
     assert capsys.readouterr().err == expected
     monkeypatch.setitem(os.environ, "LONGFLOW_LOG_FORMAT", "yaml")
-    assert cli.main(["serve"]) == 2
+    assert main(["serve"]) == 2
     assert "LONGFLOW_LOG_FORMAT='yaml': expected one of" in capsys.readouterr().err
 
 
 def test_an_error_before_the_start_is_json_too(capsys):
-    assert cli.main(["serve", "/no/such/model", "--log-format", "json"]) == 2
+    assert main(["serve", "/no/such/model", "--log-format", "json"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     found = json.loads(line)
     assert found["level"] == "ERROR" and found["message"].startswith("model_path='/no/such/model'")

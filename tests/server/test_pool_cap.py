@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from sglang_longflow import pool_cap
-from sglang_longflow.free_memory import Free
-from sglang_longflow.geometry import PlanError, load_geometry
-from sglang_longflow.pool_cap import PROCESSES_BYTES, cap_pool, tokens_for
+from sglang_longflow.planner.geometry import PlanError, load_geometry
 from sglang_longflow.reasoner import MODEL_DIR
+from sglang_longflow.server import pool_cap
+from sglang_longflow.server.free_memory import Free
+from sglang_longflow.server.pool_cap import PROCESSES_BYTES, cap_pool, tokens_for
 
 GB = 10**9
 MODEL = {"model_path": str(MODEL_DIR)}

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from sglang_longflow import supervise
-from sglang_longflow.supervise import Server, ServerEnded, out_of_memory, was_killed
+from sglang_longflow.server import process
+from sglang_longflow.server.process import Server, ServerEnded, out_of_memory, was_killed
 
 PYTHON = sys.executable
 CRASHED = (
@@ -68,7 +68,7 @@ def server(monkeypatch, tmp_path):
         program = tmp_path / "python"
         program.write_text(f"#!/bin/sh\nexec {PYTHON} -c '{code}'\n")
         program.chmod(0o755)
-        monkeypatch.setattr(supervise.sys, "executable", str(program))
+        monkeypatch.setattr(process.sys, "executable", str(program))
         started.append(Server(["--max-total-tokens=80"], "http://127.0.0.1:9"))
         return started[-1]
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from sglang_longflow.progress import (
+from sglang_longflow.server.progress import (
     ASK_TIMEOUT_S,
     SIGN_OF_LIFE_S,
     Progress,
@@ -25,7 +25,7 @@ def boot_clock() -> float:
 def test_times_are_counted_from_the_start_of_the_process():
     code = (
         "import time; time.sleep(1.2)\n"
-        "from sglang_longflow.progress import shared\n"
+        "from sglang_longflow.server.progress import shared\n"
         "assert shared() is shared()\nshared().say('x')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

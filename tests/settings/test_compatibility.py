@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from sglang_longflow import support
-from sglang_longflow.config import LongFlowConfig
 from sglang_longflow.errors import UnsupportedSetup
+from sglang_longflow.settings import compatibility
+from sglang_longflow.settings.config import LongFlowConfig
 
 OPEN = dict(
     page_size=None,
@@ -24,15 +24,15 @@ TRITON = LongFlowConfig(kv_budget=64, kv_decode_kernel="triton")
 @pytest.fixture(params=[False, True], ids=["cpu", "cuda"])
 def on_gpu(request, monkeypatch):
     card = SimpleNamespace(total_memory=80 << 30)
-    monkeypatch.setattr(support.torch.cuda, "is_available", lambda: request.param)
-    monkeypatch.setattr(support.torch.cuda, "get_device_properties", lambda _: card)
+    monkeypatch.setattr(compatibility.torch.cuda, "is_available", lambda: request.param)
+    monkeypatch.setattr(compatibility.torch.cuda, "get_device_properties", lambda _: card)
     return request.param
 
 
 @pytest.mark.parametrize("config", [REFERENCE, TRITON], ids=["reference", "triton"])
 def test_only_the_fused_kernel_keeps_the_decode_graph(on_gpu, config):
     arguments = SimpleNamespace(**OPEN)
-    changed = support.apply_defaults(arguments, config)
+    changed = compatibility.apply_defaults(arguments, config)
     if not on_gpu:
         assert changed == {"page_size": 1, "sleep_on_idle": True}
         return
@@ -53,7 +53,7 @@ def test_what_the_operator_set_stays(on_gpu):
     chosen = {**OPEN, "page_size": 16, "decode_attention_backend": "fa3", "sleep_on_idle": True}
     chosen["cuda_graph_max_bs_decode"] = 32
     arguments = SimpleNamespace(**chosen)
-    support.apply_defaults(arguments, TRITON)
+    compatibility.apply_defaults(arguments, TRITON)
     assert arguments.page_size == 16 and arguments.attention_backend is None
     assert arguments.cuda_graph_max_bs_decode == 32
     assert not hasattr(arguments, "kv_graphs_cover_rows")
@@ -61,13 +61,13 @@ def test_what_the_operator_set_stays(on_gpu):
 
 def test_explicit_graph_sizes_stay_and_small_cards_start_from_sglangs(monkeypatch):
     card = SimpleNamespace(total_memory=80 << 30)
-    monkeypatch.setattr(support.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(support.torch.cuda, "get_device_properties", lambda _: card)
+    monkeypatch.setattr(compatibility.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(compatibility.torch.cuda, "get_device_properties", lambda _: card)
     arguments = SimpleNamespace(**OPEN, cuda_graph_bs_decode=[1, 2])
-    changed = support.apply_defaults(arguments, TRITON)
+    changed = compatibility.apply_defaults(arguments, TRITON)
     assert not {"cuda_graph_max_bs_decode", "kv_graphs_cover_rows"} & set(changed)
     card.total_memory = 24 << 30
-    changed = support.apply_defaults(SimpleNamespace(**OPEN), TRITON)
+    changed = compatibility.apply_defaults(SimpleNamespace(**OPEN), TRITON)
     assert changed["kv_graphs_cover_rows"] and "cuda_graph_max_bs_decode" not in changed
 
 
@@ -87,7 +87,7 @@ def test_heads_that_the_kernel_does_not_take_are_named(heads, message):
         head_dim=heads[2],
         v_head_dim=heads[3],
     )
-    found = support.kernel_conflict(model)
+    found = compatibility.kernel_conflict(model)
     assert found.startswith(message) and bool(found) == bool(message)
 
 
@@ -106,9 +106,9 @@ def test_heads_that_the_kernel_does_not_take_are_named(heads, message):
     ],
 )
 def test_a_flag_that_does_not_go_with_a_budget_is_named_with_its_fix(field, value, fix):
-    assert support.flag_conflicts(SimpleNamespace()) == []
+    assert compatibility.flag_conflicts(SimpleNamespace()) == []
     with pytest.raises(UnsupportedSetup, match=rf"^{field}={value!r}: .*{fix}"):
-        support.refuse_flags(SimpleNamespace(**{field: value}))
+        compatibility.refuse_flags(SimpleNamespace(**{field: value}))
 
 
 @pytest.mark.parametrize(
@@ -121,10 +121,10 @@ def test_a_flag_that_does_not_go_with_a_budget_is_named_with_its_fix(field, valu
     ],
 )
 def test_flags_that_go_with_a_budget_pass(field, value):
-    support.refuse_flags(SimpleNamespace(**{field: value}))
+    compatibility.refuse_flags(SimpleNamespace(**{field: value}))
 
 
-@pytest.mark.parametrize("backend", support.PAGED_BACKENDS)
+@pytest.mark.parametrize("backend", compatibility.PAGED_BACKENDS)
 @pytest.mark.parametrize(
     ("field", "fix"),
     [
@@ -137,18 +137,18 @@ def test_flags_that_go_with_a_budget_pass(field, value):
 def test_a_backend_that_forces_pages_is_named_instead_of_the_page_size(backend, field, fix, pages):
     """SGLang sets its pages over --page-size 1, so that advice cannot help."""
     with pytest.raises(UnsupportedSetup) as caught:
-        support.refuse_flags(SimpleNamespace(**{field: backend, **pages}))
+        compatibility.refuse_flags(SimpleNamespace(**{field: backend, **pages}))
     message = str(caught.value)
     assert message.startswith(f"{field}={backend!r}: an attention backend with pages")
     assert message.endswith(fix) and "set --page-size 1" not in message
 
 
 def test_fa4_is_named_where_the_card_gave_it_pages():
-    support.refuse_flags(SimpleNamespace(attention_backend="fa4", page_size=1))
+    compatibility.refuse_flags(SimpleNamespace(attention_backend="fa4", page_size=1))
     with pytest.raises(UnsupportedSetup, match=r"^attention_backend='fa4': an attention backend"):
-        support.refuse_flags(SimpleNamespace(attention_backend="fa4", page_size=128))
+        compatibility.refuse_flags(SimpleNamespace(attention_backend="fa4", page_size=128))
     with pytest.raises(UnsupportedSetup, match=r"^page_size=128: .*set --page-size 1"):
-        support.refuse_flags(SimpleNamespace(attention_backend="fa3", page_size=128))
+        compatibility.refuse_flags(SimpleNamespace(attention_backend="fa3", page_size=128))
 
 
 def test_the_backends_that_sglang_gives_pages_are_the_ones_we_know():
@@ -156,13 +156,13 @@ def test_the_backends_that_sglang_gives_pages_are_the_ones_we_know():
     import re
     from pathlib import Path
 
-    from sglang_longflow.server_options import sglang_source
+    from sglang_longflow.server.options import sglang_source
 
     text = Path(sglang_source() / "srt/arg_groups/overrides.py").read_text()
     body = text[text.index("def _mla_backend_page_constraints") :]
     body = body[: body.index("@register_post_process")]
     found = set(re.findall(r'_backend == "(\w+)"', body)) | {"intel_xpu"}
-    assert found == set(support.PAGED_BACKENDS)
+    assert found == set(compatibility.PAGED_BACKENDS)
     assert "def _fa4_page_constraint" in text and "def _intel_xpu_page_constraint" in text
 
 
@@ -176,5 +176,5 @@ def test_the_backends_that_sglang_gives_pages_are_the_ones_we_know():
 )
 def test_models_that_are_refused_by_name(config, more, words):
     hf_config = SimpleNamespace(model_type="some", **config)
-    found = support.model_conflict(hf_config, uses_mla=False, sliding_window=None, **more)
+    found = compatibility.model_conflict(hf_config, uses_mla=False, sliding_window=None, **more)
     assert found.startswith("model_type='some': " + words) if words else found == ""

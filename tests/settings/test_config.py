@@ -7,19 +7,19 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from sglang_longflow.config import (
+from sglang_longflow.core.request import resolve_budget
+from sglang_longflow.errors import BudgetError, ConfigError, LongFlowError
+from sglang_longflow.measure.variants import parse_variant
+from sglang_longflow.policies import policy_names
+from sglang_longflow.settings.config import (
     FLAG_NAMES,
     FLAGS,
     LongFlowConfig,
     config_from,
     unknown_policy,
 )
-from sglang_longflow.errors import BudgetError, ConfigError, LongFlowError
-from sglang_longflow.evaluation.variants import parse_variant
-from sglang_longflow.flow.request import resolve_budget
-from sglang_longflow.policies import policy_names
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 FUSED = ("longflow", "streaming", "tova", "random")
 NOVEL = {"kv_budget": 96, "kv_policy": "longflow-novel", "kv_decode_kernel": "triton"}

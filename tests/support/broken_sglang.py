@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 TARGET = "sglang.srt.managers.schedule_batch.ScheduleBatch.new_tokens_required_next_decode"
 
@@ -43,10 +42,10 @@ def bypassed(*args, **kwargs):
 
 if __name__ == "__main__":
     model, how = sys.argv[1:]
-    sys.path.insert(0, str(Path(__file__).parent))
+    from sglang.srt.entrypoints.engine import Engine
+
     import broken_sglang  # by its name, so that the child process finds the function
     import harness
-    from sglang.srt.entrypoints.engine import Engine
 
     class BrokenEngine(Engine):
         run_scheduler_process_func = staticmethod(getattr(broken_sglang, how))

@@ -40,7 +40,7 @@ def longflow_metrics() -> set[str]:
     """Series names that the exporter and the refusal counter register."""
     import prometheus_client
 
-    from sglang_longflow.flow.metrics import Counters, Stall
+    from sglang_longflow.core.counters import Counters, Stall
     from sglang_longflow.hooks import metrics
 
     registry = prometheus_client.REGISTRY

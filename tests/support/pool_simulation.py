@@ -8,17 +8,17 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 
-from sglang_longflow.contracts import KVBudget
-from sglang_longflow.errors import BudgetError
-from sglang_longflow.flow.admission import (
+from sglang_longflow.core.admission import (
     LiveRow,
     admission_need,
     path_to_root,
     reserve_for,
 )
-from sglang_longflow.flow.prompt import chunk_end, max_prefix_tokens
-from sglang_longflow.flow.request import check_fits
-from sglang_longflow.flow.slots import DecodeRow, Step, slots_required
+from sglang_longflow.core.contracts import KVBudget
+from sglang_longflow.core.prompt import chunk_end, max_prefix_tokens
+from sglang_longflow.core.request import check_fits
+from sglang_longflow.core.slots import DecodeRow, Step, slots_required
+from sglang_longflow.errors import BudgetError
 from sglang_longflow.policies import make_policy
 
 STREAMING = make_policy("streaming")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 
-import fuzz_bodies
 import msgspec
 import pytest
+
+import fuzz_bodies
 from fuzz_bodies import Call, Calls, Limits, call_stream, longest, sweep
 from fuzz_known import KNOWN, is_known
 

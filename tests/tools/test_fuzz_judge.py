@@ -7,10 +7,11 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import fuzz_judge
-import fuzz_run
 import pytest
 from aiohttp import web
+
+import fuzz_judge
+import fuzz_run
 from fuzz_bodies import Call
 
 POOL = {"total_tokens": 400, "available_tokens": 380, "evictable_tokens": 20}

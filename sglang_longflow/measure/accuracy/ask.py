@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from http.client import HTTPException
 from typing import Any
 
+from sglang_longflow.client.http import open_json
 from sglang_longflow.errors import EvalError
-from sglang_longflow.evaluation.records import Record
-from sglang_longflow.evaluation.sampling import Sampling
-from sglang_longflow.evaluation.tasks import Question, Task, is_finished
-from sglang_longflow.evaluation.variants import FULL, Part, Variant
-from sglang_longflow.local_http import open_json
+from sglang_longflow.measure.accuracy.records import Record
+from sglang_longflow.measure.accuracy.sampling import Sampling
+from sglang_longflow.measure.accuracy.tasks import Question, Task, is_finished
+from sglang_longflow.measure.variants import FULL, Part, Variant
 
 
 def post(url: str, body: dict[str, Any]) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sglang_longflow.errors import ConfigError
-from sglang_longflow.evaluation.extra import require
+from sglang_longflow.measure.extra import require
 
 
 def after_hashes(answer: str) -> str:

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sglang_longflow.evaluation.records import Record
-from sglang_longflow.evaluation.variants import budget_text
+from sglang_longflow.measure.accuracy.records import Record
+from sglang_longflow.measure.variants import budget_text
 
 Z_95 = 1.959964
 #: Where fewer of a group's requests overwrote something, its accuracy is not about its budget.

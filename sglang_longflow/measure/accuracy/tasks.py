@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sglang_longflow.errors import ConfigError
-from sglang_longflow.evaluation.extra import require
-from sglang_longflow.evaluation.hub import DATA_SETS
-from sglang_longflow.evaluation.solved_files import read_pairs
+from sglang_longflow.measure.accuracy.hub import DATA_SETS
+from sglang_longflow.measure.accuracy.solved_files import read_pairs
+from sglang_longflow.measure.extra import require
 from sglang_longflow.reasoner import answer_of, make_problems
 from sglang_longflow.reasoner.vocabulary import decode, encode
 

@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 
 from sglang_longflow.errors import ConfigError, EvalError
-from sglang_longflow.evaluation.ask import post
-from sglang_longflow.evaluation.forced import KEY, Board, processor_text
-from sglang_longflow.evaluation.servers import running_server
-from sglang_longflow.evaluation.text_summary import TextRecord
-from sglang_longflow.evaluation.texts import TextTask
-from sglang_longflow.evaluation.variants import FULL, Part, Variant, point_title
-from sglang_longflow.pool_cap import tokens_for
-from sglang_longflow.progress import shared
-from sglang_longflow.stats_client import activity
+from sglang_longflow.measure.accuracy.ask import post
+from sglang_longflow.measure.divergence.forced import KEY, Board, processor_text
+from sglang_longflow.measure.divergence.summary import TextRecord
+from sglang_longflow.measure.divergence.texts import TextTask
+from sglang_longflow.measure.servers import running_server
+from sglang_longflow.measure.variants import FULL, Part, Variant, point_title
+from sglang_longflow.monitor.client import activity
+from sglang_longflow.server.pool_cap import tokens_for
+from sglang_longflow.server.progress import shared
 
 FULL_KV = Variant(FULL), 0
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sglang_longflow.evaluation.plot import Point, draw_points
-from sglang_longflow.evaluation.summary import by_point, print_table
-from sglang_longflow.evaluation.variants import budget_text
+from sglang_longflow.measure.accuracy.summary import by_point, print_table
+from sglang_longflow.measure.plot import Point, draw_points
+from sglang_longflow.measure.variants import budget_text
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_longflow.errors import ConfigError
-from sglang_longflow.evaluation.solved_files import read_pairs
+from sglang_longflow.measure.accuracy.solved_files import read_pairs
 
 PREFIX = "text:"
 SOLUTION_KEYS = ("solution", "answer")

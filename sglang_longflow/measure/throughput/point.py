@@ -12,7 +12,8 @@ from typing import Any
 
 import aiohttp
 
-from sglang_longflow.benchmark.streams import (
+from sglang_longflow.errors import BenchError
+from sglang_longflow.measure.throughput.streams import (
     Stream,
     ask,
     emptied,
@@ -21,7 +22,6 @@ from sglang_longflow.benchmark.streams import (
     percentile,
     session_for,
 )
-from sglang_longflow.errors import BenchError
 
 POLL_INTERVAL_S = 0.25
 WARM_UP_TOKENS = 8

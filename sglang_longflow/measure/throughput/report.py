@@ -9,10 +9,10 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from sglang_longflow.benchmark.point import ENOUGH_REACHED, Result
-from sglang_longflow.evaluation.plot import budget_axis
-from sglang_longflow.evaluation.summary import print_table
-from sglang_longflow.evaluation.variants import budget_text
+from sglang_longflow.measure.accuracy.summary import print_table
+from sglang_longflow.measure.plot import budget_axis
+from sglang_longflow.measure.throughput.point import ENOUGH_REACHED, Result
+from sglang_longflow.measure.variants import budget_text
 
 _LABELS = {
     "longflow": "full KV on the budget server",

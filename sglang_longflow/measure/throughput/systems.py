@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sglang_longflow.client.http import open_json
 from sglang_longflow.errors import BenchError, ConfigError
-from sglang_longflow.evaluation.variants import Variant
-from sglang_longflow.local_http import open_json
-from sglang_longflow.server_options import KV_OPTIONS, server_options
+from sglang_longflow.measure.variants import Variant
+from sglang_longflow.server.options import KV_OPTIONS, server_options
 
 LONGFLOW = "longflow"
 STOCK = "stock"  # SGLang's own defaults
 STOCK_SAME = "stock-same"  # with what a budget server sets
 BASELINES = (STOCK, STOCK_SAME)
-#: What a budget server sets or needs (`support.apply_defaults`), and the pool it got.
+#: What a budget server sets or needs (`compatibility.apply_defaults`), and the pool it got.
 CONSTRAINTS = {
     "max_total_num_tokens": "max_total_tokens",
     "page_size": "page_size",

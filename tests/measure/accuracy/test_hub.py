@@ -11,11 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from sglang_longflow.cli.eval import task_of
 from sglang_longflow.errors import ConfigError
-from sglang_longflow.eval import task_of
-from sglang_longflow.evaluation import hub
-from sglang_longflow.evaluation.hub import DATA_SETS, digest, download
-from sglang_longflow.evaluation.tasks import MathQuestions, judge_math
+from sglang_longflow.measure.accuracy import hub
+from sglang_longflow.measure.accuracy.hub import DATA_SETS, digest, download
+from sglang_longflow.measure.accuracy.tasks import MathQuestions, judge_math
 
 ROWS = {
     "gsm8k": [
@@ -98,7 +98,7 @@ def test_the_usual_traps_of_right_answers():
 
 def test_a_task_by_name_and_what_its_folder_is_bound_to(repositories, monkeypatch, tmp_path):
     monkeypatch.setattr(
-        "sglang_longflow.evaluation.tasks.render", lambda questions, _: [[1]] * len(questions)
+        "sglang_longflow.measure.accuracy.tasks.render", lambda questions, _: [[1]] * len(questions)
     )
     args = SimpleNamespace(model=tmp_path, task="gsm8k", count=1, max_new_tokens=50)
     task, settings = task_of(args)

@@ -10,11 +10,17 @@ from dataclasses import asdict, replace
 import pytest
 
 from sglang_longflow.errors import ConfigError
-from sglang_longflow.evaluation.ask import ask_all
-from sglang_longflow.evaluation.records import Record, Records
-from sglang_longflow.evaluation.sampling import Sampling
-from sglang_longflow.evaluation.summary import accuracy_of, show, summarise, warnings_of, wilson
-from sglang_longflow.evaluation.variants import Variant
+from sglang_longflow.measure.accuracy.ask import ask_all
+from sglang_longflow.measure.accuracy.records import Record, Records
+from sglang_longflow.measure.accuracy.sampling import Sampling
+from sglang_longflow.measure.accuracy.summary import (
+    accuracy_of,
+    show,
+    summarise,
+    warnings_of,
+    wilson,
+)
+from sglang_longflow.measure.variants import Variant
 
 RECORD = Record("longflow", 64, 0, "math", True, True, 90, 700, 64, 726, "7")
 
@@ -73,7 +79,7 @@ def test_what_is_sent_and_which_sample_a_record_is_of(monkeypatch):
         meta |= dict(kv_overwritten_tokens=0, finish_reason={"type": "stop"})
         return {"text": "right" if sample == 1 else "wrong", "meta_info": meta}
 
-    monkeypatch.setattr("sglang_longflow.evaluation.ask.post", post)
+    monkeypatch.setattr("sglang_longflow.measure.accuracy.ask.post", post)
     got = []
     wanted = [(0, 0), (1, 1), (0, 1)]
     parts = [(Variant("tova"), 64, wanted)]
@@ -188,7 +194,7 @@ def test_a_signal_does_not_wait_for_long_answers(monkeypatch):
             raise SystemExit(143)
         assert released.wait(60), "the server was never ended"
 
-    monkeypatch.setattr("sglang_longflow.evaluation.ask.ask_one", ask_one)
+    monkeypatch.setattr("sglang_longflow.measure.accuracy.ask.ask_one", ask_one)
     task = Namespace(questions=[0, 1, 2, 3])
     wanted = [(number, 0) for number in (1, 2, 0, 3)]
     began = time.monotonic()

@@ -10,20 +10,21 @@ import pytest
 import torch
 
 from sglang_longflow.errors import ConfigError, EvalError
-from sglang_longflow.evaluation import ask, text_run
-from sglang_longflow.evaluation.forced import KEY, Board, ForcedText, kl_of, step_of
-from sglang_longflow.evaluation.records import Records
-from sglang_longflow.evaluation.summary import save
-from sglang_longflow.evaluation.text_run import Setup, check_room
-from sglang_longflow.evaluation.text_summary import (
+from sglang_longflow.measure.accuracy import ask
+from sglang_longflow.measure.accuracy.records import Records
+from sglang_longflow.measure.accuracy.summary import save
+from sglang_longflow.measure.divergence import run as text_run
+from sglang_longflow.measure.divergence.forced import KEY, Board, ForcedText, kl_of, step_of
+from sglang_longflow.measure.divergence.run import Setup, check_room
+from sglang_longflow.measure.divergence.summary import (
     TextRecord,
     draw_kl,
     interval,
     show_texts,
     summarise_texts,
 )
-from sglang_longflow.evaluation.texts import TextTask, pack, read_solved
-from sglang_longflow.evaluation.variants import Variant
+from sglang_longflow.measure.divergence.texts import TextTask, pack, read_solved
+from sglang_longflow.measure.variants import Variant
 
 TASK = TextTask(Path("solved.jsonl"), text_tokens=50, prompt_tokens=10, count=99, seed=3)
 RECORD = TextRecord("longflow", 64, 0, 0.25, 0.9, 10, 40, 49, 0, 0)

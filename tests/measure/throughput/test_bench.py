@@ -7,9 +7,10 @@ import json
 
 import pytest
 
-from sglang_longflow import bench, cli
-from sglang_longflow.benchmark import report
-from sglang_longflow.benchmark.point import Result
+from sglang_longflow.cli import bench
+from sglang_longflow.cli.main import main
+from sglang_longflow.measure.throughput import report
+from sglang_longflow.measure.throughput.point import Result
 
 BASE = dict(
     requests=4, concurrency=4, input_tokens=8, output_tokens=16, wall_s=1.0, first_token_s_mean=0.1,
@@ -97,13 +98,13 @@ def test_time_left():
 )  # fmt: skip
 def test_bad_input_is_one_line(capsys, tmp_path, argv, text):
     words = ["bench", "--out", str(tmp_path), *argv]
-    assert cli.main(words) == 2
+    assert main(words) == 2
     captured = capsys.readouterr()
     (line,) = captured.err.splitlines()
     assert line.startswith("longflow bench: error: ") and text in line
 
 
 def test_no_server_at_the_url(capsys, tmp_path):
-    assert cli.main(["bench", "--out", str(tmp_path), "--url", "http://127.0.0.1:9"]) == 1
+    assert main(["bench", "--out", str(tmp_path), "--url", "http://127.0.0.1:9"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "http://127.0.0.1:9/model_info" in line

@@ -9,10 +9,16 @@ from types import SimpleNamespace
 import aiohttp
 import pytest
 
-from sglang_longflow.benchmark import point, streams
-from sglang_longflow.benchmark.point import Work, check, summarise
-from sglang_longflow.benchmark.streams import Stream, gaps, latencies, percentile, tokens_at
 from sglang_longflow.errors import BenchError
+from sglang_longflow.measure.throughput import point, streams
+from sglang_longflow.measure.throughput.point import Work, check, summarise
+from sglang_longflow.measure.throughput.streams import (
+    Stream,
+    gaps,
+    latencies,
+    percentile,
+    tokens_at,
+)
 
 WORK = Work(requests=2, concurrency=0, input=5, output=9, vocabulary=100, seed=3)
 

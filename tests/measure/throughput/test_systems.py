@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from sglang_longflow.benchmark import systems
 from sglang_longflow.errors import BenchError, ConfigError
-from sglang_longflow.evaluation.variants import parse_variant
-from sglang_longflow.server_options import make_parser
+from sglang_longflow.measure.throughput import systems
+from sglang_longflow.measure.variants import parse_variant
+from sglang_longflow.server.options import make_parser
 
 INFO = {
     "max_total_num_tokens": 5000,

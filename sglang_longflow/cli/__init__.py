@@ -1,0 +1,1 @@
+"""The `longflow` command: `main`, and one file per subcommand."""

@@ -1,0 +1,5 @@
+"""``python -m sglang_longflow.cli``: the same as ``longflow``."""
+
+from sglang_longflow.cli.main import main
+
+raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""What asks a server: budgets in frontend programs, small HTTP requests."""

@@ -1,0 +1,1 @@
+"""`longflow demo`: the run, the default model, the tables."""

@@ -1,0 +1,1 @@
+"""`longflow eval`: right answers by policy and budget."""

@@ -1,0 +1,1 @@
+"""`longflow eval --task text:FILE`: KL divergence from full KV on texts."""

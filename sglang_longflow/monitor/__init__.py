@@ -1,0 +1,1 @@
+"""For people who watch a server: its stats, the console page, the terminal view. No SGLang here."""

@@ -1,0 +1,1 @@
+"""What a budget buys on a GPU: arithmetic only, no torch, no SGLang."""

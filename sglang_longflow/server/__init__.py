@@ -1,0 +1,1 @@
+"""`longflow serve`: settings, checks, the server as a child process and its log."""

@@ -1,0 +1,1 @@
+"""Flags, the typed configuration, and what is refused with a budget."""
