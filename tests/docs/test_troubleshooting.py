@@ -50,7 +50,7 @@ def texts_in(path: Path) -> set[str]:
 
 
 def raised_in(path: Path) -> set[str]:
-    """Messages of the exceptions that a file makes; of compatibility.py all f-strings that it returns."""
+    """Messages of the exceptions a file makes; of compatibility.py, every f-string returned."""
     found = set()
     for here in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(here, ast.Return) and path.name == "compatibility.py":
