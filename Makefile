@@ -73,10 +73,11 @@ test-gpu: $(if $(GPU_PYTHON),,env) ## tests that need an NVIDIA GPU
 	@LONGFLOW_TEST_DEVICE=cuda "$(or $(GPU_PYTHON),$(VENV)/bin/python)" -m pytest -s -m gpu $(PYTEST_ARGS)
 
 .PHONY: bench-kernels
-bench-kernels: $(if $(GPU_PYTHON),,env) ## the decode kernel beside FlashInfer's on a GPU, into docs/results.md
+bench-kernels: $(if $(GPU_PYTHON),,env) ## the decode kernel beside FlashInfer's on a GPU, into docs/results/kernels.csv
+	@rm -rf build/kernels
 	@PYTHONPATH=kernels "$(or $(GPU_PYTHON),$(VENV)/bin/python)" scripts/bench_kernels.py \
-	  --csv docs/results/kernels.csv
-	@"$(or $(GPU_PYTHON),$(VENV)/bin/python)" scripts/kernel_table.py
+	  --csv build/kernels/kernels.csv
+	@"$(or $(GPU_PYTHON),$(VENV)/bin/python)" scripts/pack_results.py --add build/kernels --kind kernels
 
 .PHONY: lint
 lint: env ## ruff (rules and format), mypy, and tables that are written by scripts
@@ -84,7 +85,8 @@ lint: env ## ruff (rules and format), mypy, and tables that are written by scrip
 	@"$(VENV)/bin/ruff" format --check .
 	@"$(VENV)/bin/mypy"
 	@"$(VENV)/bin/python" scripts/hook_table.py --check
-	@"$(VENV)/bin/python" scripts/kernel_table.py --check
+	@"$(VENV)/bin/python" scripts/pack_results.py --check
+	@"$(VENV)/bin/python" scripts/results_table.py --check
 	@"$(VENV)/bin/python" -W ignore scripts/config_table.py --check
 
 .PHONY: format

@@ -145,7 +145,7 @@ def main() -> int:
         result.write_csv(file)
     with file.open(newline="") as text:
         rows = list(csv.DictReader(text))
-    plot(rows, settings.rows, scaled.thresholds["load"], options.out / "autoscaling.png")
+    plot(rows, settings.rows, scaled.thresholds["load"], options.out / "images" / "autoscaling.png")
     return 0
 
 

@@ -4,7 +4,9 @@ Every timing is a CUDA graph over several input sets that together exceed the L2
 until the clock settles: median with the 20th and 80th percentile, in microseconds a call. The rival
 attends to the same scattered slots (page size 1) and scores nothing.
 
-    python scripts/bench_kernels.py --csv docs/results/kernels.csv [--quick] [--sweep]
+    python scripts/bench_kernels.py --csv build/kernels/kernels.csv [--quick] [--sweep]
+
+`scripts/pack_results.py --add build/kernels --kind kernels` adds the run to docs/results.
 """
 
 from __future__ import annotations

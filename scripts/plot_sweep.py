@@ -1,28 +1,39 @@
-"""Output tokens and running requests against the KV budget: docs/results/sweep.csv and its plot.
+"""Draw output tokens and running requests against the KV budget: docs/images/sweep.png.
 
-    python scripts/plot_sweep.py RESULT.json ...
+    python scripts/plot_sweep.py [--commit 20adcea] [--card 1]
 
-Results are those of scripts/bench_throughput.py, one geometry, pool and workload. A result with a
-budget of 0 is stock SGLang with full KV; it becomes the dashed line.
+The points are those of docs/results/throughput.csv: 16k answers under `longflow`, one job, one
+card. Stock with full KV becomes the dashed line.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import json
 import sys
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-COLUMNS = (
-    *("budget", "system", "output_tokens_per_s", "running_mean", "retracted_requests"),
-    *("inter_token_ms_mean", "cuda_graph_share", "window_s"),
-)
-SAME = ("geometry", "pool", "input", "output")
+METRICS = ("output_tokens_per_s", "running_mean", "cuda_graph_share")
 
 
-def draw(rows: list[dict], path: Path) -> None:
+def points(commit: str, card: str) -> list[dict[str, float]]:
+    """METRICS and the budget per point, by budget; stock's, on any card, has a budget of 0."""
+    found: dict[int, dict[str, float]] = {}
+    with (DOCS / "results" / "throughput.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            ours = row["system"] == "longflow" and row["card"] == card
+            wanted = (
+                row["commit"] == commit and row["workload"] == "16k answers" and not row["part"]
+            )
+            if wanted and (ours or row["system"] == "stock") and row["metric"] in METRICS:
+                budget = int(row["budget"])
+                point = found.setdefault(budget, {"budget": budget})
+                point[row["metric"]] = float(row["value"])
+    return [found[budget] for budget in sorted(found)]
+
+
+def draw(rows: list[dict[str, float]], path: Path) -> None:
     """Both curves over one axis of budgets; hollow marks are steps without CUDA graphs."""
     import matplotlib
 
@@ -52,9 +63,9 @@ def draw(rows: list[dict], path: Path) -> None:
         budgets = [row["budget"] for row in ours]
         axes.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
         axes.minorticks_off()
-        axes.set_xlim(budgets[0] * 0.85, budgets[-1] * 1.3)
+        axes.set_xlim(budgets[0] * 0.85, budgets[-1] * 1.4)
         axes.set_ylim(0, max(values) * 1.15)
-        axes.set_xlabel("KV budget (tokens a request)")
+        axes.set_xlabel("KV budget (tokens per request)")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
         if not all(row["cuda_graph_share"] for row in ours):
@@ -66,18 +77,14 @@ def draw(rows: list[dict], path: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path, nargs="+", help="JSON files")
+    parser.add_argument("--commit", default="20adcea")
+    parser.add_argument("--card", default="1", help="which one, if the job had several")
+    parser.add_argument("--out", type=Path, default=DOCS / "images" / "sweep.png")
     args = parser.parse_args()
-    found = [json.loads(file.read_text()) for file in args.results]
-    if len({tuple(result[name] for name in SAME) for result in found}) > 1:
-        parser.error(f"the results differ in {', '.join(SAME)}")
-    rows = [{name: result[name] for name in COLUMNS} for result in found]
-    rows.sort(key=lambda row: row["budget"] or 10**9)
-    with (DOCS / "results" / "sweep.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    draw(rows, DOCS / "sweep.png")
+    rows = points(args.commit, args.card)
+    if len(rows) < 2:
+        parser.error(f"docs/results/throughput.csv has no sweep of {args.commit}, card {args.card}")
+    draw(rows, args.out)
     return 0
 
 
