@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -89,7 +90,9 @@ def whole(number: float) -> str:
 
 
 def percent(share: float, digits: int = 1) -> str:
-    return f"{share * 100:.{digits}f} %"
+    """Of 100; halves round up, as `whole` rounds."""
+    scale = 10**digits
+    return f"{math.floor(share * 100 * scale + 0.5) / scale:.{digits}f} %"
 
 
 # Throughput ---------------------------------------------------------------------------------------
@@ -818,6 +821,39 @@ def forms_of_novelty() -> str:
     return table(("Novelty counts", *columns), rows)
 
 
+def two_stages() -> str:
+    """Right answers at 345 slots after the first stage of training and after both."""
+    first = "first stage of training"
+    asked = rows_of("accuracy", metric="answers", part=first, budget=345, value=500)
+    names = [
+        row["policy"] for row in asked if row["policy"] in policy_names("accuracy", "reasoner")
+    ]
+    rows = [("full KV", *(percent(answer("full", 0, part=part)) for part in (first, "")))]
+    for name in sorted(names, key=lambda name: -answer(name, 345)):
+        rows.append((f"`{name}`", *(percent(answer(name, 345, part=part)) for part in (first, ""))))
+    return table(("Policy", "First stage", "Both stages"), rows)
+
+
+def hugging_face_loop() -> str:
+    """The loop beside a server with a budget, on an H100."""
+    loop = dict(system="transformers", commit="860633d")
+    server = dict(system=PAPER, commit="57b8d4b", workload="16k answers", budget=3200)
+    found = [
+        (
+            name,
+            value("throughput", count, **where),
+            value("throughput", "output_tokens_per_s", **where),
+        )
+        for name, count, where in (
+            ("Hugging Face loop, full KV, H100", "batch", loop),
+            ("`longflow`, budget 3,200, H100", "running_mean", server),
+        )
+    ]
+    rows = [(name, f"{count:.0f}", whole(tokens)) for name, count, tokens in found]
+    rows.append(("ratio", "", times(found[1][2] / found[0][2])))
+    return table(("", "Sequences at once", "Output tokens/s"), rows)
+
+
 def long_chains() -> str:
     """Rules asked about problems with long chains, through a server."""
     names = {
@@ -838,6 +874,90 @@ def long_chains() -> str:
         right = round(answer(DEFAULT, 345, **where) * asked)
         rows.append((name, f"{asked:.0f}", f"{right}"))
     return table(("Rule", "Asked", "Solved"), rows)
+
+
+# Rules that were explored without a server --------------------------------------------------------
+
+METRIC_NAMES = {
+    "solved": "Solved",
+    "search_solved": "`search` solved",
+    "machine": "`machine`",
+    "affine": "`affine`",
+    "search": "`search`",
+    "wrong": "Wrong per million tokens",
+    "kl": "KL",
+    "top1": "Same token",
+}
+
+
+def explored(file: str) -> dict[tuple[str, ...], dict[str, float]]:
+    """Metrics of each line of a file: by training, tokens, seed, problems and rule."""
+    found: dict[tuple[str, ...], dict[str, float]] = {}
+    for row in rows_of("rules", source=f"2026-11-24-rules:{file}.csv"):
+        key = tuple(row[name] for name in ("training", "tokens", "seed", "problems", "rule"))
+        found.setdefault(key, {})[row["metric"]] = float(row["value"])
+    if not found:
+        raise SystemExit(f"rules.csv has nothing of {file}")
+    return found
+
+
+def explored_cell(metric: str, found: float | None) -> str:
+    if found is None:
+        return ""
+    if metric == "kl":
+        return f"{found:.4f}"
+    return whole(found) if metric == "wrong" else percent(found, 1 if metric == "top1" else 0)
+
+
+def explored_table(
+    file: str,
+    metrics: Sequence[str],
+    *,
+    told: dict[str, str] | None = None,
+    beside: str = "",
+    beside_metrics: Sequence[str] = (),
+    renamed: Callable[[str], str] = str,
+    keep: Callable[[tuple[str, ...]], bool] = lambda key: True,
+    only_shared: bool = False,
+) -> Callable[[], str]:
+    """A table of a file's rules, best first; `told` are columns of conditions, `beside` another
+    file's metrics of the same rule, whose name there `renamed` gives."""
+
+    def made() -> str:
+        names = ("training", "tokens", "seed", "problems")
+        other = {key[-1]: value for key, value in explored(beside).items()} if beside else {}
+        lines = [(key, value) for key, value in explored(file).items() if keep(key)]
+        lines.sort(key=lambda line: line[1][metrics[0]] * (1 if metrics[0] == "kl" else -1))
+        rule_names = [key[-1] for key, _ in lines]
+        rows = []
+        for key, value in lines:
+            conditions = dict(zip(names, key, strict=False))
+            more = other.get(renamed(key[-1]), {})
+            rows.append(
+                (
+                    f"`{key[-1]}`",
+                    *(conditions[name] for name in told or {}),
+                    *(explored_cell(metric, value.get(metric)) for metric in metrics),
+                    *(explored_cell(metric, more.get(metric)) for metric in beside_metrics),
+                )
+            )
+        for name in other:  # rules that only the other file has
+            if not only_shared and name not in {renamed(one) for one in rule_names}:
+                blank = ("",) * (len(told or {}) + len(metrics))
+                cells = [
+                    explored_cell(metric, other[name].get(metric)) for metric in beside_metrics
+                ]
+                rows.append((f"`{name}`", *blank, *cells))
+        suffix = ", GSM8K" if beside.endswith("gsm8k") else ""
+        columns = ["Rule", *(told or {}).values(), *(METRIC_NAMES[metric] for metric in metrics)]
+        return table([*columns, *(METRIC_NAMES[m] + suffix for m in beside_metrics)], rows)
+
+    return made
+
+
+def added_novelty(rule: str) -> str:
+    """The rule as it is written in the runs on SmolLM2, whose rows are shorter."""
+    return rule.replace("recent=64", "recent=45")
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -861,6 +981,39 @@ TABLES: dict[str, Callable[[], str]] = {
     "kl-gsm8k": divergence("gsm8k"),
     "forms-of-novelty": forms_of_novelty,
     "long-chains": long_chains,
+    "two-stages": two_stages,
+    "hugging-face-loop": hugging_face_loop,
+    "rules-reasoner": explored_table(
+        "reasoner-shipped", ("solved", "machine", "affine", "search", "wrong")
+    ),
+    "rules-smollm2": explored_table(
+        "smollm2", ("kl", "top1"), beside="smollm2-gsm8k", beside_metrics=("kl", "top1")
+    ),
+    "rules-added": explored_table(
+        "reasoner-search",
+        ("search_solved", "wrong"),
+        keep=lambda key: key[0] == "hide and drop",
+        beside="smollm2",
+        beside_metrics=("kl",),
+        renamed=added_novelty,
+        only_shared=True,
+    ),
+    "rules-levels": explored_table(
+        "reasoner-long", ("solved", "wrong"), beside="smollm2-long", beside_metrics=("kl",)
+    ),
+    "rules-recall": explored_table(
+        "reasoner-recall",
+        ("solved", "wrong"),
+        told={"tokens": "Tokens", "seed": "Seed", "problems": "Chains"},
+    ),
+    "rules-hidden": explored_table(
+        "reasoner-hidden",
+        ("solved", "machine", "affine", "search", "wrong"),
+        told={"training": "Steps", "tokens": "Tokens"},
+    ),
+    "rules-hide": explored_table(
+        "reasoner-search", ("search_solved", "wrong"), keep=lambda key: key[0] == "hide"
+    ),
 }
 
 
