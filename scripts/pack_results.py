@@ -229,8 +229,8 @@ def _window(
 
 def accuracy(archive: Archive, part: Part) -> Iterator[dict[str, Any]]:
     """Share of right answers with its 95 % interval, of `longflow eval`'s answers.jsonl."""
-    from sglang_longflow.evaluation.records import Record
-    from sglang_longflow.evaluation.summary import summarise
+    from sglang_longflow.measure.accuracy.records import Record
+    from sglang_longflow.measure.accuracy.summary import summarise
 
     for name, content in archive.of(part):
         groups: dict[str, list[Record]] = {}
@@ -261,7 +261,7 @@ def accuracy(archive: Archive, part: Part) -> Iterator[dict[str, Any]]:
 
 def divergence(archive: Archive, part: Part) -> Iterator[dict[str, Any]]:
     """KL and agreement with full KV, of `longflow eval --task text:...`'s answers.jsonl."""
-    from sglang_longflow.evaluation.text_summary import TextRecord, summarise_texts
+    from sglang_longflow.measure.divergence.summary import TextRecord, summarise_texts
 
     for name, content in archive.of(part):
         records = [TextRecord(**json.loads(line)) for line in content.decode().splitlines()]

@@ -22,9 +22,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from sglang_longflow.geometry import kv_bytes_per_token, load_geometry, weights_bytes  # noqa: E402
-from sglang_longflow.planner import make_plan  # noqa: E402
-from sglang_longflow.step_time import GPUS  # noqa: E402
+from sglang_longflow.planner.geometry import kv_bytes_per_token, load_geometry, weights_bytes  # noqa: E402
+from sglang_longflow.planner.plan import make_plan  # noqa: E402
+from sglang_longflow.planner.step_time import GPUS  # noqa: E402
 
 DOCS = ROOT / "docs"
 BEGIN = r"(<!-- scripts/results_table\.py (\S+): begin -->\n)"
