@@ -112,13 +112,34 @@ def speed(system: str, workload: str, budget: int, **where: str | int) -> float:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """Output tokens/s of one server, and the requests that it ran at once."""
+
+    speed: float
+    running: float
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """A line of the headline table: stock, the default policy and the paper's; tokens/s."""
+    """A line of the headline table: stock, the default policy and the paper's."""
 
     name: str
-    stock: float
-    default: float | None
-    paper: float
+    stock: Measured
+    default: Measured | None
+    paper: Measured
+
+
+def measured(system: str, workload: str, budget: int, **where: str | int) -> Measured:
+    found = {**SMALL, "part": "", **where}
+    running = value(
+        "throughput",
+        "running_mean",
+        system=system,
+        workload=workload,
+        budget=budget,
+        **found,
+    )
+    return Measured(speed(system, workload, budget, **where), running)
 
 
 def comparisons() -> list[Comparison]:
@@ -126,22 +147,22 @@ def comparisons() -> list[Comparison]:
         stock_card = 0 if workload == "16k answers" else 1
         return Comparison(
             name,
-            speed("stock", workload, 0, card=stock_card, part=part),
-            speed(DEFAULT, workload, budget, card=1),
-            speed(PAPER, workload, budget, card=card),
+            measured("stock", workload, 0, card=stock_card, part=part),
+            measured(DEFAULT, workload, budget, card=1),
+            measured(PAPER, workload, budget, card=card),
         )
 
     rkv = dict(geometry="qwen2.5-math-7b", pool=466554)
-    stock = speed("stock", "1k answers", 0, card=1, **rkv)
-    whole = speed(PAPER, "1k answers", 384, card=1, **rkv)
-    fours = speed(PAPER, "1k answers", 384, card=0, part="prefills in fours", **rkv)
+    stock = measured("stock", "1k answers", 0, card=1, **rkv)
+    single = measured(PAPER, "1k answers", 384, card=1, **rkv)
+    fours = measured(PAPER, "1k answers", 384, card=0, part="prefills in fours", **rkv)
     return [
         of("16k answers, budget 3,200", "16k answers", 3200, 0),
         of("16k answers, budget 3,200, stock settled", "16k answers", 3200, 0, SETTLED),
         of("16k answers, budget 1,600", "16k answers", 1600, 0),
         of("16k answers, budget 1,600, stock settled", "16k answers", 1600, 0, SETTLED),
         of("4k answers, budget 1,024", "4k answers", 1024, 1),
-        Comparison("1k answers, budget 384", stock, None, whole),
+        Comparison("1k answers, budget 384", stock, None, single),
         Comparison("1k answers, budget 384, prefills in fours", stock, None, fours),
         of("8 requests with memory to spare, budget 1,024", "8 requests", 1024, 1),
     ]
@@ -149,20 +170,22 @@ def comparisons() -> list[Comparison]:
 
 def headline() -> str:
     columns = ("Workload", "GPU", "Stock", "Default policy", "Ratio")
-    columns += ("`longflow`, the paper's rule", "Ratio", "Commit", "Date")
+    columns += ("`longflow`, the paper's rule", "Ratio", "Running: stock, budget")
     rows = []
     for one in comparisons():
         default, ratio = "not measured", ""
         if one.default is not None:
-            default, ratio = f"**{whole(one.default)}**", f"**{times(one.default / one.stock)}**"
+            default = f"**{whole(one.default.speed)}**"
+            ratio = f"**{times(one.default.speed / one.stock.speed)}**"
         rows.append(
             (
-                *(one.name, H200["gpu"], whole(one.stock), default, ratio),
-                *(whole(one.paper), times(one.paper / one.stock)),
+                *(one.name, H200["gpu"], whole(one.stock.speed), default, ratio),
+                *(whole(one.paper.speed), times(one.paper.speed / one.stock.speed)),
+                f"{one.stock.running:,.1f}, {(one.default or one.paper).running:,.1f}",
                 *(H200["commit"], H200["date"]),
             )
         )
-    return table(columns, rows)
+    return table((*columns, "Commit", "Date"), rows)
 
 
 def running_table() -> str:
@@ -532,9 +555,9 @@ def goals() -> list[Goal]:
 
     def gain(name: str, asked: float) -> Goal:
         one = named[name]
-        default = None if one.default is None else one.default / one.stock
+        default = None if one.default is None else one.default.speed / one.stock.speed
         what = f"Output tokens/s over stock, {name}"
-        return Goal(what, asked, True, default, one.paper / one.stock, times)
+        return Goal(what, asked, True, default, one.paper.speed / one.stock.speed, times)
 
     def kernel(batch: int, asked: float) -> Goal:
         at = ("32/8/128", batch, 3200, newest_kernels())
