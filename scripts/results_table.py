@@ -747,7 +747,7 @@ def accuracy() -> str:
             cells.append(f"{right} ({low:.1f} to {high:.1f})")
         rows.append((emphasised(name), *cells))
     columns = [f"{budget} ({share} %)" for budget, share in zip(budgets, shares, strict=True)]
-    return table(("Budget, share of the mean chain", *columns), rows)
+    return table(("Policy", *columns), rows)
 
 
 def divergence(workload: str) -> Callable[[], str]:
