@@ -234,8 +234,8 @@ def accuracy(archive: Archive, part: Part) -> Iterator[dict[str, Any]]:
 
     for name, content in archive.of(part):
         groups: dict[str, list[Record]] = {}
-        for line in content.decode().splitlines():
-            record = json.loads(line)
+        for text in content.decode().splitlines():
+            record = json.loads(text)
             groups.setdefault(record.pop("rule", ""), []).append(Record(**record))
         for rule, records in groups.items():
             for line in summarise(records):
@@ -396,8 +396,8 @@ def tables(folder: Path) -> dict[str, str]:
             run = {"date": part.date, "commit": part.commit, "gpu": part.gpu}
             for row in KINDS[part.kind](archive, part):
                 columns = COLUMNS[part.kind]
-                key = (part.kind, row["source"], row["metric"])
-                key += tuple(str(row.get(name, "")) for name in columns if name not in RUN)
+                named = (str(row.get(name, "")) for name in columns if name not in RUN)
+                key = (part.kind, row["source"], row["metric"], *named)
                 if key not in claimed:  # the first part that names a record has it
                     claimed.add(key)
                     rows[part.kind].append({**run, **row})
@@ -415,7 +415,8 @@ def pack(files: dict[str, bytes], parts: list[dict[str, Any]], path: Path) -> No
     """Write an archive whose bytes depend on the contents alone."""
     described = json.dumps({"parts": parts}, indent=1).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w:xz", preset=9 | lzma.PRESET_EXTREME) as tar:
+    compressed = lzma.open(path, "wb", preset=9 | lzma.PRESET_EXTREME)
+    with compressed, tarfile.open(fileobj=compressed, mode="w") as tar:
         for name, content in sorted({**files, MANIFEST: described}.items()):
             member = tarfile.TarInfo(name)
             member.size = len(content)

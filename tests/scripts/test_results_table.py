@@ -63,10 +63,10 @@ def test_every_table_stands_on_some_page(made: ModuleType) -> None:
 
 def test_every_speed_of_the_headline_is_a_value_of_the_csv(made: ModuleType) -> None:
     speeds = {
-        made.whole(float(row["value"]))
-        for row in made.rows_of("throughput", metric="output_tokens_per_s", commit="20adcea")
+        made.speed.whole(float(row["value"]))
+        for row in made.speed.rows_of("throughput", metric="output_tokens_per_s", commit="20adcea")
     }
-    lines = made.headline().splitlines()[2:]
+    lines = made.speed.headline().splitlines()[2:]
     assert len(lines) >= 8
     for line in lines:
         cells = [cell.strip(" *") for cell in line.strip("|").split("|")]
@@ -83,15 +83,15 @@ def number(text: str) -> float:
 
 
 def test_the_default_policy_comes_before_the_papers(made: ModuleType) -> None:
-    head = made.headline().splitlines()[0]
+    head = made.speed.headline().splitlines()[0]
     assert head.index("Default policy") < head.index("`longflow`")
 
 
 def test_a_value_that_is_missing_or_there_twice_is_an_error(made: ModuleType) -> None:
     with pytest.raises(SystemExit, match="has 0 rows"):
-        made.value("throughput", "output_tokens_per_s", commit="none")
+        made.speed.value("throughput", "output_tokens_per_s", commit="none")
     with pytest.raises(SystemExit, match=r"has \d+ rows"):
-        made.value("throughput", "output_tokens_per_s", commit="20adcea")
+        made.speed.value("throughput", "output_tokens_per_s", commit="20adcea")
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_value_that_is_missing_or_there_twice_is_an_error(made: ModuleType) ->
 def test_a_goal_is_judged_by_its_numbers(
     made: ModuleType, at_least: bool, default: float | None, paper: float | None, verdict: str
 ) -> None:
-    assert made.Goal("", 2.0, at_least, default, paper, str).verdict() == verdict
+    assert made.goals.Goal("", 2.0, at_least, default, paper, str).verdict() == verdict
 
 
 def test_the_csvs_are_what_the_archives_hold(packer: ModuleType) -> None:
@@ -125,8 +125,8 @@ def test_the_folder_stays_small(packer: ModuleType) -> None:
 def test_numbers_in_the_prose_of_the_results_stand_in_a_csv_or_beside_it(made: ModuleType) -> None:
     """Throughputs, at least: what looks like one must be one."""
     speeds = {
-        made.whole(float(row["value"]))
-        for row in made.rows_of("throughput", metric="output_tokens_per_s")
+        made.speed.whole(float(row["value"]))
+        for row in made.speed.rows_of("throughput", metric="output_tokens_per_s")
     }
     for page in (DOCS / "results.md", *(DOCS / "experiments").glob("*.md")):
         text = made.MARKED.sub("", page.read_text())

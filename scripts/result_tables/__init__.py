@@ -1,0 +1,1 @@
+"""The tables that scripts/results_table.py writes, by kind of measurement."""
