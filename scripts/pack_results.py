@@ -4,6 +4,8 @@
     python scripts/pack_results.py --check          # exit 1 if one is not current
     python scripts/pack_results.py --add FOLDER --kind throughput --gpu H200 [--card 0]
 
+    python scripts/pack_results.py --add FOLDER --name 2026-12-01-gpu-tests    # with its run.json
+
 `--add` packs what a benchmark wrote, notes where it ran, and writes the CSVs again. An archive
 holds the raw files and `run.json`: a list of parts, each with the files, the kind of measurement,
 date, commit and GPU. A part may name the policies and budgets that it stands for; a record belongs
@@ -428,44 +430,48 @@ def pack(files: dict[str, bytes], parts: list[dict[str, Any]], path: Path) -> No
 
 
 def add(args: argparse.Namespace, raw: Path) -> None:
-    """Pack one folder of raw files; date, commit and GPU of kernels are those in their JSON."""
+    """Pack one folder of raw files, described by its `run.json` or by the options."""
     files = {
         str(path.relative_to(args.add)): path.read_bytes()
         for path in sorted(args.add.rglob("*"))
         if path.is_file()
     }
-    noted = next(args.add.glob("kernels.json"), None) if args.kind == "kernels" else None
-    conditions = json.loads(noted.read_text()) if noted else {}
-    date = args.date or conditions.get("date") or datetime.date.today().isoformat()
-    commit = args.commit or conditions.get("commit", "").removeprefix("commit ")
+    described = files.pop(MANIFEST, None)
+    parts = [part_of(args)] if described is None else json.loads(described)["parts"]
+    name = args.name or "{date}-{gpu}-{kind}".format(**parts[0]).lower().replace(" ", "-")
+    path = raw / f"{name}.tar.xz"
+    if path.exists():
+        raise SystemExit(f"{path} exists; --name gives the run another name")
+    pack(files, parts, path)
+    try:
+        tables(raw)
+    except BaseException:
+        path.unlink()
+        raise
+
+
+def part_of(args: argparse.Namespace) -> dict[str, str]:
+    """One part for all files; date, commit and GPU of kernels are those in their JSON."""
+    noted = args.add / "kernels.json"
+    found = json.loads(noted.read_text()) if args.kind == "kernels" and noted.exists() else {}
+    commit = args.commit or found.get("commit", "").removeprefix("commit ")
     if not commit:
         command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
         commit = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    gpu = args.gpu or conditions.get("device", "").removeprefix("NVIDIA ")
+    gpu = args.gpu or found.get("device", "").removeprefix("NVIDIA ")
     if not gpu:
         raise SystemExit("--gpu: which one was it?")
     wanted = {"throughput": "*.json", "kernels": "*kernels.csv", "rules": "*.csv"}
     part = {
         "kind": args.kind,
         "files": wanted.get(args.kind, "*.jsonl"),
-        "date": date,
+        "date": args.date or found.get("date") or datetime.date.today().isoformat(),
         "commit": commit,
         "gpu": gpu,
+        "card": args.card,
+        "workload": args.workload,
     }
-    if args.card:
-        part["card"] = args.card
-    if args.workload:
-        part["workload"] = args.workload
-    name = args.name or f"{date}-{gpu.split()[0].lower()}-{args.kind}"
-    path = raw / f"{name}.tar.xz"
-    if path.exists():
-        raise SystemExit(f"{path} exists; --name gives the run another name")
-    pack(files, [part], path)
-    try:
-        tables(raw)
-    except BaseException:
-        path.unlink()
-        raise
+    return {name: value for name, value in part.items() if value}
 
 
 def main() -> int:
@@ -482,8 +488,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=RESULTS, help="default: docs/results")
     args = parser.parse_args()
     if args.add:
-        if not args.kind:
-            parser.error("--add needs --kind")
+        if not args.kind and not (args.add / MANIFEST).exists():
+            parser.error(f"--add needs --kind, or a {MANIFEST} in the folder")
         add(args, args.out / "raw")
     stale = []
     for kind, text in tables(args.out / "raw").items():

@@ -175,6 +175,24 @@ def test_a_run_is_packed_and_appended(
     assert packer.main() == 1
 
 
+def test_a_folder_may_describe_itself(
+    packer: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "log.txt").write_text("4 passed in 9 s")
+    part = {"kind": "gpu-tests", "files": "log.txt", "date": "2026-12-01", "commit": "abc1234"}
+    results = [["Two ranks", "fused", "4 passed", "4 passed"]]
+    parts = [{**part, "gpu": "H200", "results": results}]
+    (folder / "run.json").write_text(json.dumps({"parts": parts}))
+    words = ["pack_results.py", "--add", str(folder), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", words)
+    assert packer.main() == 0
+    row = (tmp_path / "out" / "gpu-tests.csv").read_text().splitlines()[1]
+    start = "2026-12-01,abc1234,H200,Two ranks,fused,result,4 passed,,"
+    assert row == f"{start}2026-12-01-h200-gpu-tests:log.txt"
+
+
 def test_a_run_is_not_packed_over_another(
     packer: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
