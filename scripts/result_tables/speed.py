@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from result_tables.data import DEFAULT, PAPER, percent, rows_of, table, times, value, whole
 
+#: The job that the headline shows.
 H200 = dict(date="2026-11-29", commit="20adcea", gpu="H200")
 SMALL = dict(H200, geometry="qwen3-1.7b", pool="290000")
 #: Stock's window that begins one lifetime of a request after the start, and the settled one.
