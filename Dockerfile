@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1.7
-# An SGLang server with KV budgets. docs/docker.md says how to run it.
+# An SGLang server with KV budgets. docs/deploy/docker.md says how to run it.
 #
 #   docker build -t sglang-longflow:0.1.0 .                       for NVIDIA GPUs, CUDA 13
 #   docker build -t sglang-longflow:0.1.0-cpu --target cpu .      for trying it out, without a GPU

@@ -1,4 +1,4 @@
-"""The autoscaling proof, longer, with its CSV and plot for docs/autoscaling.md.
+"""The autoscaling proof, longer, with its CSV and plot for docs/deploy/autoscaling.md.
 
     python scripts/autoscale_run.py --model FOLDER [--tools .tools] [--out docs]
 

@@ -3,8 +3,8 @@
     python scripts/fuzz_requests.py --requests 2000 --seed 1 --server A --tokenizer FOLDER
     python scripts/fuzz_requests.py --replay found/A-1.jsonl --server A --tokenizer FOLDER
 
-docs/fuzzing.md says what is judged. Exits with 1 where something was found; the calls of a finding
-go to `--out` as JSONL, which `--replay` sends again. The same seed makes the same requests.
+docs/understand/fuzzing.md says what is judged. Exits with 1 if something was found; the calls of a
+finding go to `--out` as JSONL, which `--replay` sends again. The same seed makes the same requests.
 """
 
 from __future__ import annotations

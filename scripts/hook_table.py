@@ -1,4 +1,4 @@
-"""Write docs/hooks.md from the manifest; with ``--check``, exit 1 where the file differs."""
+"""Write docs/reference/hooks.md from the manifest; ``--check`` only compares."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FILE = ROOT / "docs" / "hooks.md"
+FILE = ROOT / "docs" / "reference" / "hooks.md"
 HEAD = """\
 # Hooks
 
@@ -41,4 +41,4 @@ if __name__ == "__main__":
     if "--check" not in sys.argv[1:]:
         FILE.write_text(text, encoding="utf-8")
     elif not FILE.exists() or FILE.read_text(encoding="utf-8") != text:
-        sys.exit("docs/hooks.md is not what the manifest says: run python scripts/hook_table.py")
+        sys.exit(f"{FILE.relative_to(ROOT)} is out of date: run python scripts/hook_table.py")

@@ -211,7 +211,8 @@ class Judge:
                 raise Guilty("tokens", f"neighbour {index}, aborted: {got} instead of {alone}")
             return
         self.neighbour_answers += 1
-        # A retracted row with a budget starts over and may answer otherwise: docs/semantics.md.
+        # A retracted row with a budget starts over and may answer otherwise:
+        # docs/understand/semantics.md.
         budgeted = body["sampling_params"].get("custom_params", {}).get("kv_budget")
         if not self._same(got, alone) and not (budgeted and meta.get("num_retractions")):
             raise Guilty("tokens", f"neighbour {index}: {got} instead of {alone}; {meta}")

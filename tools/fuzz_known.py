@@ -1,6 +1,6 @@
 """Requests known to end a server: left out, but for ``--with-known``.
 
-A name here is a debt, not an excuse: docs/fuzzing.md has each with its cause.
+A name here is a debt, not an excuse: docs/understand/fuzzing.md has each with its cause.
 """
 
 from __future__ import annotations

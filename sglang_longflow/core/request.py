@@ -17,7 +17,7 @@ POLICY_KEY = "kv_policy"
 _PREFIX = "kv_"
 #: What a request is told that asks a server without --kv-budget.
 INACTIVE = "kv_budget: this server was started without --kv-budget, so requests cannot ask for one"
-#: What each means, for docs/configuration.md.
+#: What each means, for docs/reference/configuration.md.
 REQUEST_KEYS = {
     BUDGET_KEY: (
         "an integer",

@@ -136,7 +136,7 @@ async def _look(max_age_s: float):
 async def stats(
     max_age_s: _Age = DEFAULT_MAX_AGE_S,
 ) -> Response:
-    """Settings, pool and running requests; no prompt text. docs/console.md has the shape.
+    """Settings, pool and running requests; no prompt text. docs/operate/console.md has the shape.
 
     Answers are shared: one may be up to `max_age_s` old, and older while `state` is "busy".
     """

@@ -1,7 +1,7 @@
 """The register of every hook: what it wraps, with which signature, why, and when it can go.
 
 It is data: `plugin` registers it, `verify` checks it at start-up, `longflow doctor` prints it, and
-docs/hooks.md is generated from it.
+docs/reference/hooks.md is generated from it.
 """
 
 from __future__ import annotations

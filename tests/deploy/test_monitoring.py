@@ -91,11 +91,11 @@ def test_every_alert_says_how_bad_it_is_and_where_to_read_on():
     for name, rule in ALERTS.items():
         assert rule["labels"]["severity"] in ("critical", "warning"), name
         assert set(rule["annotations"]) == {"summary", "description", "runbook"}, name
-        assert rule["annotations"]["runbook"] == f"docs/runbook.md#{name.lower()}"
+        assert rule["annotations"]["runbook"] == f"docs/operate/runbook.md#{name.lower()}"
 
 
 def test_the_runbook_has_a_section_for_every_alert_and_no_other():
-    sections = re.findall(r"^## (\S+)$", (ROOT / "docs/runbook.md").read_text(), re.M)
+    sections = re.findall(r"^## (\S+)$", (ROOT / "docs/operate/runbook.md").read_text(), re.M)
     assert sections == list(ALERTS), "same alerts, same order"
 
 
@@ -105,7 +105,7 @@ def test_the_runbook_explains_every_reason_of_a_refusal():
         for call in ast.walk(ast.parse(source.read_text())):
             if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "BudgetError":
                 reasons.add(call.args[1].value)
-    section = (ROOT / "docs/runbook.md").read_text().split("## LongFlowRefusalsRising")[1]
+    section = (ROOT / "docs/operate/runbook.md").read_text().split("## LongFlowRefusalsRising")[1]
     explained = set(re.findall(r"`(\w+)`", re.sub(r"\|[^|]*\|$", "", section, flags=re.M)))
     # A server without a budget has no such counter.
     assert {"above_maximum", "never_fits"} < reasons

@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md: its messages are in the source, and those of a server are in it."""
+"""docs/operate/troubleshooting.md has every message of a server, and none that is not in the source."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "sglang_longflow"
-DOCUMENT = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+DOCUMENT = (ROOT / "docs" / "operate" / "troubleshooting.md").read_text(encoding="utf-8")
 #: What an operator or a client of a server can see; the messages of other commands may be missing.
 SERVING = [
     path

@@ -78,5 +78,5 @@ def test_what_differs_is_named(script, monkeypatch, capsys, tmp_path):
 
 
 def test_the_table_of_the_docs_is_about_the_pinned_release():
-    text = (ROOT / "docs/upgrading.md").read_text()
+    text = (ROOT / "docs/operate/upgrading.md").read_text()
     assert f"| **0.5.17** | **{len(MANIFEST)} of {len(MANIFEST)}** |" in text
