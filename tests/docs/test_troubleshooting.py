@@ -1,4 +1,4 @@
-"""docs/operate/troubleshooting.md has every message of a server, and none that is not in the source."""
+"""docs/operate/troubleshooting.md has a server's messages, and each of its own is in the source."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A bounded share of the fuzzer: whole request bodies, and the judge that must find faults (3).
 
-`scripts/fuzz_requests.py` is the long one; docs/understand/fuzzing.md says what is judged. Two seeds
-are always the same, so that a change is blamed for what it did; LONGFLOW_FUZZ_SEED adds another.
+`scripts/fuzz_requests.py` is the long one; docs/understand/fuzzing.md says what is judged. Two
+seeds are always the same, so that a change is blamed for what it did; LONGFLOW_FUZZ_SEED adds one.
 """
 
 from __future__ import annotations
