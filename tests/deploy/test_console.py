@@ -52,11 +52,13 @@ def start_load(server) -> None:
             params["max_new_tokens"] = 600
         body = {
             "input_ids": shared + harness.prompt(20 + number, number),
-            "rid": EVIL if number == 0 else f"chat-{1000 + number * 37}",
+            "rid": EVIL if number == ROWS - 1 else f"chat-{1000 + number * 37}",
             "sampling_params": params,
         }
-        if number == ROWS:  # the others wait, whatever order a busy machine starts threads in
-            until_running(server, ROWS)
+        # The last row is last in the table, out of the pictures; those after it wait, whatever
+        # order a busy machine starts threads in.
+        if number >= ROWS - 1:
+            until_running(server, min(number, ROWS))
         threading.Thread(target=send, args=(server, "/generate", body), daemon=True).start()
 
 
