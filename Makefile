@@ -88,6 +88,22 @@ lint: env ## ruff (rules and format), mypy, and tables that are written by scrip
 	@"$(VENV)/bin/python" scripts/pack_results.py --check
 	@"$(VENV)/bin/python" scripts/results_table.py --check
 	@"$(VENV)/bin/python" -W ignore scripts/config_table.py --check
+	@"$(VENV)/bin/python" scripts/check_prose.py
+
+.PHONY: prose
+prose: env ## habits of wording in README and docs
+	@"$(VENV)/bin/python" scripts/check_prose.py
+
+# Without the environment of 10 GB: any Python 3.11 or later builds the site.
+.PHONY: docs
+docs: ## the site of docs/ into build/site, strictly: no broken link, no page without a place
+	@key=$$(sha256sum < requirements/docs.txt); \
+	if [[ ! -f "$(TOOLS)/docs/stamp" || $$(<"$(TOOLS)/docs/stamp") != "$$key" ]]; then \
+	  "$(or $(strip $(PYTHON)),$(wildcard $(VENV)/bin/python),python3)" -m venv --clear "$(TOOLS)/docs"; \
+	  "$(TOOLS)/docs/bin/pip" install -qq --disable-pip-version-check -r requirements/docs.txt; \
+	  echo "$$key" > "$(TOOLS)/docs/stamp"; \
+	fi
+	@NO_MKDOCS_2_WARNING=1 "$(TOOLS)/docs/bin/mkdocs" build --strict
 
 .PHONY: format
 format: env ## let ruff fix and format the code

@@ -59,8 +59,8 @@ Checked at the start; the message names the value and what to do.
 ENVIRONMENT_HEAD = """
 ## Environment variables
 
-No setting of a budget is an environment variable. These are read, or set for the server where you
-have not set them:
+No setting of a budget is an environment variable. These are read, or set for the server unless you
+set them:
 
 """
 #: Read by the package, or set by it for its servers. `check_environment` compares the names with
@@ -96,7 +96,7 @@ ENVIRONMENT = {
     ),
     "OMP_NUM_THREADS": (
         "`longflow serve` on a CPU",
-        "Set to one less than the cores, where you have not set it.",
+        "Set to one less than the cores, unless you set it.",
     ),
     "OMP_WAIT_POLICY": ("`longflow serve` on a CPU", "Set to `PASSIVE`, likewise."),
     "PYTHONUNBUFFERED": ("`longflow serve`", "Set to 1 for the server."),
@@ -155,7 +155,7 @@ def yaml_keys() -> str:
     from sglang_longflow.server.options import KV_OPTIONS, server_options
     from sglang_longflow.settings.release import TESTED_SGLANG
 
-    kinds = {"int": "an integer", "str": "a text", "flag": "true or false"}
+    kinds = {"int": "an integer", "str": "a string", "flag": "true or false"}
     names = [option.name for option in server_options() if option.name != "config"]
     head = YAML_HEAD.format(
         total=len(set(names)),

@@ -22,10 +22,10 @@ REQUEST_KEYS = {
     BUDGET_KEY: (
         "an integer",
         "Tokens kept resident per layer, within --kv-budget-min and --kv-budget-max; 0 is full KV, "
-        "where the server allows it. Default: --kv-budget.",
+        "if the server allows it. Default: --kv-budget.",
     ),
     POLICY_KEY: (
-        "a text",
+        "a string",
         "Eviction policy, one that this server's decode can rank by. Default: --kv-policy.",
     ),
 }

@@ -103,7 +103,7 @@ MANIFEST: tuple[Hook, ...] = (
         "around",
         "inbox:pause_generation",
         _p("self obj"),
-        "a pause with abort after another pause would wait for ever, and all requests with it",
+        "a pause with abort after another pause would wait forever, and all requests with it",
         "SGLang's pause with abort lets a paused scheduler go on",
         Fails.ANSWER,
     ),
@@ -160,7 +160,7 @@ MANIFEST: tuple[Hook, ...] = (
         "around",
         "request:add_request_to_queue",
         _p("self req is_retracted"),
-        "a retracted row that has outgrown the pool ends with an error; it would wait for ever",
+        "a retracted row that has outgrown the pool ends with an error; it would wait forever",
         "SGLang prefills a retracted request in parts that fit",
         Fails.REQUEST,
         blames="req",
@@ -243,7 +243,7 @@ MANIFEST: tuple[Hook, ...] = (
         "after",
         "slots:reset_for_retract",
         _p("self"),
-        "a row that is retracted all the same starts over",
+        "a retracted row starts over",
         "with the retraction order",
         Fails.REQUEST,
         blames="self",
@@ -332,7 +332,7 @@ MANIFEST: tuple[Hook, ...] = (
         _p("self obj request"),
         "a budget from the headers; kv_budget, kv_resident_tokens and kv_overwritten_tokens in "
         "meta_info",
-        "SGLang's customized_info may be one value a request instead of one a token",
+        "SGLang's customized_info may be one value per request instead of one per token",
         Fails.ANSWER,
     ),
     Hook(
@@ -392,7 +392,7 @@ MANIFEST: tuple[Hook, ...] = (
         "around",
         "drain:sigterm_watchdog",
         _p("self"),
-        "after SIGTERM the server exits when the scheduler is done with every request, also where "
+        "after SIGTERM the server exits when the scheduler is done with every request, also if "
         "a client has not read its response to the end",
         "SGLang's drain waits for open responses",
         Fails.START,
