@@ -1,0 +1,115 @@
+"""What the pages say about the code, compared with the code: files, routes, kernels, fields."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "sglang_longflow"
+KERNELS = ROOT / "kernels" / "longflow_kernels"
+STRUCTURE = (ROOT / "docs/understand/structure.md").read_text(encoding="utf-8")
+KERNEL = (ROOT / "docs/understand/kernel.md").read_text(encoding="utf-8")
+SECURITY = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+CONSOLE = (ROOT / "docs/operate/console.md").read_text(encoding="utf-8")
+
+
+def named_files(text: str) -> set[str]:
+    """Paths in backticks that look like files or folders of this repository."""
+    return set(re.findall(r"`([\w.-]+(?:/[\w.-]+)*(?:\.py|/))`", text))
+
+
+def exists(name: str) -> bool:
+    return any((base / name).exists() for base in (ROOT, PACKAGE, KERNELS))
+
+
+@pytest.mark.parametrize("page", ["structure", "kernel", "semantics", "fuzzing"])
+def test_files_that_a_page_names_exist(page):
+    text = (ROOT / f"docs/understand/{page}.md").read_text(encoding="utf-8")
+    bare = {"op.py", "reference.py", "manifest.py", "verify.py", "guard.py", "base.py", "rows.py"}
+    missing = {name for name in named_files(text) - bare if not exists(name)}
+    assert {n for n in missing if not list((ROOT / "tests").rglob(Path(n).name))} == set()
+
+
+def test_every_package_has_a_line():
+    packages = {f.name for f in PACKAGE.iterdir() if f.is_dir() and list(f.glob("*.py"))}
+    assert len(packages) >= 10
+    missing = {name for name in packages if f"`sglang_longflow/{name}/`" not in STRUCTURE}
+    assert missing == set()
+
+
+def test_every_stage_has_a_row_a_section_and_its_hook():
+    rows = re.findall(r"^\| \[([A-Z][\w ]+)\]\(#[\w-]+\) \|(.*)$", STRUCTURE, re.MULTILINE)
+    sections = re.findall(r"^### (.+)$", STRUCTURE, re.MULTILINE)
+    assert [name for name, _ in rows] == sections and len(rows) == 8
+    assert all("`hooks/" in row for _, row in rows)
+
+
+def test_stages_go_by_their_names_in_the_code():
+    """No docstring counts stages: the numbers differed from file to file."""
+    numbered = [
+        file.relative_to(ROOT).as_posix()
+        for file in (*PACKAGE.rglob("*.py"), *KERNELS.rglob("*.py"))
+        if re.search(r"\b[Ss]tages? \d", file.read_text(encoding="utf-8"))
+    ]
+    assert numbered == []
+
+
+def launched_kernels() -> set[str]:
+    """Names that are called as ``name[grid](...)`` in the kernels' package."""
+    found = set()
+    for file in KERNELS.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript):
+                name = node.func.value
+                if isinstance(name, ast.Name) and name.id.endswith("_kernel"):
+                    found.add(name.id)
+    return found
+
+
+def test_the_kernels_that_are_launched_are_those_of_the_table():
+    table = set(re.findall(r"^\| `(\w+_kernel)` \|", KERNEL, re.MULTILINE))
+    assert len(table) >= 4
+    assert table == launched_kernels()
+
+
+def test_the_fields_have_the_documented_shape():
+    from longflow_kernels.attend_score_evict.layout import NUM_FIELDS
+
+    assert re.findall(r"\| `fields` \| \[(\d+), batch\]", KERNEL) == [str(NUM_FIELDS)]
+
+
+def our_routes() -> set[str]:
+    from sglang_longflow.hooks.http import router
+
+    return {re.sub(r"\{\w+\}", "...", route.path) for route in router.routes}
+
+
+def test_security_lists_every_route_and_its_number():
+    words = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven"}
+    said = re.search(r"adds (\w+) routes.*?: (.*?);", SECURITY, re.DOTALL)
+    listed = set(re.findall(r"`(/longflow[^`]*)`", said[2]))
+    assert listed == our_routes()
+    assert said[1] == words[len(listed)]
+
+
+def test_all_our_routes_are_get():
+    from sglang_longflow.hooks.http import router
+
+    assert {method for route in router.routes for method in route.methods} == {"GET"}
+
+
+def test_the_data_routes_are_described():
+    data = our_routes() - {"/longflow", "/longflow/static/..."}
+    assert len(data) >= 2
+    assert {route for route in data if f"`{route}?" not in CONSOLE} == set()
+
+
+def test_headers_are_those_that_are_read():
+    from sglang_longflow.http_budget import _SHOWN
+
+    for page in (SECURITY, (ROOT / "docs/reference/clients.md").read_text(encoding="utf-8")):
+        assert set(re.findall(r"`(X-KV-\w+)`", page)) == set(_SHOWN.values())
