@@ -1,4 +1,4 @@
-"""Stage 5: what policies remember of slots and queries, on the device, between steps."""
+"""Decode: what policies remember of slots and queries, on the device, between steps."""
 
 from __future__ import annotations
 

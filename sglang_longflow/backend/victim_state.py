@@ -1,4 +1,4 @@
-"""Stage 5: the device's memory between steps: each row's next victim, in every layer."""
+"""Decode: the device's memory between steps: each row's next victim, in every layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 2: how many slots a request may still take, so that a running row never waits for one.
+"""Admission: how many slots a request may still take, so that a running row never waits for one.
 
 Accounting, in slots: everything that is free or evictable must cover the future needs of all rows
 that run. A row that will overwrite ends with `budget` slots of its own. Slots of the radix tree

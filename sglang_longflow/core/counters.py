@@ -1,4 +1,4 @@
-"""Stage 7: what is counted, and the live view for /longflow/stats. No Prometheus here."""
+"""Metrics: what is counted, and the live view for /longflow/stats. No Prometheus here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 1: every field of a request has the type that SGLang declares, and a value it can compute.
+"""Request: every field of a request has the type that SGLang declares, and a value it can compute.
 
 SGLang declares types for what its HTTP process sends to its scheduler and checks few of them; a
 float where an integer belongs, or a number that no tensor holds, ends the scheduler.

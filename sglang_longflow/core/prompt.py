@@ -1,4 +1,4 @@
-"""Stage 4: where a prefill chunk may end when the prompt will be cut."""
+"""Prefill: where a prefill chunk may end when the prompt will be cut."""
 
 from __future__ import annotations
 

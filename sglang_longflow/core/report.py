@@ -1,4 +1,4 @@
-"""Stage 6: what a request reports when it streams or ends."""
+"""Release: what a request reports when it streams or ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 1: what a request asked for becomes a KVBudget, or a refusal that names the limit."""
+"""Request: what a request asked for becomes a KVBudget, or a refusal that names the limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 3: which row takes a slot in the next decode step, which overwrites, which moves first."""
+"""Slots: which row takes a slot in the next decode step, which overwrites, which moves first."""
 
 from __future__ import annotations
 

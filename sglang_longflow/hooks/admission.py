@@ -1,4 +1,4 @@
-"""Stage 2, SGLang side: PrefillAdder reserves what budgeted rows may really take."""
+"""Admission, SGLang's side: PrefillAdder reserves what budgeted rows may really take."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 5, SGLang side: the step's view reaches the backend, and the backend is ours."""
+"""Decode, SGLang's side: the step's view reaches the backend, and the backend is ours."""
 
 from __future__ import annotations
 

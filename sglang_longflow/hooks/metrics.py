@@ -1,4 +1,4 @@
-"""Stage 7, SGLang side: Prometheus."""
+"""Metrics, SGLang's side: Prometheus."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 4, SGLang side: prompts over budget - 1, from the prefix hit to the last chunk."""
+"""Prefill, SGLang's side: prompts over budget - 1, from the prefix hit to the last chunk."""
 
 from __future__ import annotations
 

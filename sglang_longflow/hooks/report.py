@@ -1,4 +1,4 @@
-"""Stage 6, SGLang side: the row's numbers on their way to meta_info and OpenAI metadata."""
+"""Release, SGLang's side: the row's numbers on their way to meta_info and OpenAI metadata."""
 
 from __future__ import annotations
 

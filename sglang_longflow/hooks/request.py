@@ -1,4 +1,4 @@
-"""Stage 1, SGLang side: validation in the HTTP process, the row in the scheduler's."""
+"""Request, SGLang's side: validation in the HTTP process, the row in the scheduler's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 3, SGLang side: slots for a decode step, and rows that become owners of theirs.
+"""Slots, SGLang's side: slots for a decode step, and rows that become owners of theirs.
 
 Region map of a bounded row in ``req_to_token[req_pool_idx]``:
 

@@ -1,4 +1,4 @@
-"""Stage 7, SGLang side: the scheduler's part of GET /longflow/stats."""
+"""Metrics, SGLang's side: the scheduler's part of GET /longflow/stats."""
 
 from __future__ import annotations
 
