@@ -1,0 +1,135 @@
+"""Write the tables of docs/models.md from the code; ``--check`` only compares.
+
+Tested and refused models are those of `sglang_longflow.settings.models`, well-known sizes those
+that `longflow plan` has built in. The code that decides in a server also says here what is refused
+and which decode serves a shape.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "models.md"
+PLACE = "<!-- models_table.py: {name}: {edge} -->"
+
+
+def row(cells: Iterable[object]) -> str:
+    return "| " + " | ".join(str(cell) for cell in cells) + " |\n"
+
+
+def head(*names: str) -> str:
+    return row(names) + row("---" for _ in names)
+
+
+def link(path: str) -> str:
+    """A file of the repository, as a link from docs/models.md."""
+    return f"[{Path(path).name}]({os.path.relpath(ROOT / path, PAGE.parent)})"
+
+
+def decode_of(query_heads: int, kv_heads: int, head_size: int) -> str:
+    """``fused``, or ``reference`` with the reason that the server gives."""
+    from sglang_longflow.settings.compatibility import kernel_conflict
+
+    model = SimpleNamespace(
+        head_dim=head_size,
+        v_head_dim=head_size,
+        num_attention_heads=query_heads,
+        get_total_num_kv_heads=lambda: kv_heads,
+    )
+    conflict = kernel_conflict(model)
+    return f"reference ({conflict})" if conflict else "fused"
+
+
+def refusal(config: Mapping[str, Any]) -> str:
+    """Why a configuration is refused; empty if it is not."""
+    from sglang_longflow.planner.geometry import PlanError, geometry_from
+
+    sizes = {
+        "num_hidden_layers": 2,
+        "hidden_size": 256,
+        "intermediate_size": 256,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 512,
+    }
+    try:
+        geometry_from({**sizes, **config}, "model", None)
+    except PlanError as error:
+        return str(error)
+    return ""
+
+
+def tried_table() -> str:
+    from sglang_longflow.settings.models import TRIED
+
+    text = head("Architecture", "Model", "Attention", "Head size", "Decode", "Tested how")
+    for model in TRIED:
+        shape = (model.query_heads, model.kv_heads, model.head_size)
+        heads = f"{model.attention}, {model.query_heads} query and {model.kv_heads} KV heads"
+        tests = "; ".join(f"{kind.value} ({link(at)})" for kind, at in model.evidence.items())
+        name = f"{model.name}, {model.weights.value} weights"
+        text += row((f"`{model.architecture}`", name, heads, shape[2], decode_of(*shape), tests))
+    return text
+
+
+def sizes_table() -> str:
+    from sglang_longflow.planner.geometry import _BUILTIN, kv_bytes_per_token, load_geometry
+    from sglang_longflow.settings.models import attention_kind
+
+    text = head("Model", "Attention", "Head size", "Decode", "KV bytes per token, bf16")
+    for name in _BUILTIN:
+        model = load_geometry(name)
+        kind = attention_kind(model.heads, model.kv_heads)
+        heads = f"{kind}, {model.heads} query and {model.kv_heads} KV heads"
+        decode = decode_of(model.heads, model.kv_heads, model.head_dim)
+        text += row((name, heads, model.head_dim, decode, f"{kv_bytes_per_token(model):,}"))
+    return text
+
+
+def refused_table() -> str:
+    from sglang_longflow.settings.models import REFUSED
+
+    text = head("Models", "What the message says")
+    for names, config in REFUSED:
+        message = refusal(config)
+        if not message:
+            raise ValueError(f"{names}: {dict(config)} is not refused")
+        text += row((names, f"`{message}`"))
+    return text
+
+
+def page(text: str) -> str:
+    """The page with its tables made again."""
+    for name, made in (
+        ("tried", tried_table()),
+        ("sizes", sizes_table()),
+        ("refused", refused_table()),
+    ):
+        begin, end = (PLACE.format(name=name, edge=edge) for edge in ("begin", "end"))
+        pattern = re.compile(f"({re.escape(begin)}\n).*?({re.escape(end)})", re.DOTALL)
+        text, count = pattern.subn(lambda match, made=made: match[1] + made + match[2], text)
+        if count != 1:
+            raise ValueError(f"docs/models.md has no place for the table {name!r}")
+    return text
+
+
+def main(arguments: list[str]) -> int:
+    sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+    old = PAGE.read_text(encoding="utf-8")
+    new = page(old)
+    if "--check" not in arguments:
+        PAGE.write_text(new, encoding="utf-8")
+    elif new != old:
+        sys.exit("docs/models.md is out of date: run python scripts/models_table.py")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,135 @@
+"""Which models were run with a KV budget, and well-known ones that are refused. Literal, no torch.
+
+`scripts/models_table.py` makes the tables of docs/models.md from it. What is refused is decided
+elsewhere, from a model's configuration; a test asks about each example here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+
+class Weights(Enum):
+    """Where a tested model's weights come from."""
+
+    TRAINED = "trained"
+    RANDOM = "random"
+
+
+class Evidence(Enum):
+    """How a model was tested."""
+
+    CPU_TOKENS = "CPU: the same tokens as an independent reference"
+    CPU_SERVER = "CPU: real servers and engines, with and without a budget"
+    GPU_TOKENS = "GPU: tokens and victims judged by an independent reference"
+    GPU_SERVER = "GPU: a server with SGLang's defaults, decode CUDA graphs on"
+    GPU_THROUGHPUT = "GPU: throughput beside stock SGLang"
+    ANSWERS = "GPU: right answers by budget and policy"
+
+
+@dataclass(frozen=True)
+class TriedModel:
+    """A model that was run with a budget.
+
+    ``architecture`` is the entry of ``architectures`` in its config.json; ``query_heads`` and
+    ``kv_heads`` are counts, ``head_size`` is in elements. ``evidence`` names the test or page of
+    each kind, as a path from the repository's root.
+    """
+
+    architecture: str
+    name: str
+    query_heads: int
+    kv_heads: int
+    head_size: int
+    weights: Weights
+    evidence: Mapping[Evidence, str]
+
+    @property
+    def attention(self) -> str:
+        """MHA, GQA or MQA, by the heads that share K and V."""
+        return attention_kind(self.query_heads, self.kv_heads)
+
+
+def attention_kind(query_heads: int, kv_heads: int) -> str:
+    """MHA: a KV head per query head. MQA: one for all. GQA: in between."""
+    if query_heads == kv_heads:
+        return "MHA"
+    return "MQA" if kv_heads == 1 else "GQA"
+
+
+_TOKENS = "tests/e2e/test_tokens.py"
+_GPU = "tests/e2e/test_gpu.py"
+_RESULTS = "docs/results.md"
+TRIED: tuple[TriedModel, ...] = (
+    TriedModel(
+        "LlamaForCausalLM", "tiny Llama", 4, 2, 64, Weights.RANDOM,
+        {
+            Evidence.CPU_TOKENS: _TOKENS,
+            Evidence.GPU_TOKENS: _GPU,
+            Evidence.GPU_SERVER: _GPU,
+        },
+    ),
+    TriedModel(
+        "LlamaForCausalLM", "SmolLM2-135M-Instruct", 9, 3, 64, Weights.TRAINED,
+        {Evidence.CPU_SERVER: "tests/e2e/test_demo.py"},
+    ),
+    TriedModel(
+        "MistralForCausalLM", "tiny Mistral without a window", 4, 1, 64, Weights.RANDOM,
+        {Evidence.CPU_TOKENS: _TOKENS},
+    ),
+    TriedModel(
+        "Qwen2ForCausalLM", "tiny Qwen2", 4, 4, 64, Weights.RANDOM,
+        {Evidence.CPU_TOKENS: _TOKENS},
+    ),
+    TriedModel(
+        "Qwen2ForCausalLM", "Qwen2.5-Math-7B's shape", 28, 4, 128, Weights.RANDOM,
+        {Evidence.GPU_THROUGHPUT: _RESULTS},
+    ),
+    TriedModel(
+        "Qwen3ForCausalLM", "tiny Qwen3", 4, 2, 64, Weights.RANDOM,
+        {Evidence.CPU_TOKENS: _TOKENS},
+    ),
+    TriedModel(
+        "Qwen3ForCausalLM", "the reasoner of this package", 4, 2, 64, Weights.TRAINED,
+        {Evidence.ANSWERS: "docs/accuracy.md", Evidence.CPU_SERVER: "tests/e2e/test_eval.py"},
+    ),
+    TriedModel(
+        "Qwen3ForCausalLM", "Qwen3-1.7B's shape", 16, 8, 128, Weights.RANDOM,
+        {Evidence.GPU_THROUGHPUT: _RESULTS},
+    ),
+    TriedModel(
+        "Qwen3ForCausalLM", "Qwen3-8B's shape", 32, 8, 128, Weights.RANDOM,
+        {Evidence.GPU_THROUGHPUT: _RESULTS},
+    ),
+    TriedModel(
+        "Qwen3MoeForCausalLM", "tiny mixture of experts", 4, 2, 64, Weights.RANDOM,
+        {Evidence.CPU_SERVER: _TOKENS, Evidence.GPU_SERVER: _GPU},
+    ),
+)  # fmt: skip
+
+#: Fields of config.json that decide, of models whose users may ask.
+REFUSED: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    ("DeepSeek-V2, V3, R1; Kimi K2", {"model_type": "deepseek_v3", "kv_lora_rank": 512}),
+    (
+        "gpt-oss",
+        {"model_type": "gpt_oss", "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    (
+        "Gemma 2 and 3",
+        {"model_type": "gemma3_text", "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    (
+        "Llama 4",
+        {"model_type": "llama4_text", "layer_types": ["chunked_attention", "full_attention"]},
+    ),
+    ("Mistral 7B v0.1", {"model_type": "mistral", "sliding_window": 4096}),
+    (
+        "Qwen3-Next, Qwen3.5",
+        {"model_type": "qwen3_next", "layer_types": ["linear_attention", "full_attention"]},
+    ),
+    ("Nemotron-H", {"model_type": "nemotron_h", "hybrid_override_pattern": "M-M*-"}),
+    ("Mamba, Falcon-Mamba", {"model_type": "falcon_mamba"}),
+)

@@ -1,0 +1,66 @@
+"""The tables of tested and refused models: true, and the same as what the tests build."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import harness
+from sglang_longflow.planner.geometry import PlanError, geometry_from
+from sglang_longflow.settings.models import REFUSED, TRIED, Weights, attention_kind
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZES = {
+    "num_hidden_layers": 2,
+    "hidden_size": 256,
+    "intermediate_size": 256,
+    "num_attention_heads": 4,
+    "vocab_size": 512,
+}
+
+
+def test_every_evidence_is_a_file_of_the_repository():
+    paths = {path for model in TRIED for path in model.evidence.values()}
+    assert len(paths) >= 5
+    assert {path for path in paths if not (ROOT / path).is_file()} == set()
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral", "qwen3_moe"])
+def test_the_tiny_models_of_the_tests_are_listed_with_their_shape(kind):
+    config = harness.tiny_config(kind)
+    listed = {
+        (m.query_heads, m.kv_heads, m.head_size)
+        for m in TRIED
+        if m.name.startswith("tiny")
+        and m.architecture.lower() == f"{kind.replace('_', '')}forcausallm"
+    }
+    shape = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+    assert listed == {shape}
+
+
+def test_the_reasoner_is_listed_with_its_shape():
+    file = ROOT / "sglang_longflow/reasoner/model/config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    (model,) = [m for m in TRIED if "reasoner" in m.name]
+    assert model.weights is Weights.TRAINED
+    assert [model.architecture] == config["architectures"]
+    shape = (model.query_heads, model.kv_heads, model.head_size)
+    assert shape == tuple(
+        config[key] for key in ("num_attention_heads", "num_key_value_heads", "head_dim")
+    )
+
+
+@pytest.mark.parametrize(("names", "config"), REFUSED, ids=[names for names, _ in REFUSED])
+def test_what_is_listed_as_refused_is_refused(names, config):
+    with pytest.raises(PlanError, match="refuses"):
+        geometry_from({**SIZES, **config}, names, None)
+
+
+def test_the_same_sizes_without_a_reason_are_not_refused():
+    assert geometry_from({**SIZES, "model_type": "llama"}, "plain", None).heads == 4
+
+
+def test_attention_kinds():
+    assert [attention_kind(8, kv) for kv in (8, 2, 1)] == ["MHA", "GQA", "MQA"]
