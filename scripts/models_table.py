@@ -18,6 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "models.md"
 PLACE = "<!-- models_table.py: {name}: {edge} -->"
+SHAPE = ("Attention", "Heads, query / KV", "Head size")
 
 
 def row(cells: Iterable[object]) -> str:
@@ -29,8 +30,8 @@ def head(*names: str) -> str:
 
 
 def link(path: str) -> str:
-    """A file of the repository, as a link from docs/models.md."""
-    return f"[{Path(path).name}]({os.path.relpath(ROOT / path, PAGE.parent)})"
+    """A file of the repository, as docs/models.md links to it."""
+    return os.path.relpath(ROOT / path, PAGE.parent)
 
 
 def decode_of(query_heads: int, kv_heads: int, head_size: int) -> str:
@@ -69,13 +70,13 @@ def refusal(config: Mapping[str, Any]) -> str:
 def tried_table() -> str:
     from sglang_longflow.settings.models import TRIED
 
-    text = head("Architecture", "Model", "Attention", "Head size", "Decode", "Tested how")
+    text = head("Architecture", "Model", "Weights", *SHAPE, "Decode", "Tested how")
     for model in TRIED:
         shape = (model.query_heads, model.kv_heads, model.head_size)
-        heads = f"{model.attention}, {model.query_heads} query and {model.kv_heads} KV heads"
-        tests = "; ".join(f"{kind.value} ({link(at)})" for kind, at in model.evidence.items())
-        name = f"{model.name}, {model.weights.value} weights"
-        text += row((f"`{model.architecture}`", name, heads, shape[2], decode_of(*shape), tests))
+        tests = "; ".join(f"[{kind.value}]({link(at)})" for kind, at in model.evidence.items())
+        heads = (model.attention, f"{model.query_heads} / {model.kv_heads}", model.head_size)
+        name = (f"`{model.architecture}`", model.name, model.weights.value)
+        text += row((*name, *heads, decode_of(*shape), tests))
     return text
 
 
@@ -83,13 +84,13 @@ def sizes_table() -> str:
     from sglang_longflow.planner.geometry import _BUILTIN, kv_bytes_per_token, load_geometry
     from sglang_longflow.settings.models import attention_kind
 
-    text = head("Model", "Attention", "Head size", "Decode", "KV bytes per token, bf16")
+    text = head("Model", *SHAPE, "Decode", "KV bytes per token, bf16")
     for name in _BUILTIN:
         model = load_geometry(name)
         kind = attention_kind(model.heads, model.kv_heads)
-        heads = f"{kind}, {model.heads} query and {model.kv_heads} KV heads"
+        heads = (kind, f"{model.heads} / {model.kv_heads}", model.head_dim)
         decode = decode_of(model.heads, model.kv_heads, model.head_dim)
-        text += row((name, heads, model.head_dim, decode, f"{kv_bytes_per_token(model):,}"))
+        text += row((name, *heads, decode, f"{kv_bytes_per_token(model):,}"))
     return text
 
 

@@ -20,14 +20,14 @@ class Weights(Enum):
 
 
 class Evidence(Enum):
-    """How a model was tested."""
+    """How a model was tested; docs/models.md says what each means."""
 
-    CPU_TOKENS = "CPU: the same tokens as an independent reference"
-    CPU_SERVER = "CPU: real servers and engines, with and without a budget"
-    GPU_TOKENS = "GPU: tokens and victims judged by an independent reference"
-    GPU_SERVER = "GPU: a server with SGLang's defaults, decode CUDA graphs on"
-    GPU_THROUGHPUT = "GPU: throughput beside stock SGLang"
-    ANSWERS = "GPU: right answers by budget and policy"
+    CPU_TOKENS = "tokens, CPU"
+    CPU_SERVER = "servers, CPU"
+    GPU_TOKENS = "tokens, GPU"
+    GPU_SERVER = "servers, GPU"
+    GPU_THROUGHPUT = "throughput, GPU"
+    ANSWERS = "answers, GPU"
 
 
 @dataclass(frozen=True)
