@@ -1,4 +1,4 @@
-"""The site: each page has its place in the navigation; links out of docs/ lead to the repository."""
+"""The site: each page has its place in the navigation; links out of docs/ go to the repository."""
 
 from __future__ import annotations
 
