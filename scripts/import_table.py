@@ -38,13 +38,15 @@ def floors(may_import: dict[str, list[str]]) -> list[list[str]]:
 
 
 def table() -> str:
+    """A line for each floor's packages that may import the same."""
     may_import = rule()
-    lines = ["| Floor | Package | May import |", "| --- | --- | --- |"]
+    lines = ["| Floor | Packages | May import |", "| --- | --- | --- |"]
     for number, floor in enumerate(floors(may_import), start=1):
-        for name in floor:
-            names = may_import[name]
-            allowed = "all" if names == ["*"] else ", ".join(f"`{other}`" for other in names)
-            lines.append(f"| {number} | `{name}` | {allowed} |")
+        for names in sorted({tuple(may_import[name]) for name in floor}, key=lambda n: (len(n), n)):
+            here = [f"`{name}`" for name in floor if tuple(may_import[name]) == names]
+            allowed = ", ".join(f"`{name}`" for name in names) or "nothing"
+            allowed = "everything" if names == ("*",) else allowed
+            lines.append(f"| {number} | {', '.join(here)} | {allowed} |")
     return "\n".join(lines) + "\n"
 
 

@@ -80,7 +80,7 @@ def draw(rows: list[Gain], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, 3, figsize=(9, 2.6), layout="constrained")
+    figure, panels = pyplot.subplots(1, 3, figsize=(9, 2.1), layout="constrained")
     for axes, title, name, form in (
         (panels[0], "Requests at once", "running_requests", "{:.0f}"),
         (panels[1], "Output tokens per second", "output_tokens_per_s", "{:,.0f}"),
