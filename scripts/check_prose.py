@@ -76,7 +76,8 @@ def plain(text: str) -> str:
 
 def paragraphs(markdown: str) -> Iterator[Paragraph]:
     """The blocks of a page that are prose: paragraphs, list items, headings, cells of tables."""
-    start, block, fence = 0, [], ""
+    start, fence = 0, ""
+    block: list[str] = []
     for number, raw in enumerate([*markdown.splitlines(), ""], start=1):
         line = raw.strip()
         if fence:

@@ -8,7 +8,6 @@ and which decode serves a shape.
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -114,10 +113,11 @@ def page(text: str) -> str:
         ("refused", refused_table()),
     ):
         begin, end = (PLACE.format(name=name, edge=edge) for edge in ("begin", "end"))
-        pattern = re.compile(f"({re.escape(begin)}\n).*?({re.escape(end)})", re.DOTALL)
-        text, count = pattern.subn(lambda match, made=made: match[1] + made + match[2], text)
-        if count != 1:
+        before, found_begin, rest = text.partition(f"{begin}\n")
+        _, found_end, after = rest.partition(end)
+        if not (found_begin and found_end):
             raise ValueError(f"docs/models.md has no place for the table {name!r}")
+        text = before + found_begin + made + found_end + after
     return text
 
 
