@@ -12,7 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 from plot_gain import POLICY, gains
 
-from sglang_longflow.policies import DEFAULT_POLICY
+from sglang_longflow.settings.config import LongFlowConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,7 +31,8 @@ def test_at_most_120_lines():
 
 
 def test_the_table_has_the_numbers_of_the_csvs_for_the_default_policy():
-    assert POLICY == DEFAULT_POLICY and f"`{DEFAULT_POLICY}` |" in FIRST_SCREEN
+    assert POLICY == LongFlowConfig.kv_policy
+    assert f"| Default policy, `{POLICY}` |" in FIRST_SCREEN
     full, fifth, tenth = found = gains()
     assert [row[1:] for row in table()] == [
         [f"{gain.running_requests:.1f}" for gain in found],
