@@ -117,7 +117,7 @@ def table(columns: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def flags() -> str:
-    from sglang_longflow.settings.config import FLAGS
+    from sglang_longflow.settings.flags import FLAGS
 
     def kind(flag) -> str:
         if flag.choices:
@@ -129,10 +129,7 @@ def flags() -> str:
             return "unset"
         return "off" if flag.default is False else f"`{flag.default}`"
 
-    rows = (
-        (f"`--{f.name.replace('_', '-')}`", f"`{f.name}`", kind(f), default(f), f.help)
-        for f in FLAGS
-    )
+    rows = ((f"`{f.option}`", f"`{f.name}`", kind(f), default(f), f.help) for f in FLAGS)
     return table(("Flag", "Keyword", "Value", "Default", "Meaning"), rows)
 
 
@@ -152,17 +149,18 @@ def policies() -> str:
 
 
 def yaml_keys() -> str:
-    from sglang_longflow.server.options import KV_OPTIONS, server_options
+    from sglang_longflow.server.options import server_options
+    from sglang_longflow.settings.flags import FLAG_NAMES, FLAGS
     from sglang_longflow.settings.release import TESTED_SGLANG
 
     kinds = {"int": "an integer", "str": "a string", "flag": "true or false"}
     names = [option.name for option in server_options() if option.name != "config"]
     head = YAML_HEAD.format(
         total=len(set(names)),
-        sglang=len(set(names) - set(KV_OPTIONS)),
+        sglang=len(set(names) - set(FLAG_NAMES)),
         version=", ".join(TESTED_SGLANG),
     )
-    rows = ((f"`{name.replace('_', '-')}`", kinds[kind]) for name, kind in KV_OPTIONS.items())
+    rows = ((f"`{flag.option[2:]}`", kinds[flag.kind]) for flag in FLAGS)
     shipped = ", ".join(
         f"`configs/{path.name}`" for path in sorted((ROOT / "configs").glob("*.yaml"))
     )

@@ -18,15 +18,15 @@ KERNEL_SOURCES = sorted(KERNELS.rglob("*.py"))
 #: Who may import whom, one direction: a folder, and those of ours that it may name.
 MAY_IMPORT = {
     "policies": "",
-    "planner": "",
+    "planner": "settings",
     "settings": "policies server core hooks",
     "core": "policies settings",
     "backend": "policies settings core",
-    "monitor": "planner core",
+    "monitor": "planner settings core",
     "hooks": "policies planner settings core backend monitor",
     "platform": "",
     "client": "",
-    "deployment": "planner",
+    "deployment": "planner settings",
     "server": "policies planner settings platform client",
     "reasoner": "",
     "measure": "policies planner settings monitor client server reasoner",

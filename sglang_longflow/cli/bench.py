@@ -36,10 +36,10 @@ from sglang_longflow.measure.variants import (
     parse_variant,
 )
 from sglang_longflow.monitor.client import activity
-from sglang_longflow.policies import DEFAULT_POLICY
 from sglang_longflow.server.pool_cap import tokens_for
 from sglang_longflow.server.preflight import check_model, free_port
 from sglang_longflow.server.progress import shared
+from sglang_longflow.settings.flags import DEFAULT_POLICY
 
 LINE_INTERVAL_S = 10.0
 NONE = "none"

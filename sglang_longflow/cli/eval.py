@@ -41,10 +41,10 @@ from sglang_longflow.measure.variants import (
     point_title,
 )
 from sglang_longflow.monitor.client import activity
-from sglang_longflow.policies import DEFAULT_POLICY
 from sglang_longflow.reasoner import MODEL_DIR
 from sglang_longflow.server.pool_cap import tokens_for
 from sglang_longflow.server.progress import shared
+from sglang_longflow.settings.flags import DEFAULT_POLICY
 
 
 def names(text: str) -> list[str]:

@@ -32,9 +32,9 @@ from sglang_longflow.planner.geometry import PlanError, geometry_from
 from sglang_longflow.planner.plan import (
     DEFAULT_OUTPUT_TOKENS,
     DEFAULT_PROMPT_TOKENS,
-    MIN_BUDGET_TOKENS,
 )
 from sglang_longflow.settings.config import config_from
+from sglang_longflow.settings.flags import MIN_BUDGET_TOKENS
 
 
 class _Route(APIRoute):

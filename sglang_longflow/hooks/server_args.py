@@ -9,7 +9,8 @@ from typing import Any
 
 from sglang_longflow.errors import LongFlowError, UnsupportedSetup
 from sglang_longflow.settings import compatibility, start_check
-from sglang_longflow.settings.config import FLAG_NAMES, FLAGS, LongFlowConfig, config_from
+from sglang_longflow.settings.config import LongFlowConfig, config_from
+from sglang_longflow.settings.flags import FLAG_NAMES, FLAGS
 from sglang_longflow.settings.release import TESTED_SGLANG
 
 logger = logging.getLogger(__name__)
@@ -33,12 +34,13 @@ class _Asked(argparse._StoreAction):
 def add_cli_args(result: None, parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("longflow: a fixed KV budget per request")
     for flag in FLAGS:
-        option = "--" + flag.name.replace("_", "-")
         if flag.type is bool:
-            group.add_argument(option, action="store_true", default=flag.default, help=flag.help)
+            group.add_argument(
+                flag.option, action="store_true", default=flag.default, help=flag.help
+            )
         else:
             group.add_argument(
-                option,
+                flag.option,
                 action=_Asked,
                 type=flag.type,
                 default=flag.default,
@@ -65,10 +67,9 @@ def _refuse_lost(values: dict[str, Any], settings: Any) -> None:
     for flag in FLAGS:
         value = values.get(flag.name, flag.default)
         if value != flag.default and getattr(settings, flag.name, None) is None:
-            option = "--" + flag.name.replace("_", "-")
             raise UnsupportedSetup(
-                f"{option} {value}: was lost on its way to ServerArgs, which is of another kind "
-                f"than in SGLang {', '.join(TESTED_SGLANG)}; drop {option}"
+                f"{flag.option} {value}: was lost on its way to ServerArgs, which is of another "
+                f"kind than in SGLang {', '.join(TESTED_SGLANG)}; drop {flag.option}"
             )
 
 

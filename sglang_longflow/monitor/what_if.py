@@ -7,8 +7,9 @@ from functools import cached_property
 from typing import Any
 
 from sglang_longflow.planner.geometry import DTYPE_BYTES, ModelGeometry, PlanError, weights_bytes
-from sglang_longflow.planner.plan import MIN_BUDGET_TOKENS, make_plan
+from sglang_longflow.planner.plan import make_plan
 from sglang_longflow.planner.step_time import gpu_called
+from sglang_longflow.settings.flags import MIN_BUDGET_TOKENS
 
 MAX_OUTPUT_TOKENS = 10_000_000
 MAX_USERS = 1_000_000

@@ -13,11 +13,8 @@ from sglang_longflow.planner.geometry import (
     weights_bytes,
 )
 from sglang_longflow.planner.step_time import GIB, Gpu, StepTime
+from sglang_longflow.settings.flags import MIN_BUDGET_TOKENS
 
-# A server's default and its minimum (4 first tokens, a window of 32, two slots more); written out,
-# since the policies themselves need torch.
-DEFAULT_POLICY = "longflow-novel"
-MIN_BUDGET_TOKENS = 38
 COMPUTE_BOUND_ROWS = 256  # about where matrix products stop being limited by reading weights
 DEFAULT_MEM_FRACTION = 0.85
 DEFAULT_PROMPT_TOKENS = 512

@@ -25,9 +25,6 @@ _POLICIES: dict[str, type[Policy]] = {
     )
 }
 
-#: What a server ranks by unless it is told otherwise.
-DEFAULT_POLICY = LongFlowNovel.name
-
 
 def policy_names() -> tuple[str, ...]:
     """Names accepted by --kv-policy and by requests."""
@@ -44,7 +41,6 @@ def make_policy(
 
 
 __all__ = [
-    "DEFAULT_POLICY",
     "FullRows",
     "Needs",
     "Policy",

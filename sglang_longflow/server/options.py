@@ -18,20 +18,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sglang_longflow.errors import ConfigError
+from sglang_longflow.settings.flags import FLAGS
 from sglang_longflow.settings.release import FIX, TESTED_SGLANG
 
-#: The plugin's own flags (`config.FLAGS`), whose module imports torch; a test compares the two.
-KV_OPTIONS = {
-    "kv_budget": "int",
-    "kv_policy": "str",
-    "kv_budget_min": "int",
-    "kv_budget_max": "int",
-    "kv_budget_allow_full": "flag",
-    "kv_protect_sink_tokens": "int",
-    "kv_protect_recent_tokens": "int",
-    "kv_victims": "str",
-    "kv_decode_kernel": "str",
-}
 _EXPECTED = {
     "int": "an integer",
     "float": "a number",
@@ -88,7 +77,7 @@ def server_options() -> tuple[Option, ...]:
         )
     (method,) = methods
     found += [option for node in ast.walk(method) if (option := _from_add_argument(node))]
-    ours = (Option(n, ("--" + n.replace("_", "-"),), kind) for n, kind in KV_OPTIONS.items())
+    ours = (Option(flag.name, (flag.option,), flag.kind) for flag in FLAGS)
     return (*found, *ours)
 
 

@@ -22,7 +22,6 @@ from sglang_longflow.platform.cpu_dtype import fast_dtype, reason_for
 from sglang_longflow.server.free_memory import free_memory
 from sglang_longflow.server.json_log import JsonLines, logging_config, record
 from sglang_longflow.server.options import (
-    KV_OPTIONS,
     make_parser,
     nearest,
     server_options,
@@ -32,6 +31,7 @@ from sglang_longflow.server.pool_cap import cap_pool
 from sglang_longflow.server.preflight import check_model, check_port, free_port, judge_aside
 from sglang_longflow.server.process import Echo, Server, ServerEnded, forwarding
 from sglang_longflow.server.progress import SIGN_OF_LIFE_S, every
+from sglang_longflow.settings.flags import FLAGS
 from sglang_longflow.settings.release import refusal
 from sglang_longflow.settings.start_check import budget_words
 
@@ -326,7 +326,7 @@ def take_log_format(argv: list[str]) -> tuple[str, list[str]]:
 def run(argv: list[str]) -> int:
     """Run ``longflow serve``; returns the exit status, 0 after a drain on SIGTERM or Ctrl+C."""
     if {"-h", "--help"} & set(argv):
-        flags = ", ".join("--" + name.replace("_", "-") for name in KV_OPTIONS)
+        flags = ", ".join(flag.option for flag in FLAGS)
         print(f"{USAGE}\nThe plugin's own flags: {flags}.\nEvery server argument, explained:")
         print("  python -m sglang.launch_server --help")
         return 0

@@ -6,65 +6,13 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from sglang_longflow.errors import ConfigError
-from sglang_longflow.policies import DEFAULT_POLICY, Policy, make_policy, policy_names
-
-
-@dataclass(frozen=True)
-class Flag:
-    """One command-line flag; its name with underscores is the Engine(...) keyword too."""
-
-    name: str
-    type: type
-    default: Any
-    help: str
-    choices: tuple[str, ...] | None = None
-
-
-FLAGS = (
-    Flag(
-        "kv_budget",
-        int,
-        None,
-        "Default KV budget of a request, in tokens kept resident (per layer). A request that "
-        "reaches it overwrites its least useful slot from then on. 0: full KV by default, budgets "
-        "by request. Unset: the plugin does nothing.",
-    ),
-    Flag("kv_policy", str, DEFAULT_POLICY, f"Eviction policy: {', '.join(policy_names())}."),
-    Flag("kv_budget_min", int, None, "Smallest kv_budget a request may ask for."),
-    Flag(
-        "kv_budget_max",
-        int,
-        None,
-        "Largest kv_budget a request may ask for. Unset: kv_budget, or what the pool holds where "
-        "full KV is allowed.",
-    ),
-    Flag(
-        "kv_budget_allow_full",
-        bool,
-        False,
-        "Let requests ask for full KV with kv_budget 0.",
-    ),
-    Flag("kv_protect_sink_tokens", int, 0, "Never overwrite the first N tokens of a request."),
-    Flag("kv_protect_recent_tokens", int, 0, "Never overwrite the last N tokens of a request."),
-    Flag(
-        "kv_victims",
-        str,
-        "layer",
-        "layer: one victim per layer and request, as published. kv_head: each KV head overwrites "
-        "its own (needs the triton decode kernel).",
-        ("layer", "kv_head"),
-    ),
-    Flag(
-        "kv_decode_kernel",
-        str,
-        "auto",
-        "triton: attention, score and victim in one kernel. reference: SGLang's attention, then "
-        "the score in PyTorch, without CUDA graphs. auto: triton on a GPU where it can rank by the "
-        "policy, else reference.",
-        ("auto", "triton", "reference"),
-    ),
+from sglang_longflow.policies import Policy, make_policy
+from sglang_longflow.settings.flags import (
+    DEFAULT_POLICY,
+    FLAG_NAMES,
+    FLAGS,
+    LEAST_BUDGET_TOKENS,
 )
-FLAG_NAMES = tuple(flag.name for flag in FLAGS)
 
 
 @dataclass(frozen=True)
@@ -208,7 +156,8 @@ class LongFlowConfig:
 
 def unknown_policy(name: object) -> str | None:
     """What is wrong with a policy's name, for a message; None where it is known."""
-    return None if name in policy_names() else f"unknown policy; known: {', '.join(policy_names())}"
+    known = tuple(LEAST_BUDGET_TOKENS)
+    return None if name in known else f"unknown policy; known: {', '.join(known)}"
 
 
 def runs_on_gpu(source: Any) -> bool:
@@ -237,6 +186,6 @@ def config_from(source: Any) -> LongFlowConfig | None:
         return None
     if values["kv_decode_kernel"] in (None, "auto"):
         name = values["kv_policy"]
-        fused = name not in policy_names() or make_policy(name).is_fused
+        fused = name not in LEAST_BUDGET_TOKENS or make_policy(name).is_fused
         values["kv_decode_kernel"] = "triton" if fused and runs_on_gpu(source) else "reference"
     return LongFlowConfig(**{k: v for k, v in values.items() if v is not None})

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sglang_longflow.errors import HookNotApplied
-from sglang_longflow.server.options import KV_OPTIONS
+from sglang_longflow.settings.flags import FLAG_NAMES, FLAGS
 
-FLAGS = tuple("--" + name.replace("_", "-") for name in KV_OPTIONS)
+_OPTIONS = tuple(flag.option for flag in FLAGS)
 
 
 def stop(message: str) -> NoReturn:
@@ -36,7 +36,7 @@ def budget_words(argv: Sequence[str]) -> str:
     """The first of our settings on a command line or in its YAML file, as written; else empty."""
     for i, word in enumerate(argv):
         flag, is_joined, value = word.partition("=")
-        if flag in FLAGS:
+        if flag in _OPTIONS:
             return flag
         if flag == "--config":
             path = value if is_joined else "".join(argv[i + 1 : i + 2])
@@ -53,7 +53,7 @@ def _key_of_file(path: str) -> str:
     except (OSError, ValueError, yaml.YAMLError):
         return ""  # SGLang, which reads it too, says what is wrong with it
     keys = content if isinstance(content, dict) else {}
-    return next((str(key) for key in keys if str(key).replace("-", "_") in KV_OPTIONS), "")
+    return next((str(key) for key in keys if str(key).replace("-", "_") in FLAG_NAMES), "")
 
 
 def runs_sglang(argv: Sequence[str]) -> bool:

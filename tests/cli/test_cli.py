@@ -125,13 +125,6 @@ print("TABLE" + json.dumps(rows))
                 assert own == (type_name if type_name in ("int", "float") else "str") or not own
 
 
-def test_kv_options_are_the_plugins_flags():
-    from sglang_longflow.settings.config import FLAGS
-
-    kinds = {int: "int", str: "str", bool: "flag"}
-    assert {f.name: kinds[f.type] for f in FLAGS} == options.KV_OPTIONS
-
-
 def test_command_line_beats_yaml_beats_default(tmp_path, model, free_port):
     path = yaml_file(
         tmp_path, "kv_budget: 128\nkv-budget-allow-full: true\ndtype: float32\nport: 1\n"

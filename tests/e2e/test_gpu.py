@@ -20,8 +20,8 @@ import harness
 import longflow_oracle
 import probe
 from harness import greedy, outputs, prompt
-from sglang_longflow.policies import DEFAULT_POLICY
 from sglang_longflow.settings.config import config_from
+from sglang_longflow.settings.flags import DEFAULT_POLICY
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,7 +8,8 @@ import pytest
 from sglang_longflow.core import runtime
 from sglang_longflow.errors import BudgetError
 from sglang_longflow.hooks import inbox
-from sglang_longflow.settings.config import FLAGS, LongFlowConfig
+from sglang_longflow.settings.config import LongFlowConfig
+from sglang_longflow.settings.flags import FLAGS
 
 
 @pytest.fixture(autouse=True)

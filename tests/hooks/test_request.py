@@ -10,7 +10,8 @@ from sglang_longflow.core.contracts import KVBudget, KVRow
 from sglang_longflow.errors import BudgetError
 from sglang_longflow.hooks import request
 from sglang_longflow.policies import make_policy
-from sglang_longflow.settings.config import FLAGS, LongFlowConfig
+from sglang_longflow.settings.config import LongFlowConfig
+from sglang_longflow.settings.flags import FLAGS
 
 POOL, CONTEXT = 400, 1000
 

@@ -7,7 +7,6 @@ import sys
 
 import pytest
 
-from sglang_longflow import policies
 from sglang_longflow.cli.plan import add_arguments, render, run
 from sglang_longflow.planner.geometry import (
     PlanError,
@@ -17,8 +16,6 @@ from sglang_longflow.planner.geometry import (
     weights_bytes,
 )
 from sglang_longflow.planner.plan import (
-    DEFAULT_POLICY,
-    MIN_BUDGET_TOKENS,
     budget_for_users,
     make_plan,
 )
@@ -553,11 +550,6 @@ def test_make_plan_checks_the_budget_itself():
     geom = load_geometry("qwen3-1.7b")
     with pytest.raises(PlanError, match=r"--budget 37 must be an integer >= 38"):
         make_plan(geom, memory_bytes=8 * GIB, budget_tokens=37)
-
-
-def test_minimum_is_that_of_the_policy():
-    assert policies.DEFAULT_POLICY == DEFAULT_POLICY
-    assert policies.make_policy(DEFAULT_POLICY).min_budget_tokens == MIN_BUDGET_TOKENS
 
 
 def test_imports_neither_sglang_nor_torch():

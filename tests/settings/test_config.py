@@ -11,13 +11,8 @@ from sglang_longflow.core.request import resolve_budget
 from sglang_longflow.errors import BudgetError, ConfigError, LongFlowError
 from sglang_longflow.measure.variants import parse_variant
 from sglang_longflow.policies import policy_names
-from sglang_longflow.settings.config import (
-    FLAG_NAMES,
-    FLAGS,
-    LongFlowConfig,
-    config_from,
-    unknown_policy,
-)
+from sglang_longflow.settings.config import LongFlowConfig, config_from, unknown_policy
+from sglang_longflow.settings.flags import FLAG_NAMES, FLAGS
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 

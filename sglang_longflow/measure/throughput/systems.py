@@ -11,7 +11,8 @@ from typing import Any
 from sglang_longflow.client.http import open_json
 from sglang_longflow.errors import BenchError, ConfigError
 from sglang_longflow.measure.variants import Variant
-from sglang_longflow.server.options import KV_OPTIONS, server_options
+from sglang_longflow.server.options import server_options
+from sglang_longflow.settings.flags import FLAGS
 
 LONGFLOW = "longflow"
 STOCK = "stock"  # SGLang's own defaults
@@ -54,11 +55,12 @@ class System:
 
 def without_kv(arguments: Sequence[str]) -> list[str]:
     """Server arguments less the plugin's own flags and their values."""
+    kinds = {flag.option: flag.kind for flag in FLAGS}
     kept: list[str] = []
     skip = False
     for word in arguments:
-        name, assigned, _ = word.removeprefix("--").partition("=")
-        kind = KV_OPTIONS.get(name.replace("-", "_")) if word.startswith("--") else None
+        name, assigned, _ = word.partition("=")
+        kind = kinds.get(name.replace("_", "-"))
         if skip and not word.startswith("--"):
             skip = False
             continue
