@@ -2,8 +2,8 @@
 
 SGLang calls it in the main process and again in every scheduler process, then applies the hooks,
 and swallows what either raises. So `hooks.verify` checks the result before a server with a budget
-starts, and `start_check` checks that there is a result. On an SGLang that was not tested no budget
-can be set: one that is asked for ends the process here.
+starts, and `hooks.start_check` checks that there is a result. On an SGLang that was not tested no
+budget can be set: one that is asked for ends the process here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 import sys
 
-from sglang_longflow.settings import start_check
+from sglang_longflow.hooks import start_check
+from sglang_longflow.settings.flags import budget_words
 from sglang_longflow.settings.release import FIX, refusal, untested_sglang
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ def load_plugin() -> None:
     if _registered:
         return
     if problem := untested_sglang():
-        if word := start_check.budget_words(sys.argv[1:]):
+        if word := budget_words(sys.argv[1:]):
             start_check.stop(refusal(word))
         logger.warning("longflow stays off: %s; %s", problem, FIX)
         _register(REFUSALS)

@@ -19,7 +19,7 @@ KERNEL_SOURCES = sorted(KERNELS.rglob("*.py"))
 MAY_IMPORT = {
     "policies": "",
     "planner": "settings",
-    "settings": "policies server core hooks",
+    "settings": "policies",
     "core": "policies settings",
     "backend": "policies settings core",
     "monitor": "planner settings core",
@@ -42,7 +42,7 @@ PURE = ("policies", "planner", "settings/config.py", "core", "monitor", "deploym
 HOOK_FILES = sorted(
     path
     for path in (PACKAGE / "hooks").glob("*.py")
-    if path.name not in ("__init__.py", "guard.py", "hook.py", "manifest.py", "verify.py")
+    if path.stem not in ("__init__", "guard", "hook", "manifest", "start_check", "verify")
 )
 
 

@@ -20,8 +20,8 @@ from typing import Any
 from sglang_longflow.errors import LongFlowError
 from sglang_longflow.server.options import make_parser
 from sglang_longflow.server.process import last_error
+from sglang_longflow.settings.flags import budget_words
 from sglang_longflow.settings.release import FIX, TESTED_SGLANG, untested_sglang
-from sglang_longflow.settings.start_check import budget_words
 
 PLUGIN, PLATFORM = "longflow", "longflow_cpu"
 TORCH_SERIES = "2.11"

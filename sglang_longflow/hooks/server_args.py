@@ -8,7 +8,8 @@ import logging
 from typing import Any
 
 from sglang_longflow.errors import LongFlowError, UnsupportedSetup
-from sglang_longflow.settings import compatibility, start_check
+from sglang_longflow.hooks import start_check
+from sglang_longflow.settings import compatibility
 from sglang_longflow.settings.config import LongFlowConfig, config_from
 from sglang_longflow.settings.flags import FLAG_NAMES, FLAGS
 from sglang_longflow.settings.release import TESTED_SGLANG
@@ -103,7 +104,7 @@ def post_init(original, self) -> None:
     _refuse_unresolved(self, config)
     compatibility.refuse_flags(self)
     compatibility.refuse_model(self, config)
-    start_check.note_settings()
+    start_check.record_settings()
     if changed:
         logger.info("longflow set %s", ", ".join(f"{k}={v!r}" for k, v in changed.items()))
 

@@ -31,9 +31,8 @@ from sglang_longflow.server.pool_cap import cap_pool
 from sglang_longflow.server.preflight import check_model, check_port, free_port, judge_aside
 from sglang_longflow.server.process import Echo, Server, ServerEnded, forwarding
 from sglang_longflow.server.progress import SIGN_OF_LIFE_S, every
-from sglang_longflow.settings.flags import FLAGS
+from sglang_longflow.settings.flags import FLAGS, budget_words
 from sglang_longflow.settings.release import refusal
-from sglang_longflow.settings.start_check import budget_words
 
 DEFAULT_PORT = 30000  # SGLang's
 SECRETS = ("--api-key", "--admin-api-key", "--ssl-keyfile-password")

@@ -6,7 +6,9 @@ supervisor, which do not import torch, read them here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 #: Every policy, and the least budget it can work with where no tokens are protected: in tokens.
@@ -99,3 +101,28 @@ FLAGS = (
     ),
 )
 FLAG_NAMES = tuple(flag.name for flag in FLAGS)
+
+
+def budget_words(argv: Sequence[str]) -> str:
+    """The first of our settings on a command line or in its YAML file, as written; else empty."""
+    options = [flag.option for flag in FLAGS]
+    for i, word in enumerate(argv):
+        flag, is_joined, value = word.partition("=")
+        if flag in options:
+            return flag
+        if flag == "--config":
+            path = value if is_joined else "".join(argv[i + 1 : i + 2])
+            if found := _key_of_file(path):
+                return f"{found} in {path}"
+    return ""
+
+
+def _key_of_file(path: str) -> str:
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return ""  # SGLang, which reads it too, says what is wrong with it
+    keys = content if isinstance(content, dict) else {}
+    return next((str(key) for key in keys if str(key).replace("-", "_") in FLAG_NAMES), "")

@@ -16,7 +16,7 @@ SERVING = [
     path
     for name in (
         *("backend", "core", "hooks", "measure/throughput", "client/frontend.py", "cli/bench.py"),
-        *(f"settings/{name}.py" for name in ("config", "compatibility", "release", "start_check")),
+        *(f"settings/{name}.py" for name in ("config", "compatibility", "flags", "release")),
         *(f"server/{name}.py" for name in ("options", "preflight", "process", "serve")),
     )
     for path in ([PACKAGE / name] if name.endswith(".py") else (PACKAGE / name).rglob("*.py"))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import fake_sglang
-from sglang_longflow.settings import start_check
+from sglang_longflow.hooks import start_check
 
 ROOT = Path(__file__).parents[2]
 BUDGET = ("--kv-budget", "96")
@@ -138,42 +138,6 @@ def test_without_a_budget_every_shape_starts_stock(tmp_path, kind, version):
     assert result.stdout == "STARTED ready None\n", result.stderr
     assert "Traceback" not in result.stderr
     assert ("longflow stays off: SGLang 0.5.23" in result.stderr) is (version == "0.5.23")
-
-
-# what asks for a budget
-
-
-@pytest.mark.parametrize(
-    ("argv", "words"),
-    [
-        (["--kv-budget", "96"], "--kv-budget"),
-        (["--kv-budget=96"], "--kv-budget"),
-        (["--page-size", "1", "--kv-policy", "tova"], "--kv-policy"),
-        (["--kv-cache-dtype", "fp8_e5m2", "--kv-events-config", "{}"], ""),
-        (["--config"], ""),
-        (["--config", "/no/such/file.yaml"], ""),
-        ([], ""),
-    ],
-)
-def test_words_of_a_command_line(argv, words):
-    assert start_check.budget_words(argv) == words
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("kv-budget: 96\n", "kv-budget in"),
-        ("kv_policy: tova\n", "kv_policy in"),
-        ("page-size: 1\n", ""),
-        ("- kv-budget\n", ""),
-        ("{\n", ""),
-    ],
-)
-def test_words_of_a_yaml_file(tmp_path, text, words):
-    path = tmp_path / "server.yaml"
-    path.write_text(text)
-    for argv in (["--config", str(path)], [f"--config={path}"]):
-        assert start_check.budget_words(argv) == (f"{words} {path}" if words else "")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from sglang_longflow.settings.flags import (
     FLAGS,
     LEAST_BUDGET_TOKENS,
     MIN_BUDGET_TOKENS,
+    budget_words,
 )
 
 
@@ -41,3 +42,36 @@ def test_nothing_heavy_is_imported():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--kv-budget", "96"], "--kv-budget"),
+        (["--kv-budget=96"], "--kv-budget"),
+        (["--page-size", "1", "--kv-policy", "tova"], "--kv-policy"),
+        (["--kv-cache-dtype", "fp8_e5m2", "--kv-events-config", "{}"], ""),
+        (["--config"], ""),
+        (["--config", "/no/such/file.yaml"], ""),
+        ([], ""),
+    ],
+)
+def test_words_of_a_command_line(argv, words):
+    assert budget_words(argv) == words
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("kv-budget: 96\n", "kv-budget in"),
+        ("kv_policy: tova\n", "kv_policy in"),
+        ("page-size: 1\n", ""),
+        ("- kv-budget\n", ""),
+        ("{\n", ""),
+    ],
+)
+def test_words_of_a_yaml_file(tmp_path, text, words):
+    path = tmp_path / "server.yaml"
+    path.write_text(text)
+    for argv in (["--config", str(path)], [f"--config={path}"]):
+        assert budget_words(argv) == (f"{words} {path}" if words else "")

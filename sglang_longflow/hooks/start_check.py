@@ -19,41 +19,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sglang_longflow.errors import HookNotApplied
-from sglang_longflow.settings.flags import FLAG_NAMES, FLAGS
-
-_OPTIONS = tuple(flag.option for flag in FLAGS)
+from sglang_longflow.hooks import verify
+from sglang_longflow.settings.flags import budget_words
 
 
 def stop(message: str) -> NoReturn:
     """End the process with one line: SGLang swallows a plugin's exceptions, but not this one."""
     raise SystemExit(f"longflow: error: {' '.join(message.split())}")
-
-
-# what asks for a budget
-
-
-def budget_words(argv: Sequence[str]) -> str:
-    """The first of our settings on a command line or in its YAML file, as written; else empty."""
-    for i, word in enumerate(argv):
-        flag, is_joined, value = word.partition("=")
-        if flag in _OPTIONS:
-            return flag
-        if flag == "--config":
-            path = value if is_joined else "".join(argv[i + 1 : i + 2])
-            if found := _key_of_file(path):
-                return f"{found} in {path}"
-    return ""
-
-
-def _key_of_file(path: str) -> str:
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return ""  # SGLang, which reads it too, says what is wrong with it
-    keys = content if isinstance(content, dict) else {}
-    return next((str(key) for key in keys if str(key).replace("-", "_") in FLAG_NAMES), "")
 
 
 def runs_sglang(argv: Sequence[str]) -> bool:
@@ -74,31 +46,43 @@ def _given_budget(process: Any) -> str:
 
 
 class _Watch:
-    """Calls `check` before each call of a method, until it is released."""
+    """Calls `check` before each call of one of Python's methods, until it is released.
+
+    The method that stands in for the original carries its watch, so that nothing else has to.
+    """
 
     def __init__(self, owner: type, name: str, check: Callable[[], None]):
         original = getattr(owner, name)
         self._restore = functools.partial(setattr, owner, name, original)
 
         @functools.wraps(original)
-        def method(*args, **kwargs):
+        def method(*args: Any, **kwargs: Any) -> Any:
             check()
             return original(*args, **kwargs)
 
+        setattr(method, _WATCH, self)
         setattr(owner, name, method)
 
     def release(self) -> None:
         self._restore()
 
 
-_watches: list[_Watch] = []
-_settings_made = False
+#: Where a process passes on every release of SGLang.
+_WATCHED: tuple[tuple[type, str], ...] = ((BaseProcess, "start"), (Connection, "send"))
+_WATCH = "longflow_watch"
+#: Attribute of the running process: settings with a budget were made and judged in it.
+_SETTINGS_MADE = "longflow_settings_made"
+
+
+def _watches() -> list[_Watch]:
+    found = (getattr(getattr(owner, name), _WATCH, None) for owner, name in _WATCHED)
+    return [watch for watch in found if watch is not None]
 
 
 def release() -> None:
     """Watch over this process no longer."""
-    while _watches:
-        _watches.pop().release()
+    for watch in _watches():
+        watch.release()
 
 
 def arm() -> None:
@@ -113,20 +97,21 @@ def arm() -> None:
 
 def expect_settings(word: str) -> None:
     """No process starts before settings with a budget were made and every hook landed."""
-    if not _settings_made and not _watches:
-        _watches.append(_Watch(BaseProcess, "start", lambda: _judge_settings(word)))
+    if not _settings_made() and not _watches():
+        _Watch(BaseProcess, "start", lambda: _check_settings(word))
 
 
-def note_settings() -> None:
+def record_settings() -> None:
     """Settings with a budget were made and judged in this process."""
-    global _settings_made
-    _settings_made = True
+    setattr(multiprocessing.current_process(), _SETTINGS_MADE, True)
 
 
-def _judge_settings(word: str) -> None:
-    from sglang_longflow.hooks import verify
+def _settings_made() -> bool:
+    return getattr(multiprocessing.current_process(), _SETTINGS_MADE, False)
 
-    if not _settings_made:
+
+def _check_settings(word: str) -> None:
+    if not _settings_made():
         stop(
             f"{word}: SGLang made its settings past the plugin, so the server would keep full KV; "
             f"run longflow doctor"
@@ -143,13 +128,13 @@ def _expect_scheduler(word: str) -> None:
 
     A process that starts others is no scheduler: it reports what it wants.
     """
-    if not _watches:
-        _watches.append(_Watch(Connection, "send", lambda: _judge_scheduler(word)))
-        _watches.append(_Watch(BaseProcess, "start", release))
+    if not _watches():
+        _Watch(Connection, "send", lambda: _check_scheduler(word))
+        _Watch(BaseProcess, "start", release)
 
 
-def _judge_scheduler(word: str) -> None:
-    from sglang_longflow.core import runtime
+def _check_scheduler(word: str) -> None:
+    from sglang_longflow.core import runtime  # late: torch, which a plugin's loading does not need
 
     if runtime.current() is None:
         raise HookNotApplied(
