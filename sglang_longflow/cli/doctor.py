@@ -254,6 +254,7 @@ def check_server_arguments(words: list[str]) -> list[Check]:
         return [Check("server arguments", "fail", problem, f"{FIX}, or drop {word}")]
     from sglang_longflow.settings.compatibility import flag_conflicts
     from sglang_longflow.settings.config import config_from
+    from sglang_longflow.settings.refused_models import server_model_conflict
 
     try:
         arguments = make_parser().parse_known_args(words)[0]
@@ -263,7 +264,10 @@ def check_server_arguments(words: list[str]) -> list[Check]:
     if config is None:
         detail = "no kv-budget: the server would run stock SGLang"
         return [Check("server arguments", "warn", detail, "add --kv-budget TOKENS")]
-    conflicts = [line.rsplit("; ", 1) for line in flag_conflicts(arguments)]
+    found = flag_conflicts(arguments)
+    if conflict := server_model_conflict(vars(arguments)):
+        found.append(conflict)
+    conflicts = [line.rsplit("; ", 1) for line in found]
     if conflicts:
         return [Check("server arguments", "fail", detail, fix) for detail, fix in conflicts]
     return [Check("server arguments", "ok", "go together with a KV budget")]

@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from sglang_longflow.errors import LongFlowError
+from sglang_longflow.settings.refused_models import model_conflict
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 KV_DTYPES = ("auto", "fp8_e4m3")
 _FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _TIED_BY_DEFAULT = ("gemma", "cohere")
-_LINEAR_KEYS = ("mamba_", "ssm_", "linear_", "hybrid_override_pattern", "attn_type_list")
-_MLA = "MLA models: they cache one compressed latent a token, not the keys and values it bounds"
-_SLIDING = "sliding-window and chunked attention: such layers drop old tokens by themselves already"
-_LINEAR = "linear-attention and mamba layers: their state has no token slots to overwrite"
 
 
 class PlanError(LongFlowError, ValueError):
@@ -90,36 +87,6 @@ def _count(config: dict[str, Any], *keys: str) -> int:
     return next((_size(config, key) for key in keys if config.get(key)), 0)
 
 
-def _refuse(field: str, value: object, why: str) -> None:
-    raise PlanError(f"config.json field {field}={value!r}: sglang-longflow refuses {why}")
-
-
-def _refuse_unsupported(config: dict[str, Any]) -> None:
-    """Raise for the attention kinds whose cache is not one K/V slot a token and layer."""
-    if config.get("kv_lora_rank"):
-        _refuse("kv_lora_rank", config["kv_lora_rank"], _MLA)
-    kinds = config.get("layer_types") or config.get("layers_block_type") or ()
-    for kind in kinds:
-        if kind not in ("full_attention", "attention"):
-            drops = "sliding" in str(kind) or "chunk" in str(kind)
-            _refuse("layer_types", kind, _SLIDING if drops else _LINEAR)
-    if kinds:
-        return
-    model_type = str(config.get("model_type", ""))
-    if any(word in model_type for word in ("mamba", "rwkv", "recurrent")):
-        _refuse("model_type", model_type, _LINEAR)
-    for key, value in config.items():
-        if value and key.startswith(_LINEAR_KEYS):
-            _refuse(key, value, _LINEAR)
-    if config.get("attention_chunk_size"):
-        _refuse("attention_chunk_size", config["attention_chunk_size"], _SLIDING)
-    # Qwen2 configs carry a window that use_sliding_window turns off; a window as long as the
-    # longest context never cuts anything.
-    window, longest = _count(config, "sliding_window"), _count(config, "max_position_embeddings")
-    if window and config.get("use_sliding_window", True) and not 0 < longest <= window:
-        _refuse("sliding_window", window, _SLIDING)
-
-
 def geometry_from(config: dict[str, Any], name: str, folder: str | None) -> ModelGeometry:
     """Geometry of a model from the fields of its ``config.json``.
 
@@ -128,12 +95,13 @@ def geometry_from(config: dict[str, Any], name: str, folder: str | None) -> Mode
     PlanError
         A field is missing or wrong, or the attention kind is one that the plugin refuses.
     """
+    if conflict := model_conflict(config):
+        raise PlanError(f"config.json: {conflict}")
     opaque = "quantization_config" if config.get("quantization_config") else ""
     text = config.get("text_config")
     if isinstance(text, dict):
         config = {"tie_word_embeddings": config.get("tie_word_embeddings"), **text}
         opaque = opaque or "text_config"
-    _refuse_unsupported(config)
     model_type = str(config.get("model_type", ""))
     layers, hidden = _size(config, "num_hidden_layers"), _size(config, "hidden_size")
     heads = _size(config, "num_attention_heads")

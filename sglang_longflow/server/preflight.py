@@ -67,7 +67,7 @@ def free_port(host: str, start: int) -> int:
     raise ConfigError(f"no free port from {start} on")
 
 
-def judge(values: dict[str, Any]) -> dict[str, Any]:
+def check_settings(values: dict[str, Any]) -> dict[str, Any]:
     """What the plugin's own checks say about server arguments.
 
     Returns ``{"device": "cuda" or "cpu", "kv": settings or None, "conflicts": [...]}``.
@@ -76,11 +76,15 @@ def judge(values: dict[str, Any]) -> dict[str, Any]:
 
     from sglang_longflow.settings.compatibility import flag_conflicts
     from sglang_longflow.settings.config import config_from
+    from sglang_longflow.settings.refused_models import server_model_conflict
 
     arguments = SimpleNamespace(**values)
     config = config_from(arguments)
-    kv = None
+    kv, conflicts = None, []
     if config is not None:
+        conflicts = flag_conflicts(arguments)
+        if conflict := server_model_conflict(values):
+            conflicts.append(conflict)
         policy = config.policy()
         kv = {
             **config.as_dict(),
@@ -92,15 +96,15 @@ def judge(values: dict[str, Any]) -> dict[str, Any]:
     return {
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "kv": kv,
-        "conflicts": flag_conflicts(arguments) if config else [],
+        "conflicts": conflicts,
     }
 
 
-def judge_aside(values: dict[str, Any]) -> dict[str, Any]:
-    """`judge` in a process of its own: torch would stay in the supervisor's memory otherwise."""
+def check_settings_in_subprocess(values: dict[str, Any]) -> dict[str, Any]:
+    """`check_settings` in another process: torch would stay in the supervisor's memory."""
     try:
         with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
-            return pool.submit(judge, values).result()
+            return pool.submit(check_settings, values).result()
     except LongFlowError:
         raise
     except Exception as error:

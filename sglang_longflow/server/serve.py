@@ -28,7 +28,12 @@ from sglang_longflow.server.options import (
     yaml_arguments,
 )
 from sglang_longflow.server.pool_cap import cap_pool
-from sglang_longflow.server.preflight import check_model, check_port, free_port, judge_aside
+from sglang_longflow.server.preflight import (
+    check_model,
+    check_port,
+    check_settings_in_subprocess,
+    free_port,
+)
 from sglang_longflow.server.process import Echo, Server, ServerEnded, forwarding
 from sglang_longflow.server.progress import SIGN_OF_LIFE_S, every
 from sglang_longflow.settings.flags import FLAGS, budget_words
@@ -192,7 +197,7 @@ def _fit_to_cpu(settings: Settings, most_tokens: int | None) -> None:
 
 
 def prepare(argv: list[str], most_tokens: int | None = None) -> tuple[Settings, dict[str, Any]]:
-    """Read, check and complete the settings; also returns what `judge` found.
+    """Read, check and complete the settings; also returns what `check_settings` found.
 
     Parameters
     ----------
@@ -209,7 +214,7 @@ def prepare(argv: list[str], most_tokens: int | None = None) -> tuple[Settings, 
     settings = read_settings(argv)
     check_model(settings.model)
     check_port(settings.host, settings.port)
-    found = judge_aside(settings.values)
+    found = check_settings_in_subprocess(settings.values)
     if found["conflicts"]:
         raise UnsupportedSetup(found["conflicts"][0])
     settings.default("host", "127.0.0.1", "--host=127.0.0.1")

@@ -10,6 +10,7 @@ import torch
 from longflow_kernels.attend_score_evict.op import HEAD_DIMS, MAX_GROUP
 from sglang_longflow.errors import UnsupportedSetup
 from sglang_longflow.settings.config import LongFlowConfig, runs_on_gpu
+from sglang_longflow.settings.refused_models import FIX, language_model, model_conflict
 from sglang_longflow.settings.release import refusal
 
 #: Smallest prefill chunk: twice the window of queries that scores an over-long prompt.
@@ -159,37 +160,6 @@ def refuse_flags(server_args: Any) -> None:
         raise UnsupportedSetup(conflicts[0])
 
 
-def model_conflict(
-    hf_config: Any, *, uses_mla: bool, sliding_window: int | None, is_multimodal: bool = False
-) -> str:
-    """Why a model's attention cannot have a KV budget; empty where it can."""
-    kind = getattr(hf_config, "model_type", "?")
-    if is_multimodal:
-        return (
-            f"model_type={kind!r}: models that take images, audio or video are not tested with a "
-            f"KV budget"
-        )
-    if uses_mla:
-        return f"model_type={kind!r}: MLA attention is not supported with a KV budget"
-    if sliding_window is not None and sliding_window > 0:
-        return (
-            f"model_type={kind!r}: sliding-window layers (window {sliding_window}) are not "
-            f"supported with a KV budget"
-        )
-    for field in ("layers_block_type", "hybrid_override_pattern", "mamba_d_state", "ssm_cfg"):
-        if getattr(hf_config, field, None):
-            return f"model_type={kind!r}: linear-attention layers ({field}) are not supported"
-    layer_types = getattr(hf_config, "layer_types", None) or ()
-    other = sorted({t for t in layer_types if t not in ("full_attention", "attention")})
-    if other:
-        return f"model_type={kind!r}: layers of type {other} are not supported with a KV budget"
-    if getattr(hf_config, "dual_chunk_attention_config", None):
-        return f"model_type={kind!r}: dual chunk attention is not supported with a KV budget"
-    if getattr(hf_config, "is_encoder_decoder", False):
-        return f"model_type={kind!r}: encoder-decoder models are not supported with a KV budget"
-    return ""
-
-
 def kernel_conflict(model: Any) -> str:
     """Why the fused decode kernel does not take a model's heads; empty where it does."""
     for size in (model.head_dim, model.v_head_dim):
@@ -208,14 +178,19 @@ def refuse_model(server_args: Any, config: LongFlowConfig) -> None:
     from sglang.srt.configs.model_config import AttentionArch
 
     model = server_args.get_model_config()
-    conflict = model_conflict(
-        model.hf_text_config,
-        uses_mla=model.attention_arch == AttentionArch.MLA,
-        sliding_window=getattr(model, "sliding_window_size", None),
-        is_multimodal=bool(model.is_multimodal),
-    )
+    kind = getattr(model.hf_text_config, "model_type", "?")
+    # Whether it takes anything but text SGLang says itself: Transformers gives some models of text
+    # a vision_config too.
+    conflict = model_conflict(language_model(model.hf_text_config.to_dict()))
+    if model.is_multimodal:
+        conflict = (
+            f"model_type={kind!r}: models that take images, audio or video are not tested with a "
+            f"KV budget"
+        )
+    elif model.attention_arch == AttentionArch.MLA:
+        conflict = f"model_type={kind!r}: MLA attention is not supported with a KV budget"
     if conflict:
-        raise UnsupportedSetup(f"{conflict}; drop --kv-budget or choose another --model-path")
+        raise UnsupportedSetup(f"{conflict}; {FIX}")
     if config.uses_fused_decode and (conflict := kernel_conflict(model)):
         raise UnsupportedSetup(f"{conflict}; set --kv-decode-kernel reference")
 

@@ -296,13 +296,15 @@ def cpu(monkeypatch):
     """``cpu(dtype, GB)``: a machine without a GPU, its fast dtype and its free memory."""
     from sglang_longflow.server.free_memory import Free
 
-    judged = serve.judge_aside
+    judged = serve.check_settings_in_subprocess
 
     def make(dtype: str = "float32", gigabytes: float = 24.0, device: str = "cpu") -> None:
         monkeypatch.setattr(serve, "fast_dtype", lambda: dtype)
         monkeypatch.setattr(serve, "free_memory", lambda: Free(int(gigabytes * 1e9), "memory"))
         found = {"device": device}
-        monkeypatch.setattr(serve, "judge_aside", lambda values: {**judged(values), **found})
+        monkeypatch.setattr(
+            serve, "check_settings_in_subprocess", lambda values: {**judged(values), **found}
+        )
 
     return make
 

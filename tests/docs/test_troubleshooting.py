@@ -16,7 +16,10 @@ SERVING = [
     path
     for name in (
         *("backend", "core", "hooks", "measure/throughput", "client/frontend.py", "cli/bench.py"),
-        *(f"settings/{name}.py" for name in ("config", "compatibility", "flags", "release")),
+        *(
+            f"settings/{name}.py"
+            for name in ("config", "compatibility", "flags", "refused_models", "release")
+        ),
         *(f"server/{name}.py" for name in ("options", "preflight", "process", "serve")),
     )
     for path in ([PACKAGE / name] if name.endswith(".py") else (PACKAGE / name).rglob("*.py"))
@@ -50,10 +53,10 @@ def texts_in(path: Path) -> set[str]:
 
 
 def raised_in(path: Path) -> set[str]:
-    """Messages of the exceptions a file makes; of compatibility.py, every f-string returned."""
+    """Messages of the exceptions a file makes; of lists of refusals, every f-string returned."""
     found = set()
     for here in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(here, ast.Return) and path.name == "compatibility.py":
+        if isinstance(here, ast.Return) and path.name in ("compatibility.py", "refused_models.py"):
             found |= {text_of(n) for n in ast.walk(here) if isinstance(n, ast.JoinedStr)}
         if isinstance(here, ast.Call) and here.args:
             name = ast.unparse(here.func).split(".")[-1]

@@ -164,17 +164,3 @@ def test_the_backends_that_sglang_gives_pages_are_the_ones_we_know():
     found = set(re.findall(r'_backend == "(\w+)"', body)) | {"intel_xpu"}
     assert found == set(compatibility.PAGED_BACKENDS)
     assert "def _fa4_page_constraint" in text and "def _intel_xpu_page_constraint" in text
-
-
-@pytest.mark.parametrize(
-    ("config", "more", "words"),
-    [
-        ({}, {}, ""),
-        ({}, {"is_multimodal": True}, "models that take images, audio or video are not tested"),
-        ({"dual_chunk_attention_config": {"chunk_size": 1}}, {}, "dual chunk attention is not"),
-    ],
-)
-def test_models_that_are_refused_by_name(config, more, words):
-    hf_config = SimpleNamespace(model_type="some", **config)
-    found = compatibility.model_conflict(hf_config, uses_mla=False, sliding_window=None, **more)
-    assert found.startswith("model_type='some': " + words) if words else found == ""

@@ -1,0 +1,140 @@
+"""Models that cannot have a KV budget, told from their ``config.json``: the one list, no torch.
+
+The planner, `longflow doctor`, `longflow serve` and the server ask it. What only SGLang knows of a
+model (`compatibility.refuse_model`) is refused by the server alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+#: What is done about it, behind every conflict of a server.
+FIX = "drop --kv-budget or choose another --model-path"
+#: Fields of a model's outer config that name an encoder of something else than text.
+_OTHER_MEDIA = ("vision_config", "audio_config", "mm_vision_tower", "thinker_config")
+#: How fields begin that describe layers with a state in place of keys and values.
+_STATE_FIELDS = ("mamba_", "ssm_", "linear_", "hybrid_override_pattern")
+_STATE_MODELS = ("mamba", "rwkv", "recurrent")
+_FULL = ("full_attention", "attention")
+_WINDOWS = ("sliding_window", "sliding_window_size", "window_size")
+
+
+def language_model(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config that describe the language model."""
+    text = config.get("text_config")
+    found = text if isinstance(text, Mapping) else config
+    return {key: value for key, value in found.items() if key not in _OTHER_MEDIA}
+
+
+def model_conflict(config: Mapping[str, Any]) -> str | None:
+    """Why a model cannot have a KV budget, in words without a fix; None where it can.
+
+    Parameters
+    ----------
+    config : mapping
+        A ``config.json``, or the same fields of a Transformers config. ``text_config`` is looked
+        into.
+    """
+    text = language_model(config)
+    kind = text.get("model_type", "?")
+    if any(config.get(field) for field in _OTHER_MEDIA):
+        return (
+            f"model_type={kind!r}: models that take images, audio or video are not tested with a "
+            f"KV budget"
+        )
+    if text.get("kv_lora_rank"):
+        return f"model_type={kind!r}: MLA attention is not supported with a KV budget"
+    if config.get("is_encoder_decoder") or text.get("is_encoder_decoder"):
+        return f"model_type={kind!r}: encoder-decoder models are not supported with a KV budget"
+    if text.get("dual_chunk_attention_config"):
+        return f"model_type={kind!r}: dual chunk attention is not supported with a KV budget"
+    kinds = _layer_kinds(text)
+    other = sorted(set(kinds) - set(_FULL))
+    if other:
+        return f"model_type={kind!r}: layers of type {other} are not supported with a KV budget"
+    # Also where every layer is said to be full attention: SGLang makes a pool of states by them.
+    if (field := _state_field(text)) is not None:
+        return f"model_type={kind!r}: linear-attention layers ({field}) are not supported"
+    if kinds:
+        return None  # a window or a chunk in the same config is then no layer's
+    if text.get("attention_chunk_size"):
+        return (
+            f"model_type={kind!r}: attention in chunks of {text['attention_chunk_size']} is not "
+            f"supported with a KV budget"
+        )
+    if (window := _sliding_window(text)) is not None:
+        return (
+            f"model_type={kind!r}: sliding-window layers (window {window}) are not "
+            f"supported with a KV budget"
+        )
+    return None
+
+
+def _layer_kinds(text: Mapping[str, Any]) -> tuple[str, ...]:
+    kinds = text.get("layer_types") or text.get("layers_block_type") or ()
+    return (kinds,) if isinstance(kinds, str) else tuple(map(str, kinds))
+
+
+def _state_field(text: Mapping[str, Any]) -> str | None:
+    """The field that tells of layers without keys and values; None where there is none."""
+    if any(word in str(text.get("model_type", "")) for word in _STATE_MODELS):
+        return "model_type"
+    by_layer = text.get("attn_type_list")  # of MiniMax: 1 is softmax attention
+    if isinstance(by_layer, Sequence) and any(one != 1 for one in by_layer):
+        return "attn_type_list"
+    return next((key for key, v in text.items() if v and key.startswith(_STATE_FIELDS)), None)
+
+
+def _sliding_window(text: Mapping[str, Any]) -> int | None:
+    """The window in tokens, if it can cut anything.
+
+    Qwen2 configs carry one that ``use_sliding_window`` turns off; one as long as the longest
+    context never cuts anything.
+    """
+    window = next((text[key] for key in _WINDOWS if text.get(key)), None)
+    if not isinstance(window, int) or window <= 0 or not text.get("use_sliding_window", True):
+        return None
+    longest = text.get("max_position_embeddings") or 0
+    return None if 0 < longest <= window else window
+
+
+def config_of(model: str, revision: str | None = None) -> dict[str, Any] | None:
+    """The ``config.json`` of a folder, or of a name in Hugging Face's cache; None if not at hand.
+
+    A file that cannot be read is not at hand: SGLang, which reads it too, says what is wrong.
+    """
+    file = Path(model) / "config.json"
+    if not Path(model).exists() and "/" in model:
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(model, "config.json", revision=revision)
+        file = Path(found) if isinstance(found, str) else file
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) else None
+
+
+def server_model_conflict(values: Mapping[str, Any]) -> str | None:
+    """The conflict of a server's model, with its fix, as far as it is known before the start.
+
+    Parameters
+    ----------
+    values : mapping
+        Server arguments by field; those that name the model or change its config are read.
+    """
+    model = values.get("model_path")
+    if not model or values.get("json_model_override_args") not in (None, "{}"):
+        return None
+    config = config_of(str(model), values.get("revision"))
+    if config is not None and values.get("enable_multimodal") is False:
+        config = language_model(config)
+    try:
+        conflict = None if config is None else model_conflict(config)
+    except TypeError:  # such as a number for layer_types: SGLang says what is wrong with it
+        return None
+    return conflict and f"{conflict}; {FIX}"

@@ -1,0 +1,176 @@
+"""One list of models that cannot have a budget, for the planner, doctor, serve and the server."""
+
+from __future__ import annotations
+
+import enum
+import json
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from sglang_longflow.cli.doctor import check_server_arguments
+from sglang_longflow.errors import UnsupportedSetup
+from sglang_longflow.planner.geometry import PlanError, load_geometry
+from sglang_longflow.server.preflight import check_settings
+from sglang_longflow.settings import compatibility
+from sglang_longflow.settings.config import LongFlowConfig
+from sglang_longflow.settings.refused_models import (
+    FIX,
+    config_of,
+    language_model,
+    model_conflict,
+    server_model_conflict,
+)
+
+LLAMA = {
+    "model_type": "llama",
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 100,
+}
+FULL = ["full_attention", "full_attention"]
+MEDIA = "models that take images, audio or video are not tested with a KV budget"
+STATES = "linear-attention layers ({}) are not supported"
+REFUSED = [
+    ({"kv_lora_rank": 512}, "MLA attention is not supported with a KV budget"),
+    ({"sliding_window": 4096}, "sliding-window layers (window 4096) are not supported"),
+    ({"sliding_window": 4096, "max_position_embeddings": 32768}, "sliding-window layers"),
+    ({"sliding_window": 4096, "use_sliding_window": True}, "sliding-window layers"),
+    ({"sliding_window_size": 128}, "sliding-window layers (window 128)"),
+    ({"layer_types": ["full_attention", "sliding_attention"]}, "layers of type ['sliding_att"),
+    ({"layer_types": ["linear_attention"]}, "layers of type ['linear_attention']"),
+    ({"layers_block_type": ["mamba", "attention"]}, "layers of type ['mamba']"),
+    ({"mamba_d_state": 16}, STATES.format("mamba_d_state")),
+    ({"hybrid_override_pattern": "M-M*"}, STATES.format("hybrid_override_pattern")),
+    ({"ssm_cfg": {"layer": "Mamba2"}}, STATES.format("ssm_cfg")),
+    # The planner alone refused these.
+    ({"attention_chunk_size": 8192}, "attention in chunks of 8192 is not supported"),
+    ({"linear_num_value_heads": 32}, STATES.format("linear_num_value_heads")),
+    ({"attn_type_list": [0, 0, 1]}, STATES.format("attn_type_list")),
+    ({"model_type": "falcon_mamba"}, STATES.format("model_type")),
+    # The server alone refused these.
+    ({"dual_chunk_attention_config": {"chunk_size": 1}}, "dual chunk attention is not supported"),
+    ({"is_encoder_decoder": True}, "encoder-decoder models are not supported with a KV budget"),
+    ({"layers_block_type": ["attention"], "mamba_d_state": 16}, STATES.format("mamba_d_state")),
+    ({"vision_config": {"depth": 2}}, MEDIA),
+    ({"audio_config": {"depth": 2}}, MEDIA),
+]
+TAKEN = [
+    {},
+    {"layer_types": FULL},
+    {"kv_lora_rank": None, "attention_chunk_size": None, "mamba_d_state": 0},
+    {"sliding_window": 131072, "use_sliding_window": False},
+    # The server alone refused these: it did not look any further.
+    {"layers_block_type": ["attention", "attention"]},
+    {"sliding_window": 4096, "max_position_embeddings": 4096},
+    {"sliding_window": 4096, "layer_types": FULL},
+    # The planner alone refused this: MiniMax-M2, where all of it is softmax attention.
+    {"attn_type_list": [1, 1]},
+]
+
+
+class Arch(enum.Enum):
+    MLA = 1
+    MHA = 2
+
+
+def server_says(monkeypatch, config, arch=Arch.MHA, is_multimodal=False) -> str:
+    """What the start of a server says of a model that Transformers has read; empty if nothing."""
+    stub = ModuleType("sglang.srt.configs.model_config")
+    stub.AttentionArch = Arch
+    monkeypatch.setitem(sys.modules, "sglang.srt.configs.model_config", stub)
+    text = SimpleNamespace(to_dict=lambda: config, model_type=config["model_type"])
+    model = SimpleNamespace(hf_text_config=text, attention_arch=arch, is_multimodal=is_multimodal)
+    arguments = SimpleNamespace(model_path="some/model", get_model_config=lambda: model)
+    try:
+        compatibility.refuse_model(arguments, LongFlowConfig(kv_budget=64))
+    except UnsupportedSetup as error:
+        return str(error)
+    return ""
+
+
+def folder_of(tmp_path, config) -> str:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(("changes", "words"), REFUSED)
+def test_what_is_refused_is_refused_by_all_four_alike(tmp_path, monkeypatch, changes, words):
+    config = {**LLAMA, **changes}
+    conflict = model_conflict(config)
+    assert conflict.startswith(f"model_type={config['model_type']!r}: {words}")
+    folder = folder_of(tmp_path, config)
+    with pytest.raises(PlanError) as error:
+        load_geometry(folder)
+    assert str(error.value) == f"config.json: {conflict}"
+    (check,) = check_server_arguments(["--model-path", folder, "--kv-budget", "64"])
+    assert (check.status, check.detail, check.fix) == ("fail", conflict, FIX)
+    assert check_settings({"model_path": folder, "kv_budget": 64})["conflicts"] == [
+        f"{conflict}; {FIX}"
+    ]
+    if not conflict.endswith(MEDIA):  # SGLang itself tells the server that
+        assert server_says(monkeypatch, config) == f"{conflict}; {FIX}"
+
+
+@pytest.mark.parametrize("changes", TAKEN)
+def test_what_is_taken_is_taken_by_all_four(tmp_path, monkeypatch, changes):
+    config = {**LLAMA, **changes}
+    assert model_conflict(config) is None
+    folder = folder_of(tmp_path, config)
+    assert load_geometry(folder).layers == 2
+    (check,) = check_server_arguments(["--model-path", folder, "--kv-budget", "64"])
+    assert check.status == "ok"
+    assert check_settings({"model_path": folder, "kv_budget": 64})["conflicts"] == []
+    assert server_says(monkeypatch, config) == ""
+
+
+@pytest.mark.parametrize(
+    ("known", "words"),
+    [
+        ({"arch": Arch.MLA}, "MLA attention is not supported with a KV budget"),
+        ({"is_multimodal": True}, MEDIA),
+    ],
+)
+def test_the_server_refuses_what_only_sglang_knows(monkeypatch, known, words):
+    assert model_conflict(LLAMA) is None
+    assert server_says(monkeypatch, LLAMA, **known) == f"model_type='llama': {words}; {FIX}"
+
+
+def test_the_server_takes_a_text_model_that_transformers_gives_a_vision_config(monkeypatch):
+    """grok-2 has model_type git, whose class makes one up."""
+    assert server_says(monkeypatch, {**LLAMA, "vision_config": {"depth": 2}}) == ""
+
+
+def test_the_language_model_of_a_config_is_looked_at():
+    outer = {"model_type": "llava", "text_config": {**LLAMA, "kv_lora_rank": 8}}
+    assert model_conflict(outer).startswith("model_type='llama': MLA")
+    assert language_model({**outer, "vision_config": {}}) == outer["text_config"]
+
+
+def test_a_server_that_is_told_to_take_text_alone_is_not_refused_for_its_encoder(tmp_path):
+    folder = folder_of(tmp_path, {"vision_config": {"depth": 2}, "text_config": LLAMA})
+    values = {"model_path": folder, "kv_budget": 64}
+    assert MEDIA in server_model_conflict(values)
+    assert server_model_conflict({**values, "enable_multimodal": False}) is None
+
+
+def test_models_that_are_not_at_hand_are_left_to_the_server(tmp_path):
+    assert config_of("no/such-model-anywhere") is None
+    assert config_of(str(tmp_path)) is None
+    (tmp_path / "config.json").write_text("{")
+    assert config_of(str(tmp_path)) is None
+    folder = folder_of(tmp_path, {**LLAMA, "layer_types": 5})
+    assert server_model_conflict({"model_path": folder}) is None
+    folder = folder_of(tmp_path, {**LLAMA, "kv_lora_rank": 8})
+    values = {"model_path": folder}
+    assert server_model_conflict(values) is not None
+    assert server_model_conflict({**values, "json_model_override_args": '{"a": 1}'}) is None
+
+
+def test_no_budget_no_refusal(tmp_path):
+    folder = folder_of(tmp_path, {**LLAMA, "kv_lora_rank": 8})
+    assert check_settings({"model_path": folder})["conflicts"] == []
