@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable
 from dataclasses import asdict
+from inspect import signature
 
-from sglang_longflow.planner.geometry import DTYPE_BYTES, KV_DTYPES, PlanError, load_geometry
+from sglang_longflow.planner.api import plan
+from sglang_longflow.planner.geometry import DTYPE_BYTES, KV_DTYPES, PlanError
 from sglang_longflow.planner.plan import (
     DEFAULT_MEM_FRACTION,
     DEFAULT_OUTPUT_TOKENS,
     DEFAULT_PROMPT_TOKENS,
     Plan,
-    make_plan,
 )
 from sglang_longflow.planner.step_time import GIB, GPUS
 from sglang_longflow.settings.flags import MIN_BUDGET_TOKENS
@@ -87,68 +87,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
 
 
-def integer(flag: str, value: object, minimum: int = 1) -> int:
-    """The number that was given for a flag, or a PlanError."""
-    try:
-        number = int(str(value))
-    except ValueError:
-        number = minimum - 1
-    if number < minimum:
-        why = " (policy minimum)" if minimum == MIN_BUDGET_TOKENS else ""
-        raise PlanError(f"{flag} {value} must be an integer >= {minimum}{why}")
-    return number
-
-
-def _number(flag: str, value: object, below: float = 1e9) -> float:
-    try:
-        number = float(str(value))
-    except ValueError:
-        number = 0.0
-    if not 0 < number < below:
-        raise PlanError(f"{flag} {value} must be a number above 0 and below {below:g}")
-    return number
-
-
-def one_of(flag: str, value: str, known: Iterable[str]) -> str:
-    """The known name that was given for a flag, in any case, or a PlanError."""
-    names = {name.lower(): name for name in known}
-    if value.lower() not in names:
-        raise PlanError(f"{flag} {value} is not one of: {', '.join(names.values())}")
-    return names[value.lower()]
-
-
 def plan_from(args: argparse.Namespace) -> Plan:
     """The plan that the flags of `add_plan_arguments` ask for."""
-
-    def given(flag: str, value: object) -> int | None:
-        return None if value is None else int(_number(flag, value) * GIB)
-
-    budget, users = args.budget, args.users
-    return make_plan(
-        load_geometry(args.model),
-        gpu=None if args.gpu is None else GPUS[one_of("--gpu", args.gpu, GPUS)],
-        memory_bytes=given("--memory-gb", args.memory_gb),
-        budget_tokens=None if budget is None else integer("--budget", budget, MIN_BUDGET_TOKENS),
-        users=None if users is None else integer("--users", users),
-        prompt_tokens=integer("--prompt-tokens", args.prompt_tokens),
-        output_tokens=integer("--output-tokens", args.output_tokens),
-        tp=integer("--tp", args.tp),
-        dtype=one_of("--dtype", args.dtype, DTYPE_BYTES),
-        kv_cache_dtype=one_of("--kv-cache-dtype", args.kv_cache_dtype, KV_DTYPES),
-        mem_fraction_static=_number("--mem-fraction-static", args.mem_fraction_static, 1),
-        model_bytes=given("--weights-gb", args.weights_gb),
-        max_total_tokens=None
-        if args.max_total_tokens is None
-        else integer("--max-total-tokens", args.max_total_tokens),
-    )
+    return plan(**{name: getattr(args, name) for name in signature(plan).parameters})
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan that ``args`` asks for; 0, or 2 with a one-line error on stderr."""
     try:
-        plan = plan_from(args)
+        found = plan_from(args)
     except PlanError as err:
         print(f"longflow plan: error: {' '.join(str(err).split())}", file=sys.stderr)
         return 2
-    print(json.dumps(asdict(plan), indent=2) if args.json else render(plan))
+    print(json.dumps(asdict(found), indent=2) if args.json else render(found))
     return 0

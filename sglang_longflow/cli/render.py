@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sglang_longflow import __version__
-from sglang_longflow.cli.plan import add_plan_arguments, integer, one_of, plan_from
+from sglang_longflow.cli.plan import add_plan_arguments, plan_from
 from sglang_longflow.deployment import compose, helm, keda, kustomize
 from sglang_longflow.deployment.files import Output
 from sglang_longflow.deployment.settings import Settings
 from sglang_longflow.deployment.sizing import Sizing, make_sizing
 from sglang_longflow.errors import ConfigError
+from sglang_longflow.planner.api import integer, one_of
 from sglang_longflow.planner.geometry import PlanError, load_geometry
 from sglang_longflow.planner.plan import Plan
 

@@ -1,7 +1,7 @@
 """KV budgets in SGLang frontend programs (``sgl.function``), on an unmodified SGLang client.
 
     import sglang as sgl
-    from sglang_longflow.client.frontend import BudgetedEndpoint, gen, kv_budget
+    from sglang_longflow import BudgetedEndpoint, gen, kv_budget
 
     @sgl.function
     def answer(s, question):
@@ -35,37 +35,19 @@ import sglang as sgl
 from sglang.lang.backend.runtime_endpoint import RuntimeEndpoint
 from sglang.lang.ir import SglExpr, SglExprList, SglGen, SglSamplingParams
 
+from sglang_longflow.client.budget import Budget
+
 __all__ = ["BudgetedEndpoint", "budgeted", "gen", "kv_budget"]
 
 Expr = TypeVar("Expr", bound=SglExpr)
 
 
-@dataclass(frozen=True)
-class _Budget:
-    """What a request asks for; None leaves it to the server."""
-
-    kv_budget: int | None = None
-    kv_policy: str | None = None
-
-    def __post_init__(self) -> None:
-        tokens, policy = self.kv_budget, self.kv_policy
-        if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int)):
-            raise ValueError(f"kv_budget={tokens!r}: expected an integer number of tokens")
-        if tokens is not None and tokens < 0:
-            raise ValueError(f"kv_budget={tokens}: expected tokens > 0, or 0 for full KV")
-        if policy is not None and not isinstance(policy, str):
-            raise ValueError(f"kv_policy={policy!r}: expected the name of a policy")
-
-    def over(self, other: _Budget) -> _Budget:
-        """This one, with what it leaves open taken from `other`."""
-        return _Budget(
-            other.kv_budget if self.kv_budget is None else self.kv_budget,
-            self.kv_policy or other.kv_policy,
-        )
-
-    def custom_params(self) -> dict[str, Any]:
-        named = {"kv_budget": self.kv_budget, "kv_policy": self.kv_policy}
-        return {key: value for key, value in named.items() if value is not None}
+def _over(budget: Budget, other: Budget) -> Budget:
+    """`budget`, with what it leaves open taken from `other`."""
+    return Budget(
+        other.tokens if budget.tokens is None else budget.tokens,
+        budget.policy or other.policy,
+    )
 
 
 @dataclass(frozen=True)
@@ -73,12 +55,12 @@ class _DtypeAndBudget:
     """Travels in ``SglSamplingParams.dtype``."""
 
     dtype: Any
-    budget: _Budget
+    budget: Budget
 
 
-_NONE = _Budget()
+_NONE = Budget()
 # Read where expressions are made, in the program's own thread, never where they run.
-_current: contextvars.ContextVar[_Budget] = contextvars.ContextVar("kv_budget", default=_NONE)
+_current: contextvars.ContextVar[Budget] = contextvars.ContextVar("kv_budget", default=_NONE)
 
 
 @contextlib.contextmanager
@@ -99,7 +81,7 @@ def kv_budget(tokens: int | None, policy: str | None = None) -> Iterator[None]:
     effect, because SGLang starts the programs in threads of their own: use
     `BudgetedEndpoint.with_budget` there.
     """
-    token = _current.set(_Budget(tokens, policy).over(_current.get()))
+    token = _current.set(_over(Budget(tokens, policy), _current.get()))
     try:
         yield
     finally:
@@ -112,10 +94,10 @@ def budgeted(expr: Expr, tokens: int | None = None, policy: str | None = None) -
     What is left out comes from the innermost `kv_budget` block. A budget that an inner call has
     attached already stays. Mutates `expr` and returns it.
     """
-    return _attach(expr, _Budget(tokens, policy).over(_current.get()))
+    return _attach(expr, _over(Budget(tokens, policy), _current.get()))
 
 
-def _attach(expr: Expr, budget: _Budget) -> Expr:
+def _attach(expr: Expr, budget: Budget) -> Expr:
     if isinstance(expr, SglExprList):
         for part in expr.expr_list:
             _attach(part, budget)
@@ -124,7 +106,7 @@ def _attach(expr: Expr, budget: _Budget) -> Expr:
         dtype, own = params.dtype, _NONE
         if isinstance(dtype, _DtypeAndBudget):
             dtype, own = dtype.dtype, dtype.budget
-        params.dtype = _DtypeAndBudget(dtype, own.over(budget))  # type: ignore[assignment]
+        params.dtype = _DtypeAndBudget(dtype, _over(own, budget))
     return expr
 
 
@@ -186,13 +168,13 @@ class BudgetedEndpoint(RuntimeEndpoint):
         kv_policy: str | None = None,
         **kwargs: Any,
     ):
-        self._budget = _Budget(kv_budget, kv_policy)
+        self._budget = Budget(kv_budget, kv_policy)
         super().__init__(base_url, **kwargs)
 
     def with_budget(self, tokens: int | None, policy: str | None = None) -> BudgetedEndpoint:
         """The same endpoint with another default budget; no request is sent."""
         other = copy.copy(self)
-        other._budget = _Budget(tokens, policy).over(self._budget)
+        other._budget = _over(Budget(tokens, policy), self._budget)
         return other
 
     def _unpack(self, params: SglSamplingParams) -> _BudgetedParams:
@@ -200,7 +182,7 @@ class BudgetedEndpoint(RuntimeEndpoint):
         budget = self._budget
         if isinstance(params.dtype, _DtypeAndBudget):
             values["dtype"] = params.dtype.dtype
-            budget = params.dtype.budget.over(budget)
+            budget = _over(params.dtype.budget, budget)
         return _BudgetedParams(**values, custom_params=budget.custom_params())
 
     def generate(self, s: Any, sampling_params: SglSamplingParams) -> Any:

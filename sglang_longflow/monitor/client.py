@@ -6,7 +6,7 @@ import json
 import urllib.error
 import urllib.request
 from http.client import HTTPException
-from typing import Any
+from typing import Any, TypedDict, cast
 from urllib.parse import urlsplit
 
 from sglang_longflow.errors import ConfigError, NoAnswer, WatchError
@@ -88,6 +88,54 @@ def fetch_stats(
     if not isinstance(stats, dict) or not {"pool", "sums", "counters", "uptime_s"} <= set(stats):
         raise WatchError(f"url={url}: the answer has no pool; is its sglang-longflow older?")
     return stats
+
+
+class Stats(TypedDict):
+    """What ``GET /longflow/stats`` answers; docs/console.md tells the fields of each part.
+
+    Before the first answer of the schedulers, `age_s` and what only they know are None, and the
+    lists are empty.
+    """
+
+    state: str
+    age_s: float | None
+    server: dict[str, Any]
+    settings: dict[str, Any] | None
+    pool: dict[str, int] | None
+    counters: dict[str, int] | None
+    sums: dict[str, int] | None
+    tree_held_tokens: int | None
+    requests: list[dict[str, Any]]
+    prefilling: list[dict[str, Any]]
+    queue: list[dict[str, Any]]
+    queued_requests: int | None
+    paused: bool | None
+    stalled_s: float | None
+    uptime_s: float | None
+
+
+def stats(url: str, api_key: str | None = None, *, timeout_s: float = 10) -> Stats:
+    """What a running server does now: pool, requests, queue, counters.
+
+    Parameters
+    ----------
+    url : str
+        The server's address, such as ``"http://127.0.0.1:30000"``.
+    api_key : str, optional
+        Its ``--api-key``.
+    timeout_s : float
+        Longest wait for the connection, and for each part of the answer.
+
+    Raises
+    ------
+    ConfigError
+        `url` is no address of a server.
+    NoAnswer
+        The server does not answer now, or only with an error of its own.
+    WatchError
+        It wants a key, has no budget, or is none of ours.
+    """
+    return cast(Stats, fetch_stats(base_url(url), api_key, timeout_s))
 
 
 def state_text(stats: dict[str, Any]) -> str:

@@ -1,0 +1,120 @@
+"""`plan`: what a budget buys, for Python and for the command line alike."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from sglang_longflow.planner.geometry import DTYPE_BYTES, KV_DTYPES, PlanError, load_geometry
+from sglang_longflow.planner.plan import (
+    DEFAULT_MEM_FRACTION,
+    DEFAULT_OUTPUT_TOKENS,
+    DEFAULT_PROMPT_TOKENS,
+    MIN_BUDGET_TOKENS,
+    Plan,
+    make_plan,
+)
+from sglang_longflow.planner.step_time import GIB, GPUS
+
+
+def integer(flag: str, value: object, minimum: int = 1) -> int:
+    """`value` as a whole number, from a number or its text; else a `PlanError`."""
+    try:
+        number = int(str(value))
+    except ValueError:
+        number = minimum - 1
+    if number < minimum:
+        why = " (policy minimum)" if minimum == MIN_BUDGET_TOKENS else ""
+        raise PlanError(f"{flag} {value} must be an integer >= {minimum}{why}")
+    return number
+
+
+def number(flag: str, value: object, below: float = 1e9) -> float:
+    """`value` between 0 and `below`, both excluded, from a number or its text."""
+    try:
+        found = float(str(value))
+    except ValueError:
+        found = 0.0
+    if not 0 < found < below:
+        raise PlanError(f"{flag} {value} must be a number above 0 and below {below:g}")
+    return found
+
+
+def one_of(flag: str, value: str, known: Iterable[str]) -> str:
+    """The known name that equals `value` in any case; else a `PlanError`."""
+    names = {name.lower(): name for name in known}
+    if str(value).lower() not in names:
+        raise PlanError(f"{flag} {value} is not one of: {', '.join(names.values())}")
+    return names[str(value).lower()]
+
+
+def plan(
+    model: str | os.PathLike[str],
+    *,
+    gpu: str | None = None,
+    memory_gb: float | None = None,
+    budget: int | None = None,
+    users: int | None = None,
+    prompt_tokens: int = DEFAULT_PROMPT_TOKENS,
+    output_tokens: int = DEFAULT_OUTPUT_TOKENS,
+    tp: int = 1,
+    dtype: str = "bfloat16",
+    kv_cache_dtype: str = "auto",
+    mem_fraction_static: float = DEFAULT_MEM_FRACTION,
+    weights_gb: float | None = None,
+    max_total_tokens: int | None = None,
+) -> Plan:
+    """Work out what a KV budget buys: pool, requests at once, speed. Needs no GPU.
+
+    Every argument is the flag of ``longflow plan`` with the same name.
+
+    Parameters
+    ----------
+    model : str or path
+        Model folder, ``config.json``, or a built-in name such as ``"Qwen/Qwen3-1.7B"``.
+    gpu : str, optional
+        A card of the table, such as ``"H100-80G"``, in any case.
+    memory_gb : float, optional
+        Memory of one GPU in GiB; overrides that of `gpu`. One of the two is needed.
+    budget : int, optional
+        KV budget of a request in tokens. Left out, the largest with which `users` run at once.
+    users : int, optional
+        Requests that should run at once. One of `budget` and `users` is needed.
+    prompt_tokens, output_tokens : int
+        Length of each request.
+    tp, dtype, kv_cache_dtype, mem_fraction_static, max_total_tokens
+        As SGLang's flags.
+    weights_gb : float, optional
+        Weights on all GPUs together in GiB, instead of working them out.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    PlanError
+        One line that names the flag, its value and the limit.
+    """
+
+    def given_bytes(flag: str, value: float | None) -> int | None:
+        return None if value is None else int(number(flag, value) * GIB)
+
+    def given(flag: str, value: int | None, minimum: int = 1) -> int | None:
+        return None if value is None else integer(flag, value, minimum)
+
+    return make_plan(
+        load_geometry(os.fspath(model)),
+        gpu=None if gpu is None else GPUS[one_of("--gpu", gpu, GPUS)],
+        memory_bytes=given_bytes("--memory-gb", memory_gb),
+        budget_tokens=given("--budget", budget, MIN_BUDGET_TOKENS),
+        users=given("--users", users),
+        prompt_tokens=integer("--prompt-tokens", prompt_tokens),
+        output_tokens=integer("--output-tokens", output_tokens),
+        tp=integer("--tp", tp),
+        dtype=one_of("--dtype", dtype, DTYPE_BYTES),
+        kv_cache_dtype=one_of("--kv-cache-dtype", kv_cache_dtype, KV_DTYPES),
+        mem_fraction_static=number("--mem-fraction-static", mem_fraction_static, 1),
+        model_bytes=given_bytes("--weights-gb", weights_gb),
+        max_total_tokens=given("--max-total-tokens", max_total_tokens),
+    )
