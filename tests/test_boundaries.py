@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "settings": "policies",
     "core": "policies settings",
     "backend": "policies settings core",
-    "monitor": "planner settings core",
+    "monitor": "planner settings core client",
     "hooks": "policies planner settings core backend monitor",
     "platform": "",
     "client": "",

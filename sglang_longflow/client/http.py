@@ -1,43 +1,116 @@
-"""Requests to a server that this process started, or was told to measure."""
+"""The package's HTTP client: JSON to and from a server, and its streams of events.
+
+One place decides what requests must not do: follow a redirect (a key is for the server it was given
+for), or take a proxy from the environment to a server on this machine. `measure.throughput.streams`
+alone has a client of its own, and says why.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import urllib.request
-from typing import Any
+import ssl
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-# They go to this machine: a proxy from the environment has no business with them.
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+if TYPE_CHECKING:
+    from httpx import Response
+
+
+class NoResponse(OSError):
+    """A server does not answer, or its answer was broken off; the text says why."""
 
 
 def first_port() -> int:
-    """Where this process looks for a free port: elsewhere than the next one that was started.
+    """First port that this process probes for a free one, derived from its PID.
 
-    A server listens only once it has loaded its model, so two that look in the same place find the
-    same port. Below the ports that systems give to outgoing connections.
+    A server listens only once it has loaded its model: until then its port looks free to others.
+    So commands that start together must look in different places. Below the ports that systems
+    give to outgoing connections.
     """
     return 20_000 + os.getpid() % 1_250 * 8
 
 
-def open_json(
+@contextlib.contextmanager
+def opened(
     url: str,
-    body: dict[str, Any] | None,
+    body: dict[str, Any] | None = None,
+    *,
     timeout_s: float | None = 600,
     api_key: str | None = None,
-) -> Any:
-    """The open response to a POST of `body`, or to a GET where there is none.
+    headers: dict[str, str] | None = None,
+    is_local: bool = True,
+    verify: bool = True,
+) -> Iterator[Response]:
+    """The response to a POST of `body` as JSON, or to a GET without one; its content is unread.
 
-    `timeout_s` is between two parts of an answer; None waits for as long as the server lives.
+    Parameters
+    ----------
+    timeout_s : float, optional
+        Longest wait for the connection, and between two parts of the answer; None waits for as
+        long as the server lives.
+    api_key : str, optional
+        Sent as a bearer token.
+    is_local : bool
+        The server is on this machine, or reached as if it were: proxies of the environment are
+        not used.
+    verify : bool
+        Check an https server's certificate, against those that this system trusts.
 
     Raises
     ------
-    OSError
-        The server does not answer, or with an error (`urllib.error.HTTPError`).
+    NoResponse
+        The server does not answer, or breaks off while the block reads. A status that tells of an
+        error is no exception.
     """
-    data = None if body is None else json.dumps(body).encode()
-    headers = {"Content-Type": "application/json"}
+    # A third of a second: only commands that ask something pay for it.
+    import httpx
+
+    sent = {"Accept-Encoding": "identity", **(headers or {})}
     if api_key:
-        headers["Authorization"] = f"Bearer {api_key}"
-    request = urllib.request.Request(url, data, headers)
-    return _OPENER.open(request, timeout=timeout_s)
+        sent["Authorization"] = f"Bearer {api_key}"
+    # Loading the system's certificates takes a while, and http needs none (its proxy may).
+    needs_context = verify and (url.startswith("https") or not is_local)
+    context = ssl.create_default_context() if needs_context else False
+    client = httpx.Client(headers=sent, timeout=timeout_s, trust_env=not is_local, verify=context)
+    try:
+        with client, client.stream("GET" if body is None else "POST", url, json=body) as response:
+            yield response
+    except (httpx.TransportError, httpx.InvalidURL) as error:
+        raise NoResponse(str(error) or type(error).__name__) from error
+
+
+def ask(url: str, body: dict[str, Any] | None = None, **how: Any) -> Response:
+    """The whole response, whatever its status; arguments and errors are those of `opened`."""
+    with opened(url, body, **how) as response:
+        response.read()
+        return response
+
+
+def lines(response: Response) -> Iterator[bytes]:
+    """A response's lines as they come, without their ends.
+
+    Only a newline ends a line: httpx's own ``iter_lines`` also breaks at U+2028 and the like, which
+    JSON may hold as they are.
+    """
+    unfinished = b""
+    for part in response.iter_bytes():
+        *whole, unfinished = (unfinished + part).split(b"\n")
+        yield from whole
+    if unfinished:
+        yield unfinished
+
+
+def event_of(line: bytes) -> dict[str, Any] | None:
+    """The JSON object of a line of server-sent events; None for lines without one."""
+    found = json.loads(line[len(b"data: ") :]) if line.startswith(b"data: {") else None
+    return found if isinstance(found, dict) else None
+
+
+def problem_of(event: dict[str, Any]) -> str:
+    """What an event says if the request failed after its headers were sent; else empty."""
+    if "error" not in event:
+        return ""
+    error = event["error"]
+    return str(error.get("message", error) if isinstance(error, dict) else error)

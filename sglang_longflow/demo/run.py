@@ -10,16 +10,22 @@ import signal
 import sys
 import threading
 import time
-import urllib.error
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from http.client import HTTPException
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from sglang_longflow.client.http import first_port, open_json
+from sglang_longflow.client.http import (
+    NoResponse,
+    ask,
+    event_of,
+    first_port,
+    lines,
+    opened,
+    problem_of,
+)
 from sglang_longflow.demo import report
 from sglang_longflow.errors import ConfigError, LongFlowError, WatchError
 from sglang_longflow.monitor.client import fetch_stats, state_text
@@ -219,18 +225,19 @@ def _ask(url: str, answer: Answer, parameters: dict[str, Any]) -> None:
     body = {**answer.question.prompt, "sampling_params": parameters, "stream": True}
     try:
         # No limit: the connection ends with the server, and a slow machine may take any time.
-        with open_json(f"{url}/generate", body, timeout_s=None) as response:
-            for line in response:
-                if not line.startswith(b"data: {"):
-                    continue
-                event = json.loads(line[len(b"data: ") :])
-                if "error" in event:
-                    answer.problem = str(event["error"].get("message", event["error"]))
+        with opened(f"{url}/generate", body, timeout_s=None) as response:
+            if not response.is_success:
+                response.read()
+                answer.problem = f"HTTP {response.status_code}: {response.text[:300]}"
+                return
+            for event in filter(None, map(event_of, lines(response))):
+                if problem := problem_of(event):
+                    answer.problem = problem
                     return
                 answer.text, answer.meta = event["text"], event["meta_info"]
-    except urllib.error.HTTPError as error:
-        answer.problem = f"HTTP {error.code}: {error.read().decode(errors='replace')[:300]}"
-    except (OSError, HTTPException, ValueError, KeyError) as error:
+    except NoResponse as error:
+        answer.problem = str(error)
+    except (ValueError, KeyError) as error:
         answer.problem = f"{type(error).__name__}: {error}"
 
 
@@ -289,13 +296,12 @@ def empty_cache(url: str) -> None:
     """
     try:
         # Waits, since the last rows may not be free yet.
-        with open_json(f"{url}/flush_cache?timeout=600", {}, timeout_s=None) as response:
-            response.read()
-    except urllib.error.HTTPError as error:
-        reason = error.read().decode(errors="replace")[:300]
-        raise DemoError(f"{url}/flush_cache: HTTP {error.code}: {reason}") from None
-    except (OSError, HTTPException) as error:
+        response = ask(f"{url}/flush_cache?timeout=600", {}, timeout_s=None)
+    except NoResponse as error:
         raise DemoError(f"{url}/flush_cache: {error}") from None
+    if not response.is_success:
+        reason = f"HTTP {response.status_code}: {response.text[:300]}"
+        raise DemoError(f"{url}/flush_cache: {reason}")
 
 
 class _Lines:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import urllib.error
-import urllib.request
-from http.client import HTTPException
-from typing import Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 from urllib.parse import urlsplit
 
+from sglang_longflow.client.http import NoResponse, ask
 from sglang_longflow.errors import ConfigError, NoAnswer, WatchError
+
+if TYPE_CHECKING:
+    from httpx import Response
 
 DEFAULT_URL = "http://127.0.0.1:30000"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -33,27 +33,17 @@ def base_url(url: str) -> str:
     return url.rstrip("/")
 
 
-def open_route(url: str, route: str, authorization: str | None, timeout_s: float) -> Any:
-    """The open response to GET `url`/longflow/`route`.
+def ask_route(url: str, route: str, authorization: str | None, timeout_s: float) -> Response:
+    """What the server answers to GET `url`/longflow/`route`, whatever the status.
 
     Raises
     ------
-    OSError
-        The server does not answer, or with an error (`urllib.error.HTTPError`).
+    NoResponse
+        It does not answer.
     """
     headers = {"Authorization": authorization} if authorization else {}
-    request = urllib.request.Request(f"{url}/longflow/{route}", headers=headers)
-    # A proxy from the environment has no business with a server on this machine.
-    direct = urlsplit(url).hostname in _LOOPBACK
-    handlers = [urllib.request.ProxyHandler({})] if direct else []
-    return urllib.request.build_opener(*handlers, _NoRedirect).open(request, timeout=timeout_s)
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A key is for the server it was given for."""
-
-    def redirect_request(self, *args: Any) -> None:
-        return None
+    is_local = urlsplit(url).hostname in _LOOPBACK
+    return ask(f"{url}/longflow/{route}", headers=headers, is_local=is_local, timeout_s=timeout_s)
 
 
 def fetch_stats(
@@ -72,17 +62,16 @@ def fetch_stats(
         One line: it wants a key, has no budget, or is none of ours.
     """
     authorization = f"Bearer {api_key}" if api_key else None
+    route = "stats" if max_age_s is None else f"stats?max_age_s={max_age_s:g}"
     try:
-        route = "stats" if max_age_s is None else f"stats?max_age_s={max_age_s:g}"
-        with open_route(url, route, authorization, timeout_s) as response:
-            stats = json.load(response)
-    except urllib.error.HTTPError as error:
-        with error:
-            kind = NoAnswer if error.code >= 500 else WatchError
-            raise kind(_refusal(url, error, api_key)) from None
-    except (OSError, HTTPException) as error:  # not at all, or broken off
-        reason = getattr(error, "reason", error)
-        raise NoAnswer(f"url={url}: the server does not answer: {reason}") from None
+        response = ask_route(url, route, authorization, timeout_s)
+    except NoResponse as error:
+        raise NoAnswer(f"url={url}: the server does not answer: {error}") from None
+    if not response.is_success:
+        kind = NoAnswer if response.status_code >= 500 else WatchError
+        raise kind(_refusal(url, response, api_key))
+    try:
+        stats = response.json()
     except ValueError:
         raise WatchError(f"url={url}: the answer is no JSON; is this an SGLang server?") from None
     if not isinstance(stats, dict) or not {"pool", "sums", "counters", "uptime_s"} <= set(stats):
@@ -169,17 +158,18 @@ def activity(url: str, api_key: str | None = None, timeout_s: float = 2.5) -> st
     return f"{text}; {state}" if state else text
 
 
-def _refusal(url: str, error: urllib.error.HTTPError, api_key: str | None) -> str:
-    if error.code in (401, 403):
+def _refusal(url: str, response: Response, api_key: str | None) -> str:
+    status = response.status_code
+    if status in (401, 403):
         advice = "it refuses this --api-key" if api_key else "it asks for a key; give --api-key"
-        return f"url={url}: {advice} ({error.code})"
-    if error.code == 404:
+        return f"url={url}: {advice} ({status})"
+    if status == 404:
         return (
             f"url={url}: it has no /longflow/stats (404); is it an SGLang server that was started "
             f"with --kv-budget?"
         )
     try:
-        message = str(json.load(error)["message"])
-    except (OSError, ValueError, KeyError, TypeError):
-        message = error.reason
-    return f"url={url}: {error.code}: {message[:300]}"
+        message = str(response.json()["message"])
+    except (ValueError, KeyError, TypeError):
+        message = response.reason_phrase
+    return f"url={url}: {status}: {message[:300]}"

@@ -7,11 +7,11 @@ it. Here the page is open, asks for the key, and its requests are handed on with
 from __future__ import annotations
 
 import json
-import urllib.error
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
-from sglang_longflow.monitor.client import open_route
+from sglang_longflow.client.http import NoResponse
+from sglang_longflow.monitor.client import ask_route
 from sglang_longflow.monitor.page import DATA_HEADERS, FILE_HEADERS, PAGE, load_files
 
 DATA_ROUTES = ("stats", "plan")
@@ -65,15 +65,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _hand_on(self, route: str) -> None:
         try:
             key = self.headers.get("Authorization")
-            with open_route(self.server.url, route, key, TIMEOUT_S) as response:
-                status, body = response.status, response.read()
-        except urllib.error.HTTPError as error:
-            with error:
-                status, body = error.code, error.read()
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "reason", error)
-            return self._error(502, f"{self.server.url} does not answer: {reason}")
-        self._answer(status, body, DATA_HEADERS | {"Content-Type": "application/json"})
+            found = ask_route(self.server.url, route, key, TIMEOUT_S)
+        except NoResponse as error:
+            return self._error(502, f"{self.server.url} does not answer: {error}")
+        headers = DATA_HEADERS | {"Content-Type": "application/json"}
+        self._answer(found.status_code, found.content, headers)
 
     def _error(self, status: int, message: str) -> None:
         body = {"object": "error", "message": message, "type": str(status), "code": status}

@@ -7,18 +7,16 @@ import ctypes
 import os
 import re
 import signal
-import ssl
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from sglang_longflow.client.http import NoResponse, ask
 from sglang_longflow.errors import LongFlowError
 from sglang_longflow.server.json_log import texts_of
 
@@ -177,23 +175,13 @@ class Server:
 
     def answers(self) -> bool:
         """Whether ``GET /health`` is 200 now."""
-        context = None
-        if self.url.startswith("https"):
-            # Our own child on this machine: its certificate names another host.
-            context = ssl._create_unverified_context()
-        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
-        if context is not None:
-            handlers.append(urllib.request.HTTPSHandler(context=context))
         try:
-            opener = urllib.request.build_opener(*handlers)
-            with opener.open(self.url + "/health", timeout=HEALTH_TIMEOUT_S) as response:
-                return response.status == 200
-        except urllib.error.HTTPError as error:
-            error.close()
-            self._listens = True
+            # Our own child on this machine: its certificate names another host.
+            response = ask(self.url + "/health", timeout_s=HEALTH_TIMEOUT_S, verify=False)
+        except NoResponse:
             return False
-        except (OSError, ValueError):
-            return False
+        self._listens = True
+        return response.status_code == 200
 
     def stage(self) -> str:
         """What a server that does not answer yet is doing."""

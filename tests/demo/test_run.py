@@ -123,7 +123,7 @@ def test_a_server_that_is_gone_ends_it():
     with Fake([STATS]) as server:
         server.over.set()
         server.looks = ["dies"]
-        with pytest.raises(DemoError, match=r"budget 64, request 1: .*(Remote|closed|reset)"):
+        with pytest.raises(DemoError, match=r"budget 64, request 1: .*(disconnected|closed|reset)"):
             phase_of(server, [])
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import urllib.error
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from http.client import HTTPException
 from typing import Any
 
-from sglang_longflow.client.http import open_json
+from sglang_longflow.client.http import NoResponse, ask
 from sglang_longflow.errors import EvalError
 from sglang_longflow.measure.accuracy.records import Record
 from sglang_longflow.measure.accuracy.sampling import Sampling
@@ -26,14 +23,12 @@ def post(url: str, body: dict[str, Any]) -> Any:
         It answers with an error, or not at all.
     """
     try:
-        with open_json(url, body, timeout_s=None) as response:
-            text = response.read().decode()
-    except urllib.error.HTTPError as error:
-        reason = error.read().decode(errors="replace")[:300]
-        raise EvalError(f"{url}: HTTP {error.code}: {reason}") from None
-    except (OSError, HTTPException) as error:  # not at all, or broken off
+        response = ask(url, body, timeout_s=None)
+    except NoResponse as error:
         raise EvalError(f"{url}: {error}") from None
-    return json.loads(text) if text.startswith("{") else text
+    if not response.is_success:
+        raise EvalError(f"{url}: HTTP {response.status_code}: {response.text[:300]}")
+    return response.json() if response.text.startswith("{") else response.text
 
 
 def ask_one(

@@ -1,9 +1,13 @@
-"""Streamed requests as they come in, and what follows from their times."""
+"""Streamed requests as they come in, and what follows from their times.
+
+The client is aiohttp and not `client.http`: hundreds of streams at once are read in one thread, and
+what a client itself needs for a message is part of every latency. Each measurement in the results
+was made with it; another client would not be compared like with like.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,6 +16,7 @@ from typing import Any
 
 import aiohttp
 
+from sglang_longflow.client.http import event_of, problem_of
 from sglang_longflow.errors import BenchError
 
 
@@ -61,15 +66,15 @@ async def ask(
                 stream.problem = f"HTTP {response.status}: {(await response.text())[:300]}"
                 return
             async for line in response.content:
-                if line.startswith(b"data: {"):
-                    _take(json.loads(line[6:]), stream)
+                if event := event_of(line):
+                    _take(event, stream)
     except (aiohttp.ClientError, OSError, ValueError, KeyError) as error:
         stream.problem = f"{type(error).__name__}: {error}"
 
 
 def _take(event: dict[str, Any], stream: Stream) -> None:
-    if "error" in event:  # SGLang had sent its headers when it refused
-        stream.problem = str(event["error"].get("message", event["error"]))
+    if problem := problem_of(event):
+        stream.problem = problem
         return
     stream.meta = event["meta_info"]
     stream.messages.append((time.monotonic(), stream.meta["completion_tokens"]))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import urllib.error
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sglang_longflow.client.http import open_json
+from sglang_longflow.client.http import NoResponse, ask
 from sglang_longflow.errors import BenchError, ConfigError
 from sglang_longflow.measure.variants import Variant
 from sglang_longflow.server.options import server_options
@@ -164,12 +162,11 @@ def get_json(url: str, api_key: str | None = None) -> Any:
         It does not answer, or not with JSON.
     """
     try:
-        with open_json(url, None, api_key=api_key) as response:
-            return json.load(response)
-    except urllib.error.HTTPError as error:
-        reason = error.read().decode(errors="replace")[:200]
-        raise BenchError(f"{url}: HTTP {error.code}: {reason}") from None
-    except (OSError, ValueError) as error:
+        response = ask(url, api_key=api_key)
+        if not response.is_success:
+            raise BenchError(f"{url}: HTTP {response.status_code}: {response.text[:200]}")
+        return response.json()
+    except (NoResponse, ValueError) as error:
         raise BenchError(f"{url}: {error}") from None
 
 
