@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "platform": "",
     "client": "",
     "deployment": "planner settings",
-    "server": "policies planner settings platform client",
+    "server": "policies planner settings hooks platform client",
     "reasoner": "",
     "measure": "policies planner settings monitor client server reasoner",
     "demo": "policies settings monitor client server reasoner",
@@ -145,7 +145,7 @@ def reads_environment(tree):
 
 READS_ENVIRONMENT = {
     f"sglang_longflow/{name}"
-    for name in ("cli/doctor.py", "server/serve.py", "server/process.py", "platform/cpu.py")
+    for name in ("server/doctor.py", "server/serve.py", "server/process.py", "platform/cpu.py")
 }
 
 

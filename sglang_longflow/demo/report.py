@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from sglang_longflow.demo.run import Phase
+from sglang_longflow.demo.phase import Phase
 
 SAMPLE_CHARACTERS = 200
 

@@ -11,8 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,15 @@ from sglang_longflow.client.http import (
     problem_of,
 )
 from sglang_longflow.demo import report
+from sglang_longflow.demo.phase import Answer, Phase, Question
+from sglang_longflow.demo.scenes import QUESTIONS, REASONER, Scene
 from sglang_longflow.errors import ConfigError, LongFlowError, WatchError
 from sglang_longflow.monitor.client import fetch_stats, state_text
-from sglang_longflow.reasoner import KINDS, MODEL_DIR, answer_of, make_problem
+from sglang_longflow.reasoner import KINDS, MODEL_DIR, make_problem
 from sglang_longflow.reasoner.vocabulary import encode
 from sglang_longflow.server.preflight import free_port
 from sglang_longflow.server.process import Server
-from sglang_longflow.server.progress import Progress, shared
+from sglang_longflow.server.progress import Bars, Progress, shared
 from sglang_longflow.server.serve import prepare
 
 POLL_INTERVAL_S = 0.2
@@ -41,146 +42,14 @@ LOOK_TIMEOUT_S = 8.0
 LINE_INTERVAL_S = 5.0
 #: A machine that is busy with other work takes many times as long as a quiet one.
 START_TIMEOUT_S = 1800.0
+REASONER_CHAIN_TOKENS = 2000
+REASONER_SEED = 3_000_001
 
 
 class DemoError(LongFlowError):
     """The demo could not be carried through."""
 
     exit_status = 1
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is sent, as /generate takes it: ``{"text": ...}`` or ``{"input_ids": ...}``.
-
-    `right` is the right answer, where one is known; `kind` says what sort of question it is.
-    """
-
-    prompt: dict[str, Any]
-    kind: str = ""
-    right: str | None = None
-
-
-@dataclass
-class Answer:
-    """One request as it comes in; `meta` is the server's ``meta_info``, the last one received."""
-
-    question: Question
-    text: str = ""
-    meta: dict[str, Any] = field(default_factory=dict)
-    problem: str = ""
-
-    @property
-    def generated_tokens(self) -> int:
-        return self.meta.get("completion_tokens", 0)
-
-    @property
-    def is_right(self) -> bool:
-        """Of a problem of the reasoner: its answer is the right one, and it stopped by itself."""
-        stopped = self.meta["finish_reason"]["type"] == "stop"
-        return stopped and answer_of(self.text) == self.question.right
-
-
-@dataclass
-class Phase:
-    """All questions at once with one budget (0: full KV), and what the server said meanwhile."""
-
-    budget: int
-    answers: list[Answer]
-    wall_s: float = 0.0
-    peak_running: int = 0
-    peak_slots: int = 0
-    pool_tokens: int = 0
-
-    @property
-    def name(self) -> str:
-        return f"budget {self.budget}" if self.budget else "full KV"
-
-    @property
-    def generated_tokens(self) -> int:
-        return sum(answer.generated_tokens for answer in self.answers)
-
-    def observe(self, stats: dict[str, Any]) -> int:
-        """Take one answer of GET /longflow/stats; returns the requests running then."""
-        if stats["pool"] is None:  # the scheduler has not answered yet
-            return 0
-        rows, pool = stats["requests"], stats["pool"]
-        self.pool_tokens = pool["total_tokens"]
-        self.peak_running = max(self.peak_running, len(rows))
-        # Not the sum of the rows' lengths: requests may share the slots of a prefix.
-        held = pool["total_tokens"] - pool["available_tokens"] - pool["evictable_tokens"]
-        self.peak_slots = max(self.peak_slots, held)
-        return len(rows)
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What a demo asks for where the command line says nothing, and how.
-
-    Attributes
-    ----------
-    budget, max_new_tokens, requests, pool : int
-    policy : str
-    parameters : dict
-        More sampling parameters.
-    closing : str
-        Printed at the end.
-    """
-
-    budget: int
-    max_new_tokens: int
-    requests: int
-    pool: int
-    policy: str
-    parameters: dict[str, Any]
-    closing: str
-
-
-QUESTIONS = Scene(
-    budget=64,
-    max_new_tokens=80,
-    requests=8,
-    pool=720,
-    policy="longflow",
-    # Every answer has the same length in both phases, so the phases do the same work.
-    parameters={"ignore_eos": True},
-    closing="These are answers of a small model (SmolLM2 has 135M parameters), too small to get "
-    "such questions right with either cache. What is shown is memory. Answers do not stop at the "
-    "end of their text, so that both phases do the same work.",
-)
-REASONER = Scene(
-    budget=400,
-    max_new_tokens=2500,
-    requests=3,
-    pool=4800,
-    policy="longflow-novel",
-    parameters={},
-    closing="The model was trained for these problems alone and solves 97 % of them with full KV "
-    "(docs/accuracy.md). Each chain runs until the model ends it.",
-)
-REASONER_CHAIN_TOKENS = 2000
-REASONER_SEED = 3_000_001
-REASONER_HELP = (
-    "chains of some 2,000 tokens by the reasoner that comes with this package, and whether their "
-    "answers are right"
-)
-
-
-def _defaults(name: str) -> str:
-    """For a help text."""
-    return f"default {getattr(QUESTIONS, name):,}, of the reasoner {getattr(REASONER, name):,}"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--reasoner", action="store_true", help=REASONER_HELP)
-    add("--budget", type=int, help=f"KV budget of a request; {_defaults('budget')} tokens")
-    add("--max-new-tokens", type=int, help=f"per answer; {_defaults('max_new_tokens')}")
-    add("--requests", type=int, help=f"questions asked at once, up to 8; {_defaults('requests')}")
-    add("--pool", type=int, help=f"KV pool of the server; {_defaults('pool')} tokens")
-    add("--port", default="auto", help="default: the first free one")
-    add("--model", type=Path, help="model folder; default: SmolLM2-135M, fetched once (93 MB)")
-    add("--verbose", action="store_true", help="show the server's output")
 
 
 def load_questions(count: int) -> list[str]:
@@ -304,50 +173,34 @@ def empty_cache(url: str) -> None:
         raise DemoError(f"{url}/flush_cache: {reason}")
 
 
-class _Lines:
-    """Progress as plain lines, for logs."""
-
-    def __init__(self, progress: Progress, total: int):
-        self._progress, self._total = progress, total
-        self._due = 0.0
-
-    def __call__(self, phase: Phase, running: int, note: str) -> None:
-        now = time.monotonic()
-        if now >= self._due or phase.wall_s:
-            self._due = now + LINE_INTERVAL_S
-            self._progress.say(
-                f"{phase.name}: {running} running, {phase.generated_tokens:,} of "
-                f"{self._total:,} tokens" + (f"; {note}" if note else "")
-            )
-
-
-class _Bars(AbstractContextManager["_Bars"]):
-    """One progress bar for each request, for terminals."""
+class _Show(AbstractContextManager["_Show"]):
+    """A phase as it goes on: a bar for each request, or a line every 5 s in a log."""
 
     def __init__(self, requests: int, max_new_tokens: int):
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        self._progress = Progress(
-            TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn()
-        )
-        self._tasks = [
-            self._progress.add_task(f"request {i + 1}", total=max_new_tokens)
-            for i in range(requests)
-        ]
+        self._each, self._total = max_new_tokens, requests * max_new_tokens
+        parts = [(f"request {i + 1}", max_new_tokens) for i in range(requests)]
+        self._bars = Bars(parts, line_every_s=LINE_INTERVAL_S)
 
     def __call__(self, phase: Phase, running: int, note: str) -> None:
-        for task, answer in zip(self._tasks, phase.answers):
+        rest = f"; {note}" if note else ""
+        for number, answer in enumerate(phase.answers):
             budget, resident = phase.budget, answer.meta.get("kv_resident_tokens", 0)
             slots = f"{resident}/{budget} slots" if budget else f"{resident} slots"
-            text = f"{phase.name} {slots:>14}" + (f"  {note}" if note else "")
-            self._progress.update(task, completed=answer.generated_tokens, description=text)
+            done = answer.generated_tokens
+            text = f"{phase.name} {slots:>14}{rest}"
+            self._bars.show(number, done, text, f"{done}/{self._each}")
+        line = (
+            f"{phase.name}: {running} running, {phase.generated_tokens:,} of "
+            f"{self._total:,} tokens{rest}"
+        )
+        self._bars.say(line, now=bool(phase.wall_s))
 
-    def __enter__(self) -> _Bars:
-        self._progress.start()
+    def __enter__(self) -> _Show:
+        self._bars.__enter__()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._progress.stop()
+        self._bars.__exit__(*exc)
 
 
 def _server_arguments(args: argparse.Namespace, scene: Scene, model: Path, port: int) -> list[str]:
@@ -428,11 +281,8 @@ def run(args: argparse.Namespace) -> int:
         try:
             for budget in (args.budget, 0):
                 empty_cache(settings.url)
-                total = len(questions) * args.max_new_tokens
                 with (
-                    _Bars(len(questions), args.max_new_tokens)
-                    if sys.stdout.isatty()
-                    else nullcontext(_Lines(progress, total)) as show,
+                    _Show(len(questions), args.max_new_tokens) as show,
                     progress.sign_of_life(lambda: ""),  # the bars and lines are one
                 ):
                     phases.append(run_phase(settings.url, questions, budget, parameters, show))

@@ -1,7 +1,7 @@
 """What a command says while it works: every line with the seconds since the command's start.
 
 One clock for all parts of a command, and a sign of life at least every 15 seconds, so that nobody
-has to guess whether a slow machine still works.
+has to guess whether a slow machine still works. Work with a known end has bars on a terminal.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TextIO
@@ -112,6 +113,55 @@ class Progress:
 def shared() -> Progress:
     """The one of this process's command."""
     return Progress()
+
+
+class Bars(contextlib.AbstractContextManager["Bars"]):
+    """Work with a known end: a bar for each part on a terminal, lines of `shared` elsewhere.
+
+    Parameters
+    ----------
+    parts : sequence of (str, int)
+        Text and total of each.
+    line_every_s : float
+        Least time between two lines.
+    """
+
+    def __init__(self, parts: Sequence[tuple[str, int]], line_every_s: float = 0.0):
+        self._line_every_s, self._due = line_every_s, 0.0
+        self._bars = None
+        if sys.stdout.isatty():
+            from rich import progress as rich
+
+            left, right = (
+                rich.TextColumn(text) for text in ("  {task.description}", "{task.fields[end]}")
+            )
+            self._bars = rich.Progress(left, rich.BarColumn(), right)
+            self._tasks = [self._bars.add_task(text, total=n, end="") for text, n in parts]
+
+    def show(self, number: int, done: int, text: str, end: str = "") -> None:
+        """Move a bar, with what stands before and behind it; without a terminal nothing."""
+        if self._bars is not None:
+            self._bars.update(self._tasks[number], completed=done, description=text, end=end)
+
+    def say(self, line: str, now: bool = False) -> None:
+        """Say a line where there are no bars, unless one was said just before (`now`: anyway)."""
+        moment = time.monotonic()
+        if self._bars is None and (now or moment >= self._due):
+            self._due = moment + self._line_every_s
+            shared().say(line)
+
+    def hold(self) -> None:
+        """No line for `line_every_s` from now."""
+        self._due = time.monotonic() + self._line_every_s
+
+    def __enter__(self) -> Bars:
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bars is not None:
+            self._bars.stop()
 
 
 def start_from(text: str | None) -> float | None:

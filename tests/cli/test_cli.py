@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sglang_longflow.cli.main import main
+from sglang_longflow.cli.main import COMMANDS, main
 from sglang_longflow.client.http import first_port
 from sglang_longflow.errors import ConfigError
 from sglang_longflow.reasoner import MODEL_DIR
@@ -58,7 +58,7 @@ def test_help_is_fast_and_imports_nothing_heavy(argv):
         "from sglang_longflow.cli.main import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit as end: assert not end.code, end.code\n"
-        "heavy = {'torch', 'sglang', 'transformers', 'rich'} & set(sys.modules)\n"
+        "heavy = {'torch', 'sglang', 'transformers', 'httpx', 'rich'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "print(time.perf_counter() - start)"
     )
@@ -71,11 +71,24 @@ def test_help_is_fast_and_imports_nothing_heavy(argv):
     assert min(seconds) < 0.5
 
 
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "serve"])
+def test_no_help_waits_for_a_large_package(name):
+    code = (
+        "import sys\nfrom sglang_longflow.cli.main import main\n"
+        "try: main([sys.argv[1], '--help'])\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "heavy = {'torch', 'sglang', 'transformers', 'numpy', 'httpx', 'aiohttp', 'rich'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, name], capture_output=True, check=True)
+
+
 def test_plan_runs_without_torch():
     code = (
         "import sys\nfrom sglang_longflow.cli.main import main\n"
         "argv = 'plan --model qwen3-1.7b --gpu H100-80G --budget 3200'.split()\n"
-        "main(argv)\nassert 'torch' not in sys.modules and 'sglang' not in sys.modules"
+        "main(argv)\nassert 'torch' not in sys.modules and 'sglang' not in sys.modules\n"
+        "assert 'httpx' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
 

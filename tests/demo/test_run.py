@@ -10,7 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from sglang_longflow.demo import run as demo
-from sglang_longflow.demo.run import DemoError, Question, run_phase
+from sglang_longflow.demo.phase import Question
+from sglang_longflow.demo.run import DemoError, run_phase
 
 STATS = {
     "state": "ok", "age_s": 0.1, "sums": {}, "counters": {}, "uptime_s": 5.0,

@@ -18,6 +18,7 @@ import pytest
 import sglang_longflow.cli.eval as evaluation
 from harness import longflow_eval as evaluate
 from sglang_longflow.errors import ConfigError, EvalError
+from sglang_longflow.measure.accuracy import command
 from sglang_longflow.measure.accuracy.ask import post
 from sglang_longflow.measure.servers import running_server
 from sglang_longflow.server.process import ServerEnded
@@ -70,7 +71,7 @@ def evaluate_here(tiny_with_tokenizer, shared_server, monkeypatch, capsys):
             signal.signal(signal.SIGTERM, before)
         return capsys.readouterr().out
 
-    monkeypatch.setattr(evaluation, "running_server", the_server)
+    monkeypatch.setattr(command, "running_server", the_server)
     return run
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_longflow.measure.accuracy.records import Record
+from sglang_longflow.measure.table import print_table
 from sglang_longflow.measure.variants import budget_text
 
 Z_95 = 1.959964
@@ -95,19 +96,6 @@ def by_point(records: Iterable[Any]) -> dict[tuple[str, int], list[Any]]:
     for record in records:
         groups.setdefault((record.variant, record.budget), []).append(record)
     return groups
-
-
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print rows of texts; the first two columns are the policy and its budget."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title)
-    for name in ("policy", "budget", *columns):
-        table.add_column(name, justify="left" if name == "policy" else "right")
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
 
 
 def summarise(records: Iterable[Record]) -> list[Line]:

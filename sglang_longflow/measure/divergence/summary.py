@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sglang_longflow.measure.accuracy.summary import by_point, print_table
+from sglang_longflow.measure.accuracy.summary import by_point
 from sglang_longflow.measure.plot import Point, draw_points
+from sglang_longflow.measure.table import print_table
 from sglang_longflow.measure.variants import budget_text
 
 

@@ -1,1 +1,6 @@
 """`longflow bench`: throughput and latency against the budget."""
+
+STOCK = "stock"  # SGLang's own defaults
+STOCK_SAME = "stock-same"  # with what a budget server sets
+BASELINES = (STOCK, STOCK_SAME)
+NONE = "none"  # no baseline

@@ -9,8 +9,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from sglang_longflow.measure.accuracy.summary import print_table
 from sglang_longflow.measure.plot import budget_axis
+from sglang_longflow.measure.table import print_table
 from sglang_longflow.measure.throughput.point import ENOUGH_REACHED, Result
 from sglang_longflow.measure.variants import budget_text
 

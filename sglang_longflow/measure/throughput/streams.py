@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+import numpy as np
 
 from sglang_longflow.client.http import event_of, problem_of
 from sglang_longflow.errors import BenchError
@@ -118,12 +119,14 @@ def gaps(
 def latencies(
     streams: Iterable[Stream], start: float = -math.inf, end: float = math.inf
 ) -> list[float]:
-    """Seconds a token of every message that arrived in the window, ascending."""
-    return sorted(seconds / tokens for seconds, tokens in gaps(streams, start, end))
+    """Seconds per token of every message that arrived in the window."""
+    return [seconds / tokens for seconds, tokens in gaps(streams, start, end)]
 
 
-def percentile(ascending: Sequence[float], share: float) -> float | None:
-    """The value that `share` of them are below; None where there is none."""
-    if not ascending:
-        return None
-    return ascending[min(len(ascending) - 1, int(share * len(ascending)))]
+def percentile(values: Sequence[float], share: float) -> float | None:
+    """The value that `share` of them are at or below; None where there is none.
+
+    Between two values it is interpolated linearly (numpy's default, Hyndman and Fan's type 7): the
+    median of two is their mean. Results before release 0.2.0 have the next larger value instead.
+    """
+    return float(np.quantile(values, share)) if values else None

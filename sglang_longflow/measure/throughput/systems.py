@@ -8,14 +8,12 @@ from typing import Any
 
 from sglang_longflow.client.http import NoResponse, ask
 from sglang_longflow.errors import BenchError, ConfigError
+from sglang_longflow.measure.throughput import STOCK_SAME
 from sglang_longflow.measure.variants import Variant
 from sglang_longflow.server.options import server_options
 from sglang_longflow.settings.flags import FLAGS
 
 LONGFLOW = "longflow"
-STOCK = "stock"  # SGLang's own defaults
-STOCK_SAME = "stock-same"  # with what a budget server sets
-BASELINES = (STOCK, STOCK_SAME)
 #: What a budget server sets or needs (`compatibility.apply_defaults`), and the pool it got.
 CONSTRAINTS = {
     "max_total_num_tokens": "max_total_tokens",

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from sglang_longflow.cli.eval import model_of, plan, shipped_or, whole_points
+from sglang_longflow.cli.eval import shipped_or
 from sglang_longflow.errors import ConfigError
+from sglang_longflow.measure.accuracy.command import model_of, whole_points
 from sglang_longflow.measure.accuracy.records import Record, Records
 from sglang_longflow.measure.accuracy.summary import save, summarise, wilson
 from sglang_longflow.measure.extra import require
 from sglang_longflow.measure.plot import draw
-from sglang_longflow.measure.variants import FULL, Variant, parse_budget, parse_variant
+from sglang_longflow.measure.variants import FULL, Variant, parse_budget, parse_variant, plan
 from sglang_longflow.reasoner import MODEL_DIR
 
 RECORD = Record("longflow", 64, 0, "machine", True, True, 90, 700, 64, 726, "c0 1")

@@ -7,9 +7,8 @@ import json
 
 import pytest
 
-from sglang_longflow.cli import bench
 from sglang_longflow.cli.main import main
-from sglang_longflow.measure.throughput import report
+from sglang_longflow.measure.throughput import command, report
 from sglang_longflow.measure.throughput.point import Result
 
 BASE = dict(
@@ -71,7 +70,7 @@ def test_a_budget_that_was_not_reached_is_said():
 
 
 def test_time_left():
-    progress = bench.Progress(points=4, tokens_a_point=100)
+    progress = command.PointProgress(points=4, tokens_per_point=100)
     assert progress.left_s(0, 3.0) is None
     assert progress.left_s(50, 10.0) == pytest.approx(70.0)  # 5 tokens a second, 350 left
     progress.done_points, progress.measured_s = 3, 30.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import statistics
 from types import SimpleNamespace
 
 import aiohttp
@@ -28,8 +29,12 @@ def answered(sent: float, times: list[tuple[float, int]], **meta) -> Stream:
 
 
 def test_percentiles():
-    values = [float(i) for i in range(1, 101)]
-    assert percentile(values, 0.5) == 51 and percentile(values, 0.99) == 100
+    """Interpolated between neighbours, as numpy and `statistics` do."""
+    values = [float(n) for n in range(1, 101)]
+    cuts = statistics.quantiles(values, n=100, method="inclusive")
+    assert percentile(values, 0.5) == pytest.approx(50.5) == cuts[49]
+    assert percentile(values, 0.99) == pytest.approx(99.01) == cuts[98]
+    assert percentile([3.0, 1.0], 0.5) == 2.0, "the median of two is their mean, in any order"
     assert percentile([7.0], 0.99) == 7 and percentile([], 0.5) is None
 
 
@@ -58,7 +63,8 @@ def test_summary():
     found = summarise("longflow", 8, WORK, pair, 2)
     assert found.wall_s == 4.0  # from the first request sent to the last token
     assert found.output_tokens_per_s == 18 / 4
-    assert (found.first_token_s_mean, found.first_token_s_p99) == (1.5, 2.0)
+    assert (found.first_token_s_mean, found.first_token_s_p50) == (1.5, 1.5)
+    assert found.first_token_s_p99 == 1.99  # between 1 and 2
     assert found.inter_token_ms_mean == pytest.approx(1e3 * (2 + 1 + 0.5) / 16, abs=1e-3)
     assert found.inter_token_ms_p99 == 250.0
     assert (found.running_peak, found.retractions) == (2, 2)

@@ -8,8 +8,8 @@ import json
 
 import pytest
 
-from sglang_longflow.cli import doctor
 from sglang_longflow.cli.main import main
+from sglang_longflow.server import doctor
 
 
 def by_name(rows: list[doctor.Check]) -> dict[str, doctor.Check]:
@@ -37,7 +37,7 @@ def test_doctor_names_a_missing_hook_target(monkeypatch, capsys):
     row = rows[f"hook {gone.target}"]
     assert row.status == "fail" and "missing" in row.detail and "sglang" in row.fix
     assert "hooks applied" not in rows
-    assert doctor.run(argparse.Namespace(json=False, no_device=False, server_arguments=[])) == 1
+    assert doctor.run([], device=True, as_json=False) == 1
     assert "would not work here" in capsys.readouterr().out
 
 

@@ -1,0 +1,303 @@
+"""``longflow doctor``: what would stop a budget server on this machine, each with its fix."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sglang_longflow.errors import LongFlowError
+from sglang_longflow.server.options import make_parser
+from sglang_longflow.server.process import last_error
+from sglang_longflow.settings.flags import budget_words
+from sglang_longflow.settings.release import FIX, TESTED_SGLANG, untested_sglang
+
+PLUGIN, PLATFORM = "longflow", "longflow_cpu"
+TORCH_SERIES = "2.11"
+REINSTALL = "pip install --force-reinstall --no-deps sglang-longflow"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One row of the report; `fix` says what to do about a `status` of "warn" or "fail".
+
+    Also "ok", and "skip" for what was not looked at.
+    """
+
+    name: str
+    status: str
+    detail: str
+    fix: str = ""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[Callable[[], str]]:
+    """Keep what SGLang prints while it is imported off the screen, also what C libraries print.
+
+    Yields a function that returns the most telling line of it.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as sink, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        saved = [(fd, os.dup(fd)) for fd in (1, 2)]
+        for fd, _ in saved:
+            os.dup2(sink.fileno(), fd)
+
+        def telling() -> str:
+            sys.stderr.flush()
+            sink.seek(0)
+            return last_error(sink.read().decode(errors="replace").splitlines())
+
+        try:
+            yield telling
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for fd, copy in saved:
+                os.dup2(copy, fd)
+                os.close(copy)
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _required(name: str) -> str | None:
+    """The version of a package that the installed SGLang pins with ``==``."""
+    try:
+        requirements = importlib.metadata.requires("sglang") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    pins = (r.split(";")[0].strip() for r in requirements)
+    return next((pin.split("==")[1] for pin in pins if pin.startswith(f"{name}==")), None)
+
+
+def check_versions(tested_sglang: tuple[str, ...]) -> list[Check]:
+    """Python, SGLang, torch, transformers."""
+    python = platform.python_version()
+    rows = [
+        Check("python", "ok", python)
+        if (3, 11) <= sys.version_info[:2] < (3, 13)
+        else Check("python", "fail", f"{python}: needs 3.11 or 3.12", "use Python 3.11 or 3.12")
+    ]
+    sglang = _installed("sglang")
+    known = ", ".join(tested_sglang)
+    if sglang in tested_sglang:
+        rows.append(Check("sglang", "ok", sglang))
+    else:
+        fix = f"pip install sglang=={tested_sglang[-1]}"
+        rows.append(Check("sglang", "fail", f"{sglang or 'missing'}: tested with {known}", fix))
+    torch = _installed("torch")
+    if torch is None or not torch.startswith(f"{TORCH_SERIES}."):
+        fix = f"pip install torch=={TORCH_SERIES}.0"
+        detail = f"{torch or 'missing'}: SGLang {known} needs {TORCH_SERIES}"
+        rows.append(Check("torch", "fail", detail, fix))
+    else:
+        rows.append(Check("torch", "ok", torch))
+    transformers, wanted = _installed("transformers"), _required("transformers")
+    if transformers is None:
+        rows.append(Check("transformers", "fail", "missing", "pip install transformers"))
+    elif wanted and transformers != wanted:
+        detail = f"{transformers}: SGLang pins {wanted}"
+        rows.append(Check("transformers", "warn", detail, f"pip install transformers=={wanted}"))
+    else:
+        rows.append(Check("transformers", "ok", transformers))
+    return rows
+
+
+def check_entry_points(environ: dict[str, str] | os._Environ[str], has_cuda: bool) -> list[Check]:
+    """Whether SGLang finds the plugin, and no environment variable keeps it from loading it."""
+    rows = []
+    for group, name in (("sglang.srt.plugins", PLUGIN), ("sglang.srt.platforms", PLATFORM)):
+        found = {point.name for point in importlib.metadata.entry_points(group=group)}
+        label = f"entry point {name}"
+        if name in found:
+            rows.append(Check(label, "ok", group))
+        else:
+            rows.append(Check(label, "fail", f"{group} does not list it", REINSTALL))
+    needed = [PLUGIN] if has_cuda else [PLUGIN, PLATFORM]
+    allowed = [
+        name.strip() for name in environ.get("SGLANG_PLUGINS", "").split(",") if name.strip()
+    ]
+    missing = [name for name in needed if name not in allowed]
+    if allowed and missing:
+        detail = f"SGLANG_PLUGINS={environ['SGLANG_PLUGINS']!r} keeps out {' and '.join(missing)}"
+        fix = f"unset SGLANG_PLUGINS, or export SGLANG_PLUGINS={','.join([*allowed, *missing])}"
+        rows.append(Check("SGLANG_PLUGINS", "fail", detail, fix))
+    else:
+        rows.append(Check("SGLANG_PLUGINS", "ok", ",".join(allowed) or "not set"))
+    selected = environ.get("SGLANG_PLATFORM", "")
+    # SGLang drops every plugin of a package whose platform was not selected.
+    if selected and (selected != PLATFORM or has_cuda):
+        reason = "needs a machine without CUDA" if selected == PLATFORM else "keeps longflow out"
+        detail = f"SGLANG_PLATFORM={selected!r} {reason}"
+        rows.append(Check("SGLANG_PLATFORM", "fail", detail, "unset SGLANG_PLATFORM"))
+    else:
+        rows.append(Check("SGLANG_PLATFORM", "ok", selected or "not set"))
+    if environ.get("SGLANG_USE_CPU_ENGINE") == "1":
+        detail = "SGLANG_USE_CPU_ENGINE=1 selects SGLang's own CPU engine instead of longflow_cpu"
+        fix = "unset SGLANG_USE_CPU_ENGINE"
+        rows.append(Check("SGLANG_USE_CPU_ENGINE", "warn", detail, fix))
+    return rows
+
+
+def check_kernels_package() -> Check:
+    """The package ``kernels`` must be Hugging Face's, not a folder of that name."""
+    fix = "pip install 'kernels>=0.14.1,<0.15', and keep folders named kernels off PYTHONPATH"
+    spec = importlib.util.find_spec("kernels")
+    if spec is None:
+        return Check("kernels package", "fail", "not installed", fix)
+    if spec.origin is None:
+        where = ", ".join(spec.submodule_search_locations or [])
+        return Check("kernels package", "fail", f"the folder {where} hides it", fix)
+    try:
+        importlib.import_module("kernels")
+    except Exception as error:
+        return Check("kernels package", "fail", f"cannot be imported: {error}", fix)
+    version = _installed("kernels")
+    if version is None:
+        return Check("kernels package", "fail", f"{spec.origin} is another package", fix)
+    return Check("kernels package", "ok", f"{version} (Hugging Face)")
+
+
+def check_hooks() -> list[Check]:
+    """Every hook target as expected, and every hook applied; one row unless something is broken."""
+    from sglang_longflow.hooks import verify
+
+    if problem := untested_sglang():  # the plugin stays off there
+        return [Check("hooks", "fail", problem, FIX)]
+    rows = []
+    with _quiet() as telling:
+        before = verify.check_all(applied=False)
+        from sglang.srt.plugins import load_plugins
+
+        load_plugins()
+        after = verify.check_all(applied=True)
+        reason = telling()
+    broken = [status for status in before if status.problem]
+    if not broken:
+        rows.append(Check("hook targets", "ok", f"{len(before)} of {len(before)} as expected"))
+    for status in broken:
+        fix = "pip install sglang==0.5.17, or a release of sglang-longflow for this SGLang"
+        rows.append(Check(f"hook {status.hook.target}", "fail", status.problem, fix))
+    names = {status.hook.target for status in broken}
+    rest = [status for status in after if status.problem and status.hook.target not in names]
+    if not rest and not broken:
+        rows.append(Check("hooks applied", "ok", f"{len(after)} of {len(after)} in this process"))
+    for status in rest:
+        detail = f"{status.problem}: {reason}" if reason else status.problem
+        fix = "see SGLANG_PLUGINS and SGLANG_PLATFORM above"
+        rows.append(Check(f"hook {status.hook.target}", "fail", detail, fix))
+    return rows
+
+
+def check_device() -> list[Check]:
+    """CUDA card and FlashInfer, or the CPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return [Check("device", "ok", "CPU platform (for trying out)")]
+    major, minor = torch.cuda.get_device_capability()
+    detail = f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}"
+    detail += f", CUDA {torch.version.cuda}, driver {_driver_version() or 'unknown'}"
+    rows = [Check("device", "ok", detail)]
+    if major < 8:
+        fix = "use a GPU of compute capability 8.0 or newer"
+        rows[0] = Check("device", "warn", f"{detail}: FlashInfer and bfloat16 need 8.0", fix)
+    try:
+        importlib.import_module("flashinfer")
+    except Exception as error:
+        fix = "pip install --force-reinstall sglang==0.5.17 (it brings the right FlashInfer)"
+        rows.append(Check("flashinfer", "fail", f"cannot be imported: {error}", fix))
+    else:
+        rows.append(Check("flashinfer", "ok", _installed("flashinfer_python") or "importable"))
+    return rows
+
+
+def _driver_version() -> str | None:
+    try:
+        with open("/proc/driver/nvidia/version") as file:
+            words = file.readline().split()
+    except OSError:
+        return None
+    return next((word for word in words if word[:1].isdigit() and "." in word), None)
+
+
+def check_server_arguments(words: list[str]) -> list[Check]:
+    """Whether server arguments go together with a KV budget."""
+    if (problem := untested_sglang()) and (word := budget_words(words)):
+        return [Check("server arguments", "fail", problem, f"{FIX}, or drop {word}")]
+    from sglang_longflow.settings.compatibility import flag_conflicts
+    from sglang_longflow.settings.config import config_from
+    from sglang_longflow.settings.refused_models import server_model_conflict
+
+    try:
+        arguments = make_parser().parse_known_args(words)[0]
+        config = config_from(arguments)
+    except LongFlowError as error:
+        return [Check("server arguments", "fail", str(error), "change that value")]
+    if config is None:
+        detail = "no kv-budget: the server would run stock SGLang"
+        return [Check("server arguments", "warn", detail, "add --kv-budget TOKENS")]
+    found = flag_conflicts(arguments)
+    if conflict := server_model_conflict(vars(arguments)):
+        found.append(conflict)
+    conflicts = [line.rsplit("; ", 1) for line in found]
+    if conflicts:
+        return [Check("server arguments", "fail", detail, fix) for detail, fix in conflicts]
+    return [Check("server arguments", "ok", "go together with a KV budget")]
+
+
+def collect(server_arguments: list[str], device: bool = True) -> list[Check]:
+    """Every check, in the order in which failures explain each other."""
+    with _quiet():
+        import torch
+
+        has_cuda = torch.cuda.is_available()
+    rows = check_versions(TESTED_SGLANG) + check_entry_points(os.environ, has_cuda)
+    with _quiet():
+        rows.append(check_kernels_package())
+    try:
+        rows += check_hooks()
+    except Exception as error:  # SGLang itself cannot be imported: report it as a row
+        rows.append(Check("hooks", "fail", f"{type(error).__name__}: {error}", "reinstall SGLang"))
+    if device:
+        with _quiet():
+            rows += check_device()
+    else:
+        rows.append(Check("device", "skip", "not looked at (--no-device)"))
+    if server_arguments:
+        rows += check_server_arguments(server_arguments)
+    return rows
+
+
+def run(server_arguments: list[str], *, device: bool, as_json: bool) -> int:
+    """Print the report; 1 where a budget server would not work, else 0."""
+    rows = collect(server_arguments, device)
+    ok = all(row.status != "fail" for row in rows)
+    if as_json:
+        report: dict[str, Any] = {"ok": ok, "checks": [asdict(row) for row in rows]}
+        print(json.dumps(report, indent=2))
+        return 0 if ok else 1
+    width = max(len(row.name) for row in rows)
+    for row in rows:
+        print(f"{row.status:<5} {row.name:<{width}}  {' '.join(row.detail.split())}")
+        if row.fix:
+            print(f"{'':<5} {'':<{width}}  fix: {row.fix}")
+    what = "ready for a KV budget" if device else "installed for a KV budget"
+    print(what if ok else "a server with a KV budget would not work here")
+    return 0 if ok else 1
