@@ -145,7 +145,10 @@ def reads_environment(tree):
 
 READS_ENVIRONMENT = {
     f"sglang_longflow/{name}"
-    for name in ("server/doctor.py", "server/serve.py", "server/process.py", "platform/cpu.py")
+    for name in (
+        *("server/doctor.py", "server/serve.py", "server/settings.py", "server/process.py"),
+        "platform/cpu.py",
+    )
 }
 
 

@@ -35,7 +35,7 @@ from sglang_longflow.reasoner.vocabulary import encode
 from sglang_longflow.server.preflight import free_port
 from sglang_longflow.server.process import Server
 from sglang_longflow.server.progress import Bars, Progress, shared
-from sglang_longflow.server.serve import prepare
+from sglang_longflow.server.settings import prepare
 
 POLL_INTERVAL_S = 0.2
 LOOK_TIMEOUT_S = 8.0

@@ -12,7 +12,7 @@ from sglang_longflow.errors import BenchError, EvalError
 from sglang_longflow.server.preflight import free_port
 from sglang_longflow.server.process import Server
 from sglang_longflow.server.progress import shared
-from sglang_longflow.server.serve import prepare
+from sglang_longflow.server.settings import prepare
 
 #: A machine that is busy with other work takes many times as long as a quiet one.
 START_TIMEOUT_S = 1800.0

@@ -1,8 +1,12 @@
 """The server arguments of the installed SGLang, by name and type, and YAML files that set them.
 
-They are read from the source text of SGLang's ``ServerArgs``: importing it takes ten seconds and
+They are read from the source text of SGLang's ``ServerArgs``. Importing it takes ten seconds and
 hundreds of megabytes, which a typo in a YAML file should not cost, and which `longflow serve`, that
-only supervises the server, should not hold. A test compares the table with SGLang's own parser.
+only supervises the server, should not hold. Importing it once and caching the table would not help
+where it matters, as each container starts with an empty cache, and the cache would have to be kept
+in step with an SGLang that is edited in place. Reading the source is safe because the release is
+pinned: a test compares the table with SGLang's own parser, and a ``ServerArgs`` of another form is
+refused by name (`server_options`).
 """
 
 from __future__ import annotations

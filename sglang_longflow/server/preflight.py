@@ -68,7 +68,7 @@ def free_port(host: str, start: int) -> int:
 
 
 def check_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """What the plugin's own checks say about server arguments.
+    """Check server arguments as the plugin will.
 
     Returns ``{"device": "cuda" or "cpu", "kv": settings or None, "conflicts": [...]}``.
     """
@@ -101,7 +101,7 @@ def check_settings(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_settings_in_subprocess(values: dict[str, Any]) -> dict[str, Any]:
-    """`check_settings` in another process: torch would stay in the supervisor's memory."""
+    """`check_settings` in a child process: else torch would stay in the supervisor's memory."""
     try:
         with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
             return pool.submit(check_settings, values).result()

@@ -1,4 +1,4 @@
-"""``longflow serve``: settings from flags, YAML and defaults; checks; then SGLang's own server."""
+"""``longflow serve``: prints what it chose, starts SGLang's own server, and stays until it ends."""
 
 from __future__ import annotations
 
@@ -10,36 +10,16 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from sglang_longflow import __version__
-from sglang_longflow.client.http import first_port
-from sglang_longflow.errors import ConfigError, LongFlowError, UnsupportedSetup
-from sglang_longflow.planner.geometry import PlanError
-from sglang_longflow.platform.cpu_dtype import fast_dtype, reason_for
-from sglang_longflow.server.free_memory import free_memory
+from sglang_longflow.errors import ConfigError, LongFlowError
 from sglang_longflow.server.json_log import JsonLines, logging_config, record
-from sglang_longflow.server.options import (
-    make_parser,
-    nearest,
-    server_options,
-    yaml_arguments,
-)
-from sglang_longflow.server.pool_cap import cap_pool
-from sglang_longflow.server.preflight import (
-    check_model,
-    check_port,
-    check_settings_in_subprocess,
-    free_port,
-)
 from sglang_longflow.server.process import Echo, Server, ServerEnded, forwarding
 from sglang_longflow.server.progress import SIGN_OF_LIFE_S, every
-from sglang_longflow.settings.flags import FLAGS, budget_words
-from sglang_longflow.settings.release import refusal
+from sglang_longflow.server.settings import Settings, prepare
+from sglang_longflow.settings.flags import FLAGS
 
-DEFAULT_PORT = 30000  # SGLang's
 SECRETS = ("--api-key", "--admin-api-key", "--ssl-keyfile-password")
 USAGE = """\
 usage: longflow serve [MODEL] [--config FILE.yaml] [--kv-budget TOKENS] [--log-format text|json]
@@ -59,188 +39,8 @@ LOG_FORMATS = ("text", "json")
 LOGGER = "longflow.serve"
 
 
-@dataclass
-class Settings:
-    """What the server will be started with.
-
-    Attributes
-    ----------
-    arguments : list of str
-        For ``python -m sglang.launch_server``.
-    values : dict
-        The same by field of ServerArgs; only what was set, by the user or by a default of ours.
-    notes : list of str
-        What the operator should know.
-    chosen : list of (str, str)
-        Label and text of what was chosen for this machine, for people to read.
-    """
-
-    arguments: list[str]
-    values: dict[str, Any]
-    notes: list[str] = field(default_factory=list)
-    chosen: list[tuple[str, str]] = field(default_factory=list)
-
-    def default(self, name: str, value: Any, *arguments: str) -> None:
-        """Set what nobody has set."""
-        if name not in self.values:
-            self.values[name] = value
-            self.arguments[:0] = arguments
-
-    @property
-    def model(self) -> str:
-        return self.values.get("model_path", "")
-
-    @property
-    def port(self) -> int:
-        return self.values.get("port", DEFAULT_PORT)
-
-    @property
-    def host(self) -> str:
-        return self.values.get("host", "127.0.0.1")
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """Variables for the server, where the operator has not set them."""
-        # Threads that spin while they wait slow each other down where cores are shared: three
-        # times on a busy machine with two cores. A GPU server has no such threads in its way.
-        if self.values.get("device") != "cpu":
-            return {}
-        # One core is left to the HTTP process, which tokenizes and streams beside the model.
-        threads = max(1, len(os.sched_getaffinity(0)) - 1)
-        return {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(threads)}
-
-    @property
-    def url(self) -> str:
-        """Where this machine reaches the server, also if it listens on all interfaces."""
-        local = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
-        host = local.get(self.host, self.host)
-        scheme = "https" if self.values.get("ssl_certfile") else "http"
-        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
-
-
-def read_settings(argv: list[str]) -> Settings:
-    """Merge YAML and command line; the command line wins.
-
-    Raises
-    ------
-    ConfigError
-        Naming the field, its value and what is expected.
-    """
-    if (word := budget_words(argv)) and (message := refusal(word)):
-        raise UnsupportedSetup(message)
-    splitter = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    splitter.add_argument("--config", action="append", default=[])
-    try:
-        split, rest = splitter.parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        raise ConfigError(f"--config: {error.message}") from error
-    if len(split.config) > 1:
-        raise ConfigError(f"config={split.config!r}: only one file may be given")
-    from_yaml = yaml_arguments(Path(split.config[0]).expanduser()) if split.config else []
-    model = rest.pop(0) if rest and not rest[0].startswith("-") else None
-    parser = make_parser()
-    values = vars(parser.parse_args(from_yaml))
-    given, unknown = parser.parse_known_args(rest)
-    notes: list[str] = []
-    for i, word in enumerate(unknown):
-        if word.startswith("-"):
-            known = [flag for option in server_options() for flag in (*option.flags, "--config")]
-            notes.append(
-                f"{word.split('=')[0]} is no argument of SGLang{nearest(word, known)} Passed on "
-                f"for SGLang and its plugins to judge."
-            )
-        elif i and unknown[i - 1].startswith("-"):
-            continue  # the value of an argument that only a plugin knows
-        elif model is None:
-            model = word
-            rest.remove(word)
-        else:
-            raise ConfigError(f"unexpected argument {word!r}")
-    values.update(vars(given))
-    settings = Settings([*from_yaml, *rest], values, notes)
-    if model is not None:
-        if "model_path" in vars(given):
-            raise ConfigError(
-                f"model_path={given.model_path!r}: the model is also given as {model!r}"
-            )
-        values["model_path"] = model
-    if settings.model.startswith("~"):  # in a YAML file no shell expands it
-        values["model_path"] = str(Path(settings.model).expanduser())
-    if "model_path" in values:
-        settings.arguments.append(f"--model-path={settings.model}")
-    return settings
-
-
-def _fit_to_cpu(settings: Settings, most_tokens: int | None) -> None:
-    """Choose dtype and pool for this machine, where the operator has set neither.
-
-    `most_tokens` is what all requests at once need, where that is known.
-    """
-    values, dtype = settings.values, settings.values.get("dtype", "auto")
-    if dtype == "auto":
-        values["dtype"] = dtype = fast_dtype()
-        settings.arguments.append(f"--dtype={dtype}")  # behind an "auto" of the operator's
-        settings.chosen.append(("dtype", f"{dtype}: {reason_for(dtype)}"))
-    if {"max_total_tokens", "mem_fraction_static"} & values.keys():
-        return
-    bytes_of = {"half": "float16", "float": "float32"}.get(dtype, dtype)
-    try:
-        cap = cap_pool(values, bytes_of, free_memory(), most_tokens)
-    except PlanError as error:
-        settings.notes.append(
-            f"the KV pool is not capped by free memory, as the model's shape is not known here: "
-            f"{str(error)[:200]}. --max-total-tokens N caps it."
-        )
-        return
-    settings.default("max_total_tokens", cap.tokens, f"--max-total-tokens={cap.tokens}")
-    settings.chosen.append(("KV pool", f"{cap.tokens:,} tokens, {cap.reason}"))
-
-
-def prepare(argv: list[str], most_tokens: int | None = None) -> tuple[Settings, dict[str, Any]]:
-    """Read, check and complete the settings; also returns what `check_settings` found.
-
-    Parameters
-    ----------
-    argv : list of str
-        The command line of ``longflow serve``.
-    most_tokens : int, optional
-        KV slots that all requests at once need at most, where the caller knows them.
-
-    Raises
-    ------
-    LongFlowError
-        One line that names the field, its value and the limit.
-    """
-    settings = read_settings(argv)
-    check_model(settings.model)
-    check_port(settings.host, settings.port)
-    found = check_settings_in_subprocess(settings.values)
-    if found["conflicts"]:
-        raise UnsupportedSetup(found["conflicts"][0])
-    settings.default("host", "127.0.0.1", "--host=127.0.0.1")
-    if not {"dist_init_addr", "nccl_port"} & settings.values.keys():
-        # Where the ranks meet. SGLang takes a port that the system may give to anyone's outgoing
-        # connection before the scheduler listens on it, and the start then ends.
-        rendezvous = free_port("127.0.0.1", first_port() + 4)
-        settings.default("nccl_port", rendezvous, f"--nccl-port={rendezvous}")
-    settings.default("enable_metrics", True, "--enable-metrics")
-    if key := os.environ.get("LONGFLOW_API_KEY", "").strip():
-        settings.default("api_key", key, f"--api-key={key}")
-    if found["device"] == "cpu":
-        settings.default("device", "cpu", "--device=cpu")
-    settings.default("device", "cuda")
-    if settings.values["device"] == "cpu":
-        _fit_to_cpu(settings, most_tokens)
-    if found["kv"] is None:
-        settings.notes.append(
-            "no kv-budget is set: the server runs stock SGLang. Add --kv-budget TOKENS, or 0 for "
-            "full KV with budgets by request."
-        )
-    return settings, found
-
-
 def without_secrets(arguments: list[str]) -> list[str]:
-    """Server arguments for people to read: the values of `SECRETS` are starred out."""
+    """Server arguments for people to read: the values of `SECRETS` are masked."""
     shown: list[str] = []
     for word in arguments:
         flag, is_joined, _ = word.partition("=")

@@ -16,7 +16,7 @@ from sglang_longflow.cli.main import COMMANDS, main
 from sglang_longflow.client.http import first_port
 from sglang_longflow.errors import ConfigError
 from sglang_longflow.reasoner import MODEL_DIR
-from sglang_longflow.server import options, process, serve
+from sglang_longflow.server import options, process, serve, settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -143,14 +143,14 @@ def test_command_line_beats_yaml_beats_default(tmp_path, model, free_port):
         tmp_path, "kv_budget: 128\nkv-budget-allow-full: true\ndtype: float32\nport: 1\n"
     )
     argv = [str(model), "--config", str(path), "--kv-budget", "96", f"--port={free_port}"]
-    settings, found = serve.prepare(argv)
-    assert settings.values["kv_budget"] == 96 and settings.port == free_port
-    assert settings.values["dtype"] == "float32" and settings.values["enable_metrics"] is True
+    chosen, found = settings.prepare(argv)
+    assert chosen.values["kv_budget"] == 96 and chosen.port == free_port
+    assert chosen.values["dtype"] == "float32" and chosen.values["enable_metrics"] is True
     assert found["kv"]["kv_budget"] == 96 and found["kv"]["allows_full"]
     # SGLang parses the same words, and there the last one wins too.
-    parsed = options.make_parser().parse_args(settings.arguments)
-    assert vars(parsed).items() <= settings.values.items()
-    assert "--config" not in " ".join(settings.arguments)
+    parsed = options.make_parser().parse_args(chosen.arguments)
+    assert vars(parsed).items() <= chosen.values.items()
+    assert "--config" not in " ".join(chosen.arguments)
 
 
 def test_yaml_forms(tmp_path):
@@ -160,19 +160,19 @@ def test_yaml_forms(tmp_path):
         "cuda-graph-bs-decode: [1, 2]\nmodel: some/name\npage-size: null\n"
         "json-model-override-args: '{\"a\": 1}'\n",
     )
-    settings = serve.read_settings(["--config", str(path)])
-    assert settings.values["chunked_prefill_size"] == -1
-    assert settings.values["trust_remote_code"] is True
-    assert settings.values["cuda_graph_bs_decode"] == [1, 2]
-    assert settings.model == "some/name"
-    assert "enable_metrics" not in settings.values and "page_size" not in settings.values
-    assert settings.values["json_model_override_args"] == '{"a": 1}'
+    chosen = settings.read_settings(["--config", str(path)])
+    assert chosen.values["chunked_prefill_size"] == -1
+    assert chosen.values["trust_remote_code"] is True
+    assert chosen.values["cuda_graph_bs_decode"] == [1, 2]
+    assert chosen.model == "some/name"
+    assert "enable_metrics" not in chosen.values and "page_size" not in chosen.values
+    assert chosen.values["json_model_override_args"] == '{"a": 1}'
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in CONFIGS.glob("*.yaml")))
 def test_shipped_configs_are_valid(name):
-    settings = serve.read_settings(["--config", str(CONFIGS / name)])
-    assert settings.values["kv_budget"] >= 0
+    chosen = settings.read_settings(["--config", str(CONFIGS / name)])
+    assert chosen.values["kv_budget"] >= 0
 
 
 @pytest.mark.parametrize(
@@ -197,15 +197,15 @@ def test_yaml_errors_name_file_key_and_value(capsys, tmp_path, text, parts):
 
 
 def test_arguments_of_other_plugins_pass_with_a_note(model):
-    settings = serve.read_settings([str(model), "--kv-bugdet", "96"])
-    assert settings.arguments[:2] == ["--kv-bugdet", "96"]
-    assert "did you mean --kv-budget?" in settings.notes[0]
+    chosen = settings.read_settings([str(model), "--kv-bugdet", "96"])
+    assert chosen.arguments[:2] == ["--kv-bugdet", "96"]
+    assert "did you mean --kv-budget?" in chosen.notes[0]
 
 
 def test_model_after_flags(model):
-    settings = serve.read_settings(["--kv-budget", "96", str(model)])
-    assert settings.model == str(model)
-    assert settings.arguments == ["--kv-budget", "96", f"--model-path={model}"]
+    chosen = settings.read_settings(["--kv-budget", "96", str(model)])
+    assert chosen.model == str(model)
+    assert chosen.arguments == ["--kv-budget", "96", f"--model-path={model}"]
 
 
 @pytest.mark.parametrize(
@@ -255,9 +255,9 @@ def test_port_in_use(capsys, model):
 
 
 def test_stock_server_gets_a_note(model, free_port):
-    settings, found = serve.prepare([str(model), "--port", str(free_port)])
+    chosen, found = settings.prepare([str(model), "--port", str(free_port)])
     assert found["kv"] is None
-    text = dict(serve.banner(settings, None))
+    text = dict(serve.banner(chosen, None))
     assert text["KV budget"] == "none: stock SGLang" and "stats" not in text
     assert "runs stock SGLang" in text["note"]
 
@@ -267,11 +267,11 @@ def test_banner_shows_no_secret(model, free_port, tmp_path):
     config.write_text("api-key: from-yaml\nadmin-api-key: also-from-yaml\n")
     argv = [str(model), "--port", str(free_port), "--config", str(config)]
     argv += ["--ssl-keyfile-password", "from-flag", "--kv-budget", "96"]
-    settings, found = serve.prepare(argv)
-    text = str(serve.banner(settings, found["kv"]))
+    chosen, found = settings.prepare(argv)
+    text = str(serve.banner(chosen, found["kv"]))
     assert "from-yaml" not in text and "from-flag" not in text
     assert text.count("***") == 3 and "--kv-budget 96" in text
-    assert "--api-key=from-yaml" in settings.arguments, "the server still gets it"
+    assert "--api-key=from-yaml" in chosen.arguments, "the server still gets it"
 
 
 @pytest.mark.parametrize(
@@ -284,14 +284,14 @@ def test_banner_shows_no_secret(model, free_port, tmp_path):
 )
 def test_the_banner_says_which_budgets_requests_may_ask_for(model, free_port, more, text):
     argv = [str(model), "--port", str(free_port), "--kv-budget=96", *more]
-    settings, found = serve.prepare(argv)
-    assert dict(serve.banner(settings, found["kv"]))["by request"] == text
+    chosen, found = settings.prepare(argv)
+    assert dict(serve.banner(chosen, found["kv"]))["by request"] == text
 
 
 def test_banner(model, free_port):
     argv = [str(model), "--port", str(free_port), "--kv-budget=2048", "--kv-budget-max=4096"]
-    settings, found = serve.prepare([*argv, "--kv-protect-sink-tokens=4"])
-    text = dict(serve.banner(settings, found["kv"]))
+    chosen, found = settings.prepare([*argv, "--kv-protect-sink-tokens=4"])
+    text = dict(serve.banner(chosen, found["kv"]))
     url = f"http://127.0.0.1:{free_port}"
     assert text["model"] == str(model) and text["port"] == str(free_port) and text["url"] == url
     assert text["KV budget"] == "2,048 tokens a request, policy longflow-novel"
@@ -299,8 +299,8 @@ def test_banner(model, free_port):
     assert text["protected"] == "first 4, last 16 tokens"
     assert text["metrics"] == f"{url}/metrics" and text["stats"] == f"{url}/longflow/stats"
     assert text["console"] == f"{url}/longflow"
-    settings, found = serve.prepare([*argv, "--api-key=k"])
-    assert dict(serve.banner(settings, found["kv"]))["console"] == f"longflow console --url {url}"
+    chosen, found = settings.prepare([*argv, "--api-key=k"])
+    assert dict(serve.banner(chosen, found["kv"]))["console"] == f"longflow console --url {url}"
     assert "0.5.17" in text["longflow"]
 
 
@@ -309,14 +309,14 @@ def cpu(monkeypatch):
     """``cpu(dtype, GB)``: a machine without a GPU, its fast dtype and its free memory."""
     from sglang_longflow.server.free_memory import Free
 
-    judged = serve.check_settings_in_subprocess
+    judged = settings.check_settings_in_subprocess
 
     def make(dtype: str = "float32", gigabytes: float = 24.0, device: str = "cpu") -> None:
-        monkeypatch.setattr(serve, "fast_dtype", lambda: dtype)
-        monkeypatch.setattr(serve, "free_memory", lambda: Free(int(gigabytes * 1e9), "memory"))
+        monkeypatch.setattr(settings, "fast_dtype", lambda: dtype)
+        monkeypatch.setattr(settings, "free_memory", lambda: Free(int(gigabytes * 1e9), "memory"))
         found = {"device": device}
         monkeypatch.setattr(
-            serve, "check_settings_in_subprocess", lambda values: {**judged(values), **found}
+            settings, "check_settings_in_subprocess", lambda values: {**judged(values), **found}
         )
 
     return make
@@ -328,13 +328,13 @@ REASONER = str(MODEL_DIR)
 def fitted(free_port: int, *arguments: str, model: str = REASONER, most: int | None = None):
     """Settings of a server; what SGLang's own parser makes of them; the banner."""
     argv = [model, f"--port={free_port}", "--kv-budget=96", *arguments]
-    settings, found = serve.prepare(argv, most)
-    parsed = vars(options.make_parser().parse_args(settings.arguments))
+    chosen, found = settings.prepare(argv, most)
+    parsed = vars(options.make_parser().parse_args(chosen.arguments))
     if "max_total_tokens" in parsed:  # SGLang has a parser of its own for it
         parsed["max_total_tokens"] = int(parsed["max_total_tokens"])
-        settings.values["max_total_tokens"] = int(settings.values["max_total_tokens"])
-    assert parsed.items() <= settings.values.items()
-    return settings, parsed, dict(serve.banner(settings, found["kv"]))
+        chosen.values["max_total_tokens"] = int(chosen.values["max_total_tokens"])
+    assert parsed.items() <= chosen.values.items()
+    return chosen, parsed, dict(serve.banner(chosen, found["kv"]))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -374,9 +374,9 @@ def test_a_cpus_pool_is_capped_by_what_is_free(cpu, free_port):
 
 def test_a_model_of_unknown_shape_is_told_of(cpu, free_port, model):
     cpu()
-    settings, parsed, _ = fitted(free_port, model=str(model))
+    chosen, parsed, _ = fitted(free_port, model=str(model))
     assert "max_total_tokens" not in parsed
-    (note,) = settings.notes
+    (note,) = chosen.notes
     assert note.startswith("the KV pool is not capped by free memory") and "num_hidden" in note
 
 
@@ -418,14 +418,14 @@ def test_commands_that_start_together_look_for_ports_in_different_places(monkeyp
 
 
 def test_the_ranks_meet_where_no_connection_of_others_can_be(model, free_port):
-    settings, _ = serve.prepare([str(model), "--port", str(free_port)])
-    meeting = settings.values["nccl_port"]
+    chosen, _ = settings.prepare([str(model), "--port", str(free_port)])
+    meeting = chosen.values["nccl_port"]
     assert 20_000 <= meeting < 32_768 and meeting != free_port
-    assert f"--nccl-port={meeting}" in settings.arguments
-    settings, _ = serve.prepare([str(model), f"--port={free_port}", "--nccl-port=40123"])
-    assert [word for word in settings.arguments if "nccl" in word] == ["--nccl-port=40123"]
-    settings, _ = serve.prepare([str(model), f"--port={free_port}", "--dist-init-addr=node0:5000"])
-    assert "nccl_port" not in settings.values
+    assert f"--nccl-port={meeting}" in chosen.arguments
+    chosen, _ = settings.prepare([str(model), f"--port={free_port}", "--nccl-port=40123"])
+    assert [word for word in chosen.arguments if "nccl" in word] == ["--nccl-port=40123"]
+    chosen, _ = settings.prepare([str(model), f"--port={free_port}", "--dist-init-addr=node0:5000"])
+    assert "nccl_port" not in chosen.values
 
 
 @pytest.mark.parametrize("asked", [["--kv-budget", "96"], ["--config", "FILE"]])

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from sglang_longflow import __version__
-from sglang_longflow.server.serve import read_settings
+from sglang_longflow.server.settings import read_settings
 
 pytestmark = pytest.mark.deploy
 ROOT = Path(__file__).parents[2]

@@ -25,7 +25,7 @@ from manifests import (
     queries,
     tool,
 )
-from sglang_longflow.server.serve import read_settings
+from sglang_longflow.server.settings import read_settings
 
 pytestmark = pytest.mark.deploy
 ROOT = DEPLOY.parent

@@ -10,7 +10,7 @@ import yaml
 
 from manifests import DEPLOY, helm, kustomize, name_of, normal, problems, queries, tool
 from sglang_longflow.cli.main import main
-from sglang_longflow.server.serve import read_settings
+from sglang_longflow.server.settings import read_settings
 
 pytestmark = pytest.mark.deploy
 LARGE = (

@@ -22,6 +22,7 @@ from sglang_longflow.planner.geometry import load_geometry
 from sglang_longflow.planner.plan import make_plan
 from sglang_longflow.planner.step_time import GIB, GPUS
 from sglang_longflow.server import serve
+from sglang_longflow.server import settings as server_settings
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy/helm/sglang-longflow"
@@ -234,14 +235,14 @@ def test_a_rendered_api_key_closes_the_server(tmp_path, monkeypatch):
     model.mkdir()
     (model / "config.json").write_text("{}")
     words = [str(model), "--port=30999", "--config", str(tmp_path / "config.yaml")]
-    monkeypatch.setattr(serve, "check_port", lambda *_: None)
+    monkeypatch.setattr(server_settings, "check_port", lambda *_: None)
     for value, given in (("", None), (" secret\n", "secret")):
         monkeypatch.setenv(variable, value)
-        settings, _ = serve.prepare(words)
+        settings, _ = server_settings.prepare(words)
         assert settings.values.get("api_key") == given
         assert ("--api-key=secret" in settings.arguments) is (given is not None)
     assert "secret" not in str(serve.banner(settings, None))
-    settings, _ = serve.prepare([*words, "--api-key=mine"])
+    settings, _ = server_settings.prepare([*words, "--api-key=mine"])
     assert settings.values["api_key"] == "mine" and "secret" not in str(settings.arguments)
 
 

@@ -15,12 +15,12 @@ DOCUMENT = (ROOT / "docs" / "operate" / "troubleshooting.md").read_text(encoding
 SERVING = [
     path
     for name in (
-        *("backend", "core", "hooks", "measure/throughput", "client/frontend.py", "cli/bench.py"),
+        *("backend", "core", "hooks", "measure/throughput", "client/budget.py"),
         *(
             f"settings/{name}.py"
             for name in ("config", "compatibility", "flags", "refused_models", "release")
         ),
-        *(f"server/{name}.py" for name in ("options", "preflight", "process", "serve")),
+        *(f"server/{name}.py" for name in ("options", "preflight", "process", "serve", "settings")),
     )
     for path in ([PACKAGE / name] if name.endswith(".py") else (PACKAGE / name).rglob("*.py"))
 ]

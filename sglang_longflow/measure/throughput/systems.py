@@ -38,7 +38,7 @@ class System:
     budgets : list of int
         To measure on it; 0 is full KV.
     arguments : list of str
-        For `serve.prepare`.
+        For `server.settings.prepare`.
     environment : dict
         Variables of its process.
     """
