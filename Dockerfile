@@ -17,7 +17,7 @@ WORKDIR /src
 COPY requirements/constraints.txt requirements/constraints.txt
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     pip install --no-cache-dir -c requirements/constraints.txt setuptools
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py MANIFEST.in README.md LICENSE ./
 COPY configs configs
 COPY deploy deploy
 COPY kernels kernels

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,17 +15,11 @@ _LANDMARK = "helm/sglang-longflow/Chart.yaml"
 
 
 def deploy_folder() -> Path:
-    """deploy/ of the checkout, or what the wheel installed of it."""
-    checkout = Path(__file__).resolve().parents[2] / "deploy"
-    if (checkout / _LANDMARK).is_file():
-        return checkout
-    try:
-        installed = importlib.metadata.files("sglang-longflow") or []
-    except importlib.metadata.PackageNotFoundError:
-        installed = []
-    for file in installed:
-        if file.as_posix().endswith(f"share/sglang-longflow/deploy/{_LANDMARK}"):
-            return Path(str(file.locate())).resolve().parents[2]
+    """deploy/ of the checkout, or the wheel's copy of it (setup.py)."""
+    here = Path(__file__).resolve().parent
+    for folder in (here.parents[1] / "deploy", here / "data" / "deploy"):
+        if (folder / _LANDMARK).is_file():
+            return folder
     raise ConfigError("the deployment files are not installed: pip install sglang-longflow again")
 
 
