@@ -32,7 +32,7 @@ from train_reasoner import IGNORED, pad_batch, wrong_tokens
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from longflow_kernels.likeness.reference import slow_channels
+from longflow_kernels.novelty.reference import slow_channels
 from sglang_longflow.measure.divergence.forced import kl_of
 from sglang_longflow.measure.divergence.texts import TextTask, load_texts
 from sglang_longflow.reasoner import KINDS, make_problem

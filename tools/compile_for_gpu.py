@@ -24,8 +24,8 @@ from longflow_kernels.attend_score_evict.launch import launch_config
 from longflow_kernels.attend_score_evict.op import OUT_VALUES
 from longflow_kernels.compress_prompt import kernel as prompt
 from longflow_kernels.compress_prompt.op import COMBINE_ROWS, MAX_CHUNKS
-from longflow_kernels.likeness.kernel import likeness_kernel
-from longflow_kernels.likeness.reference import COMPARED_TOKENS
+from longflow_kernels.novelty.kernel import likeness_kernel
+from longflow_kernels.novelty.reference import COMPARED_TOKENS
 
 PTXAS = Path(triton.backends.nvidia.__file__).parent / "bin" / "ptxas"
 POINTERS = {

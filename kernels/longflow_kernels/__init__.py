@@ -7,15 +7,15 @@ from longflow_kernels.compress_prompt.reference import (
     prompt_scores,
     top_positions,
 )
-from longflow_kernels.likeness.level import first_level, next_level
-from longflow_kernels.likeness.recall import (
+from longflow_kernels.novelty.level import first_level, next_level
+from longflow_kernels.novelty.recall import (
     RECALL_PACE,
     first_recall,
     next_recall,
     novelty_worth,
     recalled_part,
 )
-from longflow_kernels.likeness.reference import COMPARED_TOKENS, compares, found_likeness
+from longflow_kernels.novelty.reference import COMPARED_TOKENS, compares, found_likeness
 
 __all__ = [
     "COMPARED_TOKENS",

@@ -127,10 +127,10 @@ def combine_kernel(
     `decay` times for every step since. A slot starts at 0 when its token is written; nothing is
     stored before the row's first overwrite, since until then its slots may not be its own. With
     LIKENESS a second word follows each slot's score, its likeness to newer tokens
-    (`likeness.kernel`); rows that liken rank by what is remembered, and ``novelty_weight`` times
+    (`novelty.kernel`); rows that liken rank by what is remembered, and ``novelty_weight`` times
     the row's level times ``min(1, (1 - likeness) / novelty_span)``, as far as its recall is
     ``recall_enough``. The level follows what ``level_share`` of the row's slots have remembered
-    less than, the recall what part of its scores goes to slots that were below (`likeness.recall`).
+    less than, the recall what part of its scores goes to slots that were below (`novelty.recall`).
 
     With DEPENDENT the programs start before the attention has ended, and wait for it here.
     """

@@ -14,9 +14,9 @@ from longflow_kernels.attend_score_evict.l2 import set_aside_l2
 from longflow_kernels.attend_score_evict.launch import LaunchConfig
 from longflow_kernels.attend_score_evict.layout import NUM_FIELDS
 from longflow_kernels.attend_score_evict.rows import SCORE_ALIGN, score_places
-from longflow_kernels.likeness.level import LEVEL_PACE, LOWEST_LEVEL
-from longflow_kernels.likeness.op import update_likeness
-from longflow_kernels.likeness.recall import first_recall
+from longflow_kernels.novelty.level import LEVEL_PACE, LOWEST_LEVEL
+from longflow_kernels.novelty.op import update_likeness
+from longflow_kernels.novelty.recall import first_recall
 
 HEAD_DIMS = (64, 96, 128, 256)
 MAX_GROUP = 16
@@ -197,17 +197,17 @@ def attend_score_evict(
     decay : float
     likeness : bool
         Rows of the batch may have ``likens``; needs `slot_score`, `row_level`, `row_recall`,
-        a ring `recent` of at least `likeness.COMPARED_TOKENS`, and one victim in a layer.
+        a ring `recent` of at least `novelty.COMPARED_TOKENS`, and one victim in a layer.
     row_level : torch.Tensor, optional
         [num_rows] float32: what about ``level_share`` of the slots of a row that likens have less
-        than in `slot_score`. See `likeness.level`. Updated in place.
+        than in `slot_score`. See `novelty.level`. Updated in place.
     novelty_weight, novelty_span, level_share : float
         Such rows rank by what their slots have in `slot_score`, plus ``novelty_weight`` times the
         row's level times ``min(1, (1 - likeness) / novelty_span)``, times what the row's recall
         makes of it.
     row_recall : torch.Tensor, optional
         [num_rows] float32, the same for all layers: what part of a row's scores goes to slots that
-        were below its level. See `likeness.recall`. Updated in place.
+        were below its level. See `novelty.recall`. Updated in place.
     recall_enough, recall_pace : float
         The recall at which novelty counts in full; and what this layer's part counts in it.
     out : torch.Tensor, optional

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch
 
 from longflow_kernels.attend_score_evict.rows import LIKENS
-from longflow_kernels.likeness.level import first_level, next_level
-from longflow_kernels.likeness.recall import (
+from longflow_kernels.novelty.level import first_level, next_level
+from longflow_kernels.novelty.recall import (
     first_recall,
     next_recall,
     novelty_worth,
     recalled_part,
 )
-from longflow_kernels.likeness.reference import COMPARED_TOKENS, found_likeness
+from longflow_kernels.novelty.reference import COMPARED_TOKENS, found_likeness
 
 
 def attention_weights(

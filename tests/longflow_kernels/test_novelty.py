@@ -5,11 +5,11 @@ import torch
 
 from decode_case import INTERPRETED, DecodeCase, assert_step
 from longflow_kernels.attend_score_evict.rows import StepRow
-from longflow_kernels.likeness import op as likeness_op
-from longflow_kernels.likeness.level import first_level, next_level
-from longflow_kernels.likeness.op import update_likeness
-from longflow_kernels.likeness.recall import next_recall, novelty_worth, recalled_part
-from longflow_kernels.likeness.reference import COMPARED_TOKENS, found_likeness
+from longflow_kernels.novelty import op as similarity_op
+from longflow_kernels.novelty.level import first_level, next_level
+from longflow_kernels.novelty.op import update_likeness
+from longflow_kernels.novelty.recall import next_recall, novelty_worth, recalled_part
+from longflow_kernels.novelty.reference import COMPARED_TOKENS, found_likeness
 
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="the GPU runs test_kernels_gpu.py")
 FIRST = StepRow(90, overwrites=True, scored=True, likens=True, written=1)
@@ -87,8 +87,8 @@ def test_rows_that_liken_beside_others(dim):
 @pytest.mark.parametrize("programs", [1, 3, 7])
 def test_programs_that_share_many_rows(programs, monkeypatch):
     """More tiles than programs, and more rows than a program looks at together."""
-    monkeypatch.setattr(likeness_op, "MAX_PROGRAMS", programs)
-    monkeypatch.setattr(likeness_op, "BLOCK_ROWS", 4)
+    monkeypatch.setattr(similarity_op, "MAX_PROGRAMS", programs)
+    monkeypatch.setattr(similarity_op, "BLOCK_ROWS", 4)
     rows = [DUE, NOT_DUE, *OTHERS, FIRST, DUE, DUE, FILLS_NOW, NOT_DUE, REMEMBERS, FIRST, DUE]
     case = DecodeCase(rows, protect_recent_tokens=COMPARED_TOKENS, seed=programs)
     assert_step(case, **EXACT)

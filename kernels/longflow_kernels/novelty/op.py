@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import triton
 
-from longflow_kernels.likeness.kernel import likeness_kernel
-from longflow_kernels.likeness.reference import COMPARED_TOKENS
+from longflow_kernels.novelty.kernel import likeness_kernel
+from longflow_kernels.novelty.reference import COMPARED_TOKENS
 
 #: Slots of a tile.
 BLOCK_N = 64
