@@ -25,10 +25,18 @@ from pathlib import Path
 import torch
 import triton
 
+from longflow_kernels.attend_score_evict.arguments import (
+    DecodeStep,
+    KVCache,
+    Novelty,
+    RankRule,
+    RowState,
+)
 from longflow_kernels.attend_score_evict.l2 import set_aside_l2
 from longflow_kernels.attend_score_evict.launch import LaunchConfig, launch_config
-from longflow_kernels.attend_score_evict.op import Workspace, attend_score_evict
+from longflow_kernels.attend_score_evict.op import attend_score_evict
 from longflow_kernels.attend_score_evict.rows import StepRow, pack_rows
+from longflow_kernels.attend_score_evict.workspace import Workspace
 
 #: (query heads, KV heads, head_dim) and the model that has them.
 SHAPES = {
@@ -38,6 +46,12 @@ SHAPES = {
     (64, 8, 128): "70B class",
 }
 GOALS = {128: 1.06, 32: 1.06, 8: 1.25, 1: 1.6}  # times FlashInfer's, full rows of 3,200
+#: The default policy's rule, `longflow-novel`.
+NOVEL = RankRule(
+    first_tokens_kept=4,
+    decay=0.95,
+    novelty=Novelty(weight=16.0, level_share=0.2, recall_threshold=0.04, similarity_threshold=0.9),
+)
 GRAPH_CALLS = 24
 SET_BYTES = 200 << 20  # an H100's L2 cache holds 50 MB
 
@@ -109,11 +123,11 @@ class Inputs:
         config: LaunchConfig,
         victim_heads: int = 1,
         remembers: bool = False,
-        likens: bool = False,
+        novel: bool = False,
     ):
-        """With `remembers` rows as under `longflow-peak`, with `likens` as under `longflow-novel`;
+        """With `remembers` rows as under `longflow-peak`, with `novel` as under `longflow-novel`;
         one in sixteen of the latter compares its keys, as in a server's step."""
-        memory = dict(remembers=remembers, likens=likens)
+        memory = dict(remembers=remembers, uses_novelty=novel)
         rows = [
             StepRow(self.row_tokens, full, full, **memory, written=100 + row if full else 0)
             for row in range(self.batch)
@@ -129,45 +143,46 @@ class Inputs:
             max_partials=self.batch * config.max_splits,
         )
         workspace.keep_in_l2(capacity)  # as a server does
-        fields = pack_rows(rows, workspace.places).cuda()
-        next_slot = torch.zeros(self.batch, victim_heads, dtype=torch.int32, device="cuda")
+        fields = pack_rows(rows, workspace.score_capacity).cuda()
         requests = torch.arange(self.batch, device="cuda")
-        out = torch.empty_like(self.q)
-        state = {}
-        if remembers or likens:
-            words = 2 if likens else victim_heads
-            state["slot_score"] = torch.zeros(self.num_slots * words, device="cuda")
-            state["decay"] = 0.95
-        if likens:
-            state["likeness"] = True
-            state["row_level"] = torch.full((self.batch,), 1e-3, device="cuda")
-            state["row_recall"] = torch.full((self.batch,), 0.04, device="cuda")
-            state["recall_enough"], state["recall_pace"] = 0.04, 0.0
-            state["novelty_weight"], state["novelty_span"] = 16.0, 0.1
-            state["level_share"] = 0.2
-            state["protect_sink_tokens"] = 4
-            ring = torch.arange(1, 17, dtype=torch.int32, device="cuda")
-            state["recent"] = ring.expand(self.batch, 1, -1).contiguous()
+        rule, state = self._rule_and_state(victim_heads, remembers, novel)
+        cache = KVCache(self.k_cache, self.v_cache)
 
         def call(kv_indices):
             attend_score_evict(
                 self.q,
                 self.k_new,
                 self.v_new,
-                self.k_cache,
-                self.v_cache,
-                kv_indices,
-                requests,
-                fields,
-                next_slot,
+                cache,
+                DecodeStep(kv_indices, requests, fields, config),
+                state,
+                rule,
                 workspace,
                 scaling=self.sm_scale,
-                config=config,
-                out=out,
-                **state,
             )
 
         return [lambda s=s: call(s) for s in self.kv_indices]
+
+    def _rule_and_state(
+        self, victim_heads: int, remembers: bool, novel: bool
+    ) -> tuple[RankRule, RowState]:
+        next_slot = torch.zeros(self.batch, victim_heads, dtype=torch.int32, device="cuda")
+        if not (remembers or novel):
+            return RankRule(), RowState(next_slot)
+        rule = NOVEL if novel else RankRule(decay=NOVEL.decay)
+        values = torch.zeros(self.num_slots * rule.values_per_slot(victim_heads), device="cuda")
+        if not novel:
+            return rule, RowState(next_slot, slot_values=values)
+        ring = torch.arange(1, 17, dtype=torch.int32, device="cuda")
+        state = RowState(
+            next_slot,
+            recent=ring.expand(self.batch, 1, -1).contiguous(),
+            slot_values=values,
+            row_level=torch.full((self.batch,), 1e-3, device="cuda"),
+            row_recall=torch.full((self.batch,), 0.04, device="cuda"),
+            recall_pace=0.0,
+        )
+        return rule, state
 
     def flashinfer(self):
         import flashinfer
@@ -318,7 +333,7 @@ def run(quick: bool, replays: int) -> list[dict]:
             inputs.longflow(full=True, config=config, victim_heads=inputs.kv_heads), replays
         )
         peak = measure(inputs.longflow(config=config, remembers=True), replays)
-        novel = measure(inputs.longflow(config=config, likens=True), replays)
+        novel = measure(inputs.longflow(config=config, novel=True), replays)
         line = {
             "heads": "/".join(map(str, shape)),
             "batch": batch,

@@ -24,7 +24,7 @@ from longflow_kernels.attend_score_evict.launch import launch_config
 from longflow_kernels.attend_score_evict.op import OUT_VALUES
 from longflow_kernels.compress_prompt import kernel as prompt
 from longflow_kernels.compress_prompt.op import COMBINE_ROWS, MAX_CHUNKS
-from longflow_kernels.novelty.kernel import likeness_kernel
+from longflow_kernels.novelty.kernel import similarity_kernel
 from longflow_kernels.novelty.reference import COMPARED_TOKENS
 
 PTXAS = Path(triton.backends.nvidia.__file__).parent / "bin" / "ptxas"
@@ -47,8 +47,11 @@ POINTERS = {
     "v_cache_ptr": "*{cache}",
 }
 FLOATS = ("scaling", "logit_cap", "k_scale", "v_scale", "decay", "novelty_weight", "novelty_span")
-FLOATS += ("level_share", "level_pace", "lowest_level", "recall_enough", "recall_first")
+FLOATS += ("level_share", "level_pace", "lowest_level", "recall_threshold", "recall_first")
 FLOATS += ("recall_pace",)
+#: Arguments of `combine_kernel` that are None without novelty.
+OF_NOVELTY = ("row_level_ptr", "row_recall_ptr", "novelty_weight", "novelty_span", "level_share")
+OF_NOVELTY += ("recall_threshold", "recall_first")
 
 
 def build(
@@ -127,7 +130,8 @@ def attend(
 
 
 def combine(heads: int, victim_heads: int, recent: int, batch: int = 32, **options):
-    memory, likeness = options.get("memory", False), options.get("likeness", False)
+    """`memory`: with slot values; `novelty`: with them and novelty."""
+    memory, novelty = options.get("memory", False), options.get("novelty", False)
     config = launch_config(batch, 8, 128, 132)
     splits = triton.next_power_of_2(config.max_splits)
     constants = dict(
@@ -143,15 +147,19 @@ def combine(heads: int, victim_heads: int, recent: int, batch: int = 32, **optio
         TILES=config.chunk_slots // config.block_n,
         OUT_HEADS=max(1, OUT_VALUES * config.choose_warps // (128 * splits)),
         RECENT=recent,
-        MEMORY=memory,
-        LIKENESS=likeness,
         BLOCK_R=triton.next_power_of_2(max(1, recent)),
         DEPENDENT=True,
     )
+    if not recent:
+        constants["recent_ptr"] = None
+    if not memory:
+        constants["slot_values_ptr"] = None
+    if not novelty:
+        constants.update(dict.fromkeys(OF_NOVELTY))
     return build(combine_kernel, constants, config.choose_warps, 3, "bf16", "bf16")
 
 
-def liken(head_dim: int, cache: str):
+def similarity(head_dim: int, cache: str):
     constants = dict(
         NUM_KV_HEADS=8,
         HEAD_DIM=head_dim,
@@ -165,7 +173,7 @@ def liken(head_dim: int, cache: str):
         DOT_PRECISION="ieee",
         DEPENDENT=True,
     )
-    return build(likeness_kernel, constants, 4, 3, "bf16", cache)
+    return build(similarity_kernel, constants, 4, 3, "bf16", cache)
 
 
 def cut(function, head_dim: int):
@@ -193,7 +201,7 @@ def main() -> None:
         show(f"attend {head_dim} bf16", attend(head_dim, 4, "bf16", "bf16"))
     for batch in (1, 8):
         show(f"attend 128 bf16, batch {batch}", attend(128, 4, "bf16", "bf16", batch))
-    show("attend 128 bf16 beside likeness", attend(128, 4, "bf16", "bf16", beside=True))
+    show("attend 128 bf16 beside similarity", attend(128, 4, "bf16", "bf16", beside=True))
     show("attend 128 fp16", attend(128, 7, "fp16", "fp16"))
     show("attend 128 fp8", attend(128, 4, "bf16", "fp8e4nv"))
     for batch in (1, 8, 32, 128):
@@ -201,9 +209,9 @@ def main() -> None:
     show("combine 64 heads, 64 recent", combine(64, 1, 64))
     show("combine by KV head", combine(32, 8, 0))
     show("combine with memory", combine(32, 1, 0, memory=True))
-    show("combine with likeness, 16 recent", combine(32, 1, 16, memory=True, likeness=True))
+    show("combine with novelty, 16 recent", combine(32, 1, 16, memory=True, novelty=True))
     for head_dim, cache in ((64, "bf16"), (128, "bf16"), (128, "fp8e4nv"), (256, "bf16")):
-        show(f"likeness {head_dim} {cache}", liken(head_dim, cache))
+        show(f"similarity {head_dim} {cache}", similarity(head_dim, cache))
     show("gather", build(gather_indices_kernel, dict(BLOCK=512), 4, 3, "bf16", "bf16"))
     show("normaliser", cut(prompt.normaliser_kernel, 128))
     show("combine chunks", cut(prompt.combine_chunks_kernel, 128))

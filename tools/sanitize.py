@@ -32,10 +32,10 @@ for victim_heads in (1, 2):
         config=SMALL,
     )
     assert_step(case, tolerance=2e-2, score_rounding=2e-3)
-for written in (1, 32):  # at the first overwrite all keys are compared, later those with the newest
-    liken = StepRow(kv_len=90, overwrites=True, scored=True, likens=True, written=written)
+for written in (1, 32):  # the first overwrite compares all keys, later ones those with the newest
+    novel = StepRow(kv_len=90, overwrites=True, scored=True, uses_novelty=True, written=written)
     case = DecodeCase(
-        [liken, StepRow(kv_len=0), StepRow(kv_len=18)],
+        [novel, StepRow(kv_len=0), StepRow(kv_len=18)],
         protect_sink_tokens=4,
         protect_recent_tokens=64,
         dtype=torch.bfloat16,

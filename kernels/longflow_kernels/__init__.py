@@ -1,5 +1,6 @@
 """LongFlow's tensor operations: torch and triton only, no SGLang."""
 
+from longflow_kernels.attend_score_evict.arguments import Novelty, RankRule
 from longflow_kernels.attend_score_evict.reference import attention_mass, removal_scores
 from longflow_kernels.compress_prompt.reference import (
     pool_scores,
@@ -15,16 +16,18 @@ from longflow_kernels.novelty.recall import (
     novelty_worth,
     recalled_part,
 )
-from longflow_kernels.novelty.reference import COMPARED_TOKENS, compares, found_likeness
+from longflow_kernels.novelty.reference import COMPARED_TOKENS, compares, found_similarity
 
 __all__ = [
     "COMPARED_TOKENS",
     "RECALL_PACE",
+    "Novelty",
+    "RankRule",
     "attention_mass",
     "compares",
     "first_level",
     "first_recall",
-    "found_likeness",
+    "found_similarity",
     "next_level",
     "next_recall",
     "novelty_worth",

@@ -11,8 +11,8 @@ from sglang.srt.runtime_context import get_parallel
 
 from sglang_longflow.backend.decode_fused import FusedDecode
 from sglang_longflow.backend.decode_reference import ReferenceDecode
-from sglang_longflow.backend.graph_sizes import cover_rows
-from sglang_longflow.backend.moves import carry_out
+from sglang_longflow.backend.graph_sizes import graph_batch_sizes
+from sglang_longflow.backend.moves import copy_moved_kv
 from sglang_longflow.backend.policy_memory import PolicyMemory
 from sglang_longflow.backend.prefill_plan import PrefillPlan
 from sglang_longflow.backend.prompt_cut import PromptCut
@@ -66,8 +66,8 @@ class LongFlowAttnBackend(AttentionBackend):
     """Wraps the backend the server would use; prefill stays with it.
 
     - A prefill step also records which positions of an over-long prompt each layer keeps.
-    - A decode step first carries out the K/V moves of rows that become owners of their slots.
-    - Then `FusedDecode` (one kernel) or `ReferenceDecode` (SGLang's attention, and the score in
+    - A decode step first copies the K/V of rows that become owners of their slots.
+    - Then `FusedDecode` (Triton kernels) or `ReferenceDecode` (SGLang's attention, and the score in
       PyTorch) attends to the resident tokens, writes each full row's K/V over its victim, and picks
       the next one, on the device.
     """
@@ -93,20 +93,16 @@ class LongFlowAttnBackend(AttentionBackend):
             kv_heads if config.kv_victims == "kv_head" else 1,
         )
         num_q_heads = model_runner.model_config.num_attention_heads // get_parallel().attn_tp_size
-        self.memory = (
-            PolicyMemory(
-                policy.needs,
-                num_layers=self.num_layers,
-                num_rows=num_rows,
-                num_slots=num_slots,
-                num_q_heads=num_q_heads,
-                head_dim=head_dim,
-                dtype=model_runner.dtype,
-                device=device,
-                victim_heads=self.state.victim_heads,
-            )
-            if policy.needs.any
-            else None
+        self.memory = PolicyMemory(
+            policy.needs,
+            num_layers=self.num_layers,
+            num_rows=num_rows,
+            num_slots=num_slots,
+            num_q_heads=num_q_heads,
+            head_dim=head_dim,
+            dtype=model_runner.dtype,
+            device=device,
+            victim_heads=self.state.victim_heads,
         )
         self.decode = (
             FusedDecode(
@@ -125,15 +121,15 @@ class LongFlowAttnBackend(AttentionBackend):
         )
         if self.fused:
             self.prompt_cut.compile(num_q_heads, model_runner.dtype)
-            self._cover_rows(model_runner, config.kv_budget)
-        self._note_state_bytes()
+            self._set_graph_batch_sizes(model_runner, config.kv_budget)
+        self._record_state_bytes()
         runtime.current().l2_set_aside_bytes = self.decode.l2_bytes
         self._prepare_prefill = inner.init_forward_metadata
         if device.type == "cuda" and PrefillPlan.can_plan(inner):
             self._prepare_prefill = PrefillPlan(inner).prepare
 
     @staticmethod
-    def _cover_rows(model_runner, budget: int) -> None:
+    def _set_graph_batch_sizes(model_runner, budget: int) -> None:
         """Have decode CUDA graphs captured for every batch that fits the pool at the budget."""
         graphs = model_runner.server_args.cuda_graph_config.decode
         if (
@@ -141,7 +137,7 @@ class LongFlowAttnBackend(AttentionBackend):
             and graphs.bs
             and getattr(model_runner.server_args, "kv_graphs_cover_rows", False)
         ):
-            graphs.bs = cover_rows(graphs.bs, model_runner.max_total_num_tokens // budget)
+            graphs.bs = graph_batch_sizes(graphs.bs, model_runner.max_total_num_tokens // budget)
             graphs.max_bs = graphs.bs[-1]
 
     def __getattr__(self, name):
@@ -174,9 +170,9 @@ class LongFlowAttnBackend(AttentionBackend):
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int):
         self.decode.init_cuda_graph_state(max_bs)
-        self._note_state_bytes()
+        self._record_state_bytes()
 
-    def _note_state_bytes(self) -> None:
+    def _record_state_bytes(self) -> None:
         runtime.current().device_state_bytes = self.state.state_bytes + self.decode.nbytes
 
     def init_forward_metadata_out_graph(self, forward_batch, in_capture: bool = False):
@@ -197,7 +193,7 @@ class LongFlowAttnBackend(AttentionBackend):
     def _begin_moved_rows(self, req_pool_indices: torch.Tensor, view: DecodeView | None) -> None:
         if view is None:
             return
-        carry_out(view.moves, self.token_to_kv_pool, self.num_layers)
+        copy_moved_kv(view.moves, self.token_to_kv_pool, self.num_layers)
         fresh = [(i, view.kv_lens[i]) for i, is_fresh in enumerate(view.fresh) if is_fresh]
         if fresh:
             index, budgets = torch.tensor(fresh).T.to(req_pool_indices.device, non_blocking=True)
@@ -221,15 +217,15 @@ class LongFlowAttnBackend(AttentionBackend):
         out = self.inner.forward_extend(q, k, v, layer, forward_batch, save_kv_cache)
         if self.prompt_cut.rows and k is not None:
             queries = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
-            self.prompt_cut.note_layer(queries, layer)
-            if self.memory is not None:
+            self.prompt_cut.record_layer(queries, layer)
+            if self.memory.queries is not None:
                 for row in self.prompt_cut.rows:
-                    self._note_prompt_queries(row, queries, layer)
+                    self._record_prompt_queries(row, queries, layer)
         return out
 
-    def _note_prompt_queries(self, row: PromptRow, queries: torch.Tensor, layer) -> None:
+    def _record_prompt_queries(self, row: PromptRow, queries: torch.Tensor, layer) -> None:
         window = self.memory.needs.query_window
         last = torch.arange(row.prompt_tokens - window, row.prompt_tokens, device=queries.device)
         rows = torch.full_like(last, row.req_pool_idx)
         kept = queries[row.query_end - window : row.query_end]
-        self.memory.note_queries(layer.layer_id, rows, last, kept)
+        self.memory.record_queries(layer.layer_id, rows, last, kept)

@@ -1,4 +1,4 @@
-"""Decode in LongFlow's own kernel: write, attend, score and choose in one pass, CUDA graphs on."""
+"""Decode in LongFlow's own kernels: write, attend, score and choose, CUDA graphs on."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
+from longflow_kernels.attend_score_evict.arguments import DecodeStep, KVCache
 from longflow_kernels.attend_score_evict.launch import LaunchConfig, launch_config
-from longflow_kernels.attend_score_evict.op import Workspace, attend_score_evict, gather_kv_indices
-from longflow_kernels.attend_score_evict.rows import (
-    LIKENS,
-    NUM_FIELDS,
-    pack_columns,
-    pack_full_rows,
-)
+from longflow_kernels.attend_score_evict.op import attend_score_evict, gather_kv_indices
+from longflow_kernels.attend_score_evict.rows import NUM_FIELDS, pack_columns, pack_full_rows
+from longflow_kernels.attend_score_evict.workspace import Workspace
 from sglang_longflow.backend.policy_memory import PolicyMemory
 from sglang_longflow.backend.pool import scale_of
 from sglang_longflow.backend.victim_state import DecodeState
@@ -22,7 +19,7 @@ from sglang_longflow.policies import Policy
 
 
 @dataclass(frozen=True)
-class DecodeStep:
+class PreparedStep:
     """A decode step on the device, in memory that a CUDA graph may have captured.
 
     Attributes
@@ -48,13 +45,13 @@ class FusedDecode:
     model_runner : ModelRunner
     state : DecodeState
     policy : Policy
-        The server's; its protected tokens and its `peak_decay` are those of all requests.
+        The server's; its protected tokens and its `rank_rule` are those of all requests.
     num_q_heads : int
         Of this tensor-parallel rank.
     row_tokens : int
         Most tokens that a row may hold resident.
-    memory : PolicyMemory, optional
-        Where the server's policy remembers scores.
+    memory : PolicyMemory
+        What the server's policy remembers.
     """
 
     def __init__(
@@ -64,11 +61,12 @@ class FusedDecode:
         policy: Policy,
         num_q_heads: int,
         row_tokens: int,
-        memory: PolicyMemory | None = None,
+        memory: PolicyMemory,
     ):
-        self.state = state
         self.memory = memory
-        self.policy = policy
+        self.rule = policy.rank_rule
+        layers = range(state.next_slot.shape[0])
+        self.row_states = [memory.row_state(layer_id, state) for layer_id in layers]
         self.row_tokens = row_tokens
         self.req_to_token = model_runner.req_to_token_pool.req_to_token
         self.token_to_kv_pool = model_runner.token_to_kv_pool
@@ -92,7 +90,7 @@ class FusedDecode:
         )
         # Scored rows hold no more than the pool.
         self.l2_bytes = self.workspace.keep_in_l2(key.shape[0])
-        self._step: DecodeStep | None = None
+        self._step: PreparedStep | None = None
         self._graph_fields: torch.Tensor | None = None
         self._graph_indices: torch.Tensor | None = None
 
@@ -100,8 +98,8 @@ class FusedDecode:
     def nbytes(self) -> int:
         """Bytes of device memory beside the model and the pool, graph buffers included."""
         graph = [t for t in (self._graph_fields, self._graph_indices) if t is not None]
-        remembered = self.memory.nbytes if self.memory else 0
-        return remembered + self.workspace.nbytes + sum(t.numel() * t.element_size() for t in graph)
+        graph_bytes = sum(t.numel() * t.element_size() for t in graph)
+        return self.memory.nbytes + self.workspace.nbytes + graph_bytes
 
     # preparation, outside a graph
 
@@ -115,11 +113,11 @@ class FusedDecode:
         tokens = sum(view.kv_lens) if view else forward_batch.seq_lens_sum
         kv_indices = torch.empty(tokens, dtype=torch.int32, device=self.device)
         gather_kv_indices(self.req_to_token, forward_batch.req_pool_indices, fields, kv_indices)
-        self._step = DecodeStep(fields, kv_indices, self._config(host.shape[1]))
+        self._step = PreparedStep(fields, kv_indices, self._config(host.shape[1]))
 
-    def _padded_step(self, batch: int) -> DecodeStep:
+    def _padded_step(self, batch: int) -> PreparedStep:
         fields = torch.zeros(NUM_FIELDS, batch, dtype=torch.int32, device=self.device)
-        return DecodeStep(fields, fields[0], self._config(batch))
+        return PreparedStep(fields, fields[0], self._config(batch))
 
     def init_cuda_graph_state(self, max_bs: int) -> None:
         """Memory that all captured graphs read; zero lengths are padded rows."""
@@ -149,9 +147,9 @@ class FusedDecode:
             step.kv_indices,
         )
 
-    def _graph_step(self, batch: int) -> DecodeStep:
+    def _graph_step(self, batch: int) -> PreparedStep:
         assert self._graph_fields is not None and self._graph_indices is not None
-        return DecodeStep(self._graph_fields[:, :batch], self._graph_indices, self._config(batch))
+        return PreparedStep(self._graph_fields[:, :batch], self._graph_indices, self._config(batch))
 
     def _pack(self, seq_lens_cpu: torch.Tensor, view: DecodeView | None) -> torch.Tensor:
         if view is None:
@@ -169,8 +167,8 @@ class FusedDecode:
             else:
                 scored[i] = True
                 by_attention[i] = policy.ranks_by == "attention"
-                remembers[i] = LIKENS if policy.needs.slot_likeness else int(policy.peak_decay > 0)
-                assert not remembers[i] or self.memory, f"{policy.name} needs memory"
+                remembers[i] = policy.rank_rule.remembers
+                assert not remembers[i] or self.memory.needs.slot_score, policy.name
         return pack_columns(
             view.kv_lens,
             overwrites=view.overwrite,
@@ -179,7 +177,7 @@ class FusedDecode:
             given_victims=given,
             written=written,
             remembers=remembers,
-            places=self.workspace.places,
+            capacity=self.workspace.score_capacity,
         )
 
     def _to_device(self, host: torch.Tensor) -> torch.Tensor:
@@ -200,36 +198,23 @@ class FusedDecode:
                 f"longflow: layer {layer.layer_id} has no K/V of its own to write in attention, "
                 f"so full rows cannot overwrite their victims"
             )
-        step, state, layer_id = self._step, self.state, layer.layer_id
+        step, layer_id = self._step, layer.layer_id
+        assert step is not None
         out = attend_score_evict(
             q.view(-1, layer.tp_q_head_num, layer.qk_head_dim),
             k.view(-1, layer.tp_k_head_num, layer.qk_head_dim),
             v.view(-1, layer.tp_v_head_num, layer.v_head_dim),
-            self.token_to_kv_pool.get_key_buffer(layer_id),
-            self.token_to_kv_pool.get_value_buffer(layer_id),
-            step.kv_indices,
-            forward_batch.req_pool_indices,
-            step.fields,
-            state.next_slot[layer_id],
+            KVCache(
+                self.token_to_kv_pool.get_key_buffer(layer_id),
+                self.token_to_kv_pool.get_value_buffer(layer_id),
+                scale_of(layer, "k"),
+                scale_of(layer, "v"),
+            ),
+            DecodeStep(step.kv_indices, forward_batch.req_pool_indices, step.fields, step.config),
+            self.row_states[layer_id],
+            self.rule,
             self.workspace,
             scaling=layer.scaling,
-            config=step.config,
             logit_cap=layer.logit_cap,
-            k_scale=scale_of(layer, "k"),
-            v_scale=scale_of(layer, "v"),
-            protect_sink_tokens=self.policy.first_tokens_kept,
-            recent=None if state.recent is None else state.recent[layer_id],
-            slot_score=None if self.memory is None else self.memory.slot_words[layer_id],
-            decay=self.policy.peak_decay,
-            likeness=self.policy.needs.slot_likeness,
-            row_level=self.memory.row_level[layer_id]
-            if self.memory is not None and self.memory.row_level is not None
-            else None,
-            novelty_weight=self.policy.novelty_weight,
-            novelty_span=self.policy.novelty_span,
-            level_share=self.policy.level_share,
-            row_recall=None if self.memory is None else self.memory.row_recall,
-            recall_enough=self.policy.recall_enough,
-            recall_pace=0.0 if self.memory is None else self.memory.recall_pace,
         )
         return out.view(-1, layer.tp_q_head_num * layer.v_head_dim)

@@ -15,6 +15,7 @@ from sglang_longflow.backend.pool import load_kv
 from sglang_longflow.backend.victim_state import DecodeState
 from sglang_longflow.core.contracts import DecodeView, FullRow
 from sglang_longflow.policies import FullRows, Policy
+from sglang_longflow.policies.rows import NO_MEMORY, RowMemory
 
 
 @dataclass
@@ -56,7 +57,7 @@ class ReferenceDecode:
         inner: AttentionBackend,
         model_runner,
         state: DecodeState,
-        memory: PolicyMemory | None = None,
+        memory: PolicyMemory,
     ):
         self.inner = inner
         self.state = state
@@ -67,7 +68,7 @@ class ReferenceDecode:
 
     @property
     def nbytes(self) -> int:
-        return self.memory.nbytes if self.memory else 0
+        return self.memory.nbytes
 
     def init_cuda_graph_state(self, max_bs: int) -> None:
         raise RuntimeError(
@@ -120,8 +121,8 @@ class ReferenceDecode:
 
     def forward(self, q, k, v, layer, forward_batch, save_kv_cache=True):
         step = self._step
-        if self.memory is not None and k is not None:
-            self.memory.note_queries(
+        if k is not None:
+            self.memory.record_queries(
                 layer.layer_id,
                 forward_batch.req_pool_indices,
                 forward_batch.seq_lens.to(torch.int64) - 1,
@@ -161,11 +162,10 @@ class ReferenceDecode:
             q = queries[group.batch_index]
             return attention_mass(q, load("k"), layer.scaling, layer.logit_cap)
 
-        recent = self.state.note_written(layer_id, step.rows, group.budget_tokens, overwrites)
+        recent = self.state.record_written(layer_id, step.rows, group.budget_tokens, overwrites)
         written = self.state.next_slot[layer_id, step.rows, 0].long()
-        memory = None
+        memory: RowMemory = NO_MEMORY
         if group.policy.needs.any:
-            assert self.memory is not None
             memory = LayerRows(self.memory, layer_id, step, written)
         rows = FullRows(
             budget_tokens=group.budget_tokens,

@@ -7,7 +7,7 @@ from __future__ import annotations
 MAX_ROWS = 1280
 
 
-def cover_rows(sizes: list[int], rows: int) -> list[int]:
+def graph_batch_sizes(sizes: list[int], rows: int) -> list[int]:
     """`sizes` and further ones up to `rows`, ascending.
 
     SGLang ends at a size that suits requests with full KV (24 on a 24 GiB card, 256 or 512 on large

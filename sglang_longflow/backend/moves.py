@@ -9,7 +9,7 @@ import torch
 from sglang_longflow.core.contracts import RowMove
 
 
-def carry_out(moves: Sequence[RowMove], kv_pool, num_layers: int) -> None:
+def copy_moved_kv(moves: Sequence[RowMove], kv_pool, num_layers: int) -> None:
     """Copy every move of a step, layer by layer; mutates the pool.
 
     All sources of a layer are read before any destination is written: a slot that one row gave

@@ -7,8 +7,10 @@ from functools import cached_property
 import torch
 
 from longflow_kernels import RECALL_PACE, first_level, next_level, next_recall
+from longflow_kernels.attend_score_evict.arguments import RowState
+from sglang_longflow.backend.victim_state import DecodeState
 from sglang_longflow.core.contracts import FullRow
-from sglang_longflow.policies import Needs
+from sglang_longflow.policies.rows import Needs, undeclared
 
 
 class PolicyMemory:
@@ -20,13 +22,13 @@ class PolicyMemory:
 
     Attributes
     ----------
-    slot_words : torch.Tensor or None
-        [num_layers, num_slots * words] float32, those of a slot side by side: its scores, one for
-        each of `victim_heads`; or its score and its likeness.
+    slot_values : torch.Tensor or None
+        [num_layers, num_slots * values_per_slot] float32, those of a slot side by side: its scores,
+        one for each of `victim_heads`; or its score and its similarity.
     slot_score : torch.Tensor or None
-        [num_layers, num_slots * victim_heads], in `slot_words`.
-    slot_likeness : torch.Tensor or None
-        [num_layers, num_slots], in `slot_words`.
+        [num_layers, num_slots * victim_heads], in `slot_values`.
+    slot_similarity : torch.Tensor or None
+        [num_layers, num_slots], in `slot_values`.
     row_level : torch.Tensor or None
         [num_layers, num_rows] float32, what a share of the row's slots have remembered less than.
     row_recall : torch.Tensor or None
@@ -62,14 +64,15 @@ class PolicyMemory:
             return torch.zeros(num_layers, *shape, dtype=dtype, device=device) if needed else None
 
         window, queue = needs.query_window, needs.queue_tokens
-        words = 2 if needs.slot_likeness else victim_heads
-        self.slot_words = new(needs.slot_score, num_slots * words, dtype=torch.float32)
-        self.slot_score, self.slot_likeness = self.slot_words, None
-        if needs.slot_likeness:
-            assert self.slot_words is not None and victim_heads == 1
-            self.slot_score, self.slot_likeness = self.slot_words.view(num_layers, -1, 2).unbind(2)
-        self.row_level = new(needs.slot_likeness, num_rows, dtype=torch.float32)
-        self.row_recall = torch.zeros(num_rows, device=device) if needs.slot_likeness else None
+        values_per_slot = 2 if needs.slot_similarity else victim_heads
+        self.slot_values = new(needs.slot_score, num_slots * values_per_slot, dtype=torch.float32)
+        self.slot_score, self.slot_similarity = self.slot_values, None
+        if needs.slot_similarity:
+            assert self.slot_values is not None and victim_heads == 1
+            pairs = self.slot_values.view(num_layers, -1, 2)
+            self.slot_score, self.slot_similarity = pairs.unbind(2)
+        self.row_level = new(needs.slot_similarity, num_rows, dtype=torch.float32)
+        self.row_recall = torch.zeros(num_rows, device=device) if needs.slot_similarity else None
         self.recall_pace = RECALL_PACE / num_layers
         self.slot_order = new(needs.slot_order, num_slots, dtype=torch.int32)
         self.queries = new(window, num_rows, window, num_q_heads, head_dim, dtype=dtype)
@@ -78,7 +81,7 @@ class PolicyMemory:
     @property
     def nbytes(self) -> int:
         tensors = (
-            self.slot_words,
+            self.slot_values,
             self.row_level,
             self.row_recall,
             self.slot_order,
@@ -87,7 +90,23 @@ class PolicyMemory:
         )
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
-    def note_queries(
+    def row_state(self, layer_id: int, victims: DecodeState) -> RowState:
+        """What the fused kernels keep of one layer's rows: views of this memory and of `victims`,
+        which stay right as long as both."""
+
+        def layer(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else tensor[layer_id]
+
+        return RowState(
+            next_slot=victims.next_slot[layer_id],
+            recent=layer(victims.recent),
+            slot_values=layer(self.slot_values),
+            row_level=layer(self.row_level),
+            row_recall=self.row_recall,
+            recall_pace=self.recall_pace,
+        )
+
+    def record_queries(
         self, layer_id: int, rows: torch.Tensor, positions: torch.Tensor, queries: torch.Tensor
     ) -> None:
         """Remember one query of each row, or several of one row.
@@ -175,9 +194,9 @@ class LayerRows:
         self.written = torch.where(step.overwrites[:, 0] == 0, last, victims)
         self._order: torch.Tensor | None = None
         if memory.slot_order is not None:
-            self._order = self._note_order(memory.slot_order[layer_id])
+            self._order = self._record_order(memory.slot_order[layer_id])
 
-    def _note_order(self, stored: torch.Tensor) -> torch.Tensor:
+    def _record_order(self, stored: torch.Tensor) -> torch.Tensor:
         slots, done, own = self.step.slots, self.step.overwrites, self.step.own
         budget = slots.shape[1]
         filled = torch.arange(budget, device=slots.device).expand_as(slots)
@@ -188,26 +207,32 @@ class LayerRows:
 
     def order(self) -> torch.Tensor:
         """[n, budget] int64: the higher, the later a slot's token was written."""
-        assert self._order is not None, "the policy does not need slot_order"
+        if self._order is None:
+            raise undeclared("order", "slot_order=True")
         return self._order
 
-    def accumulate(self, scores: torch.Tensor, decay: float, peak: bool = False) -> torch.Tensor:
+    def accumulate(
+        self, scores: torch.Tensor, decay: float = 1.0, peak: bool = False
+    ) -> torch.Tensor:
         """What the slots have, counted `decay` times, plus `scores` [n, budget] (or the larger)."""
-        assert self.memory.slot_score is not None, "the policy does not need slot_score"
+        if self.memory.slot_score is None:
+            raise undeclared("accumulate", "slot_score=True")
         stored = self.memory.slot_score[self.layer_id]
         before = self._before(stored) * decay
         return self._store(stored, torch.maximum(before, scores) if peak else before + scores)
 
-    def likest(self, likeness: torch.Tensor) -> torch.Tensor:
-        """The larger of what the slots have and `likeness` [n, budget]."""
-        assert self.memory.slot_likeness is not None, "the policy does not need slot_likeness"
-        stored = self.memory.slot_likeness[self.layer_id]
-        return self._store(stored, torch.maximum(self._before(stored), likeness))
+    def max_similarity(self, similarity: torch.Tensor) -> torch.Tensor:
+        """The larger of what the slots have and `similarity` [n, budget]."""
+        if self.memory.slot_similarity is None:
+            raise undeclared("max_similarity", "slot_similarity=True")
+        stored = self.memory.slot_similarity[self.layer_id]
+        return self._store(stored, torch.maximum(self._before(stored), similarity))
 
     def level(self, remembered: torch.Tensor, share: float) -> torch.Tensor:
         """[n, 1]: what about `share` of each row's slots had in `remembered` [n, budget], as far
         as it has followed by the step before; it takes its next step. 0 before a row overwrites."""
-        assert self.memory.row_level is not None, "the policy does not need slot_likeness"
+        if self.memory.row_level is None:
+            raise undeclared("level", "slot_similarity=True")
         stored, rows = self.memory.row_level[self.layer_id], self.step.rows
         done = self.step.overwrites
         level = torch.where(done == 0, 0.0, stored[rows][:, None])
@@ -218,7 +243,8 @@ class LayerRows:
     def recall(self, part: torch.Tensor, begins_at: float) -> torch.Tensor:
         """[n, 1]: each row's recall until the layer before, and `begins_at` where it has just
         filled; it takes in this layer's `part` [n, 1]."""
-        assert self.memory.row_recall is not None, "the policy does not need slot_likeness"
+        if self.memory.row_recall is None:
+            raise undeclared("recall", "slot_similarity=True")
         stored, rows, done = self.memory.row_recall, self.step.rows, self.step.overwrites
         recall = torch.where(done == 0, begins_at, stored[rows][:, None])
         later = next_recall(recall, part, self.memory.recall_pace)
@@ -227,7 +253,8 @@ class LayerRows:
 
     def past(self, decay: float) -> torch.Tensor:
         """[n, budget]: what `accumulate` had for the slots, counted `decay` times."""
-        assert self.memory.slot_score is not None, "the policy does not need slot_score"
+        if self.memory.slot_score is None:
+            raise undeclared("past", "slot_score=True")
         return self._before(self.memory.slot_score[self.layer_id]) * decay
 
     def _before(self, stored: torch.Tensor) -> torch.Tensor:
@@ -245,7 +272,8 @@ class LayerRows:
 
         The others are 0, whatever an earlier request left there.
         """
-        assert self.memory.queries is not None, "the policy does not need queries"
+        if self.memory.queries is None:
+            raise undeclared("queries", "query_window=...")
         window = self.memory.needs.query_window
         step = self.step
         age = torch.arange(window - 1, -1, -1, device=step.rows.device)
@@ -256,11 +284,13 @@ class LayerRows:
 
     def store_queue(self, queue: torch.Tensor) -> None:
         """Remember victims [n, interval]."""
-        assert self.memory.queue is not None, "the policy does not need a queue"
+        if self.memory.queue is None:
+            raise undeclared("store_queue", "queue_tokens=...")
         self.memory.queue[self.layer_id, self.step.rows, : queue.shape[1]] = queue.to(torch.int32)
 
     def queued(self, interval: int) -> torch.Tensor:
         """[n] int64, this step's victims out of the queues."""
-        assert self.memory.queue is not None, "the policy does not need a queue"
+        if self.memory.queue is None:
+            raise undeclared("queued", "queue_tokens=...")
         place = self.step.queue_place(interval)
         return self.memory.queue[self.layer_id, self.step.rows, place].long()

@@ -83,7 +83,7 @@ class PromptCut:
             window.mass = torch.empty(shape, dtype=torch.float32, device=device)
         self.first_layer = 0  # whose picks have not been made
 
-    def note_layer(self, queries: torch.Tensor, layer) -> None:
+    def record_layer(self, queries: torch.Tensor, layer) -> None:
         """After a layer's attention, its keys being in the pool.
 
         Parameters

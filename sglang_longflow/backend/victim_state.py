@@ -56,7 +56,7 @@ class DecodeState:
         last = (budget_tokens - 1).to(torch.int32)
         self.next_slot[:, rows] = last[:, None].expand(-1, self.victim_heads)
 
-    def note_written(
+    def record_written(
         self, layer_id: int, rows: torch.Tensor, budget_tokens: int, overwrites: list[int]
     ) -> torch.Tensor | None:
         """Update the ring of recent tokens of full rows; returns it, [n, protect_recent_tokens].

@@ -38,7 +38,7 @@ class Runtime:
     exporter : object or None
         Prometheus exporter (`hooks.metrics.Exporter`), where the server has metrics on.
     device_state_bytes : int
-        Bytes of `flow.decode.DecodeState`, for the banner and the stats.
+        Bytes of `backend.victim_state.DecodeState`, for the banner and the stats.
     l2_set_aside_bytes : int
         Of the GPU's L2 cache, for scores (`longflow_kernels.attend_score_evict.l2`).
     pending_view : PendingView or None

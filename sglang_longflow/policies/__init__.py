@@ -20,8 +20,8 @@ from sglang_longflow.policies.vatp import VATP
 _POLICIES: dict[str, type[Policy]] = {
     cls.name: cls
     for cls in (
-        *(LongFlow, Streaming, Tova, Random, LongFlowPeak),  # fused
-        *(LongFlowNovel, H2O, H2OLast, VATP, SnapKVDecode, RKV, RPC, KeyDiff),  # reference decode
+        *(LongFlow, Streaming, Tova, Random, LongFlowPeak, LongFlowNovel),  # fused decode
+        *(H2O, H2OLast, VATP, SnapKVDecode, RKV, RPC, KeyDiff),  # reference decode only
     )
 }
 

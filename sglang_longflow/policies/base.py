@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
 
-from longflow_kernels import top_positions
+from longflow_kernels import RankRule, top_positions
 from sglang_longflow.policies.rows import FullRows, Needs
 
 
@@ -49,8 +50,7 @@ class Policy:
     name: ClassVar[str]
     #: The victim is the arg-min over what is not protected of `FullRows.removal_scores`
     #: ("removal") or `FullRows.attention_mass` ("attention"), so the fused kernel can pick it;
-    #: with `peak_decay`, over the highest of that and earlier steps', and where the policy needs
-    #: `slot_likeness`, with `novelty_weight` added.
+    #: under a `rank_rule` with a decay, of the highest of that and earlier steps', plus novelty.
     ranks_by: ClassVar[str | None] = None
     needs: ClassVar[Needs] = Needs()
     #: Queries at the end of a prompt that `prompt_keep` looks at; they are always recomputed,
@@ -68,31 +68,10 @@ class Policy:
         window = self.needs.query_window
         return max(cut, decode, 2 * (window + decode - 2) if window else 0)
 
-    @property
-    def peak_decay(self) -> float:
-        """How much a slot's past scores count, each step again; 0: this step's alone counts."""
-        return 0.0
-
-    @property
-    def novelty_weight(self) -> float:
-        """What being unlike all newer tokens adds to a slot's score, in levels of the row: times
-        ``min(1, (1 - likeness) / novelty_span)``."""
-        return 0.0
-
-    @property
-    def novelty_span(self) -> float:
-        return 1.0
-
-    @property
-    def level_share(self) -> float:
-        """The share of a row's slots that have remembered less than its level."""
-        return 0.0
-
-    @property
-    def recall_enough(self) -> float:
-        """The part of a row's scores that must go back to slots below its level, so that novelty
-        counts in full (`longflow_kernels.novelty_worth`)."""
-        return 1.0
+    @cached_property
+    def rank_rule(self) -> RankRule:
+        """How the fused kernel ranks the slots of this policy's rows, beside `ranks_by`."""
+        return RankRule(self.first_tokens_kept)
 
     @property
     def first_tokens_kept(self) -> int:
@@ -127,7 +106,8 @@ class Policy:
     def scores(self, rows: FullRows) -> torch.Tensor:
         """[n, budget_tokens] float32: the lowest go first; infinite ones stay."""
         found = rows.attention_mass if self.ranks_by == "attention" else rows.removal_scores
-        return rows.accumulate(found, self.peak_decay, peak=True) if self.peak_decay else found
+        decay = self.rank_rule.decay
+        return rows.memory.accumulate(found, decay, peak=True) if decay else found
 
     def victims(self, rows: FullRows) -> torch.Tensor:
         """Row index [n] int64 of the slot each row overwrites with its next token.
@@ -139,10 +119,10 @@ class Policy:
             return torch.tensor(picks, dtype=torch.int64).to(rows.device, non_blocking=True)
         interval = self.interval_tokens(rows.budget_tokens)
         if not self.is_due(rows.budget_tokens, rows.overwrites[0]):
-            return rows.queued(interval)
+            return rows.memory.queued(interval)
         queue = rows.lowest(self.scores(rows), self.first_tokens_kept, interval)
         if interval > 1:
-            rows.store_queue(queue)
+            rows.memory.store_queue(queue)
         return queue[:, 0]
 
     def prompt_keep(self, prompt: PromptEnd) -> torch.Tensor:

@@ -34,7 +34,7 @@ class H2O(Policy):
 
     def heavy(self, rows: FullRows) -> torch.Tensor:
         """[n, budget_tokens] float32, what ranks the tokens that are not recent."""
-        return rows.accumulate(rows.attention_mass)
+        return rows.memory.accumulate(rows.attention_mass)
 
 
 @dataclass(frozen=True)

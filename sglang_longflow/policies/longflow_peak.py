@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
+from longflow_kernels import RankRule
 from sglang_longflow.policies.base import Policy
 from sglang_longflow.policies.rows import Needs
 
@@ -26,6 +28,6 @@ class LongFlowPeak(Policy):
 
     decay: float = 0.95
 
-    @property
-    def peak_decay(self) -> float:
-        return self.decay
+    @cached_property
+    def rank_rule(self) -> RankRule:
+        return RankRule(self.first_tokens_kept, decay=self.decay)

@@ -17,20 +17,20 @@ class Needs:
     Attributes
     ----------
     slot_score : bool
-        One float32 for each slot, `FullRows.accumulate`.
-    slot_likeness : bool
-        One more float32 for each slot, `FullRows.likest`, and two for each row,
-        `FullRows.level` and `FullRows.recall`.
+        One float32 for each slot, `RowMemory.accumulate`.
+    slot_similarity : bool
+        One more float32 for each slot, `RowMemory.max_similarity`, and two for each row,
+        `RowMemory.level` and `RowMemory.recall`.
     slot_order : bool
-        When each slot was written, `FullRows.order`.
+        When each slot was written, `RowMemory.order`.
     query_window : int
-        Queries of the last steps, `FullRows.queries`.
+        Queries of the last steps, `RowMemory.queries`.
     queue_tokens : int
         Victims that are picked at once, at most.
     """
 
     slot_score: bool = False
-    slot_likeness: bool = False
+    slot_similarity: bool = False
     slot_order: bool = False
     query_window: int = 0
     queue_tokens: int = 0
@@ -43,7 +43,7 @@ class Needs:
         """Whether memory for `other` serves this too."""
         return (
             self.slot_score <= other.slot_score
-            and self.slot_likeness <= other.slot_likeness
+            and self.slot_similarity <= other.slot_similarity
             and self.slot_order <= other.slot_order
             and self.query_window in (0, other.query_window)
             and self.queue_tokens <= other.queue_tokens
@@ -51,17 +51,103 @@ class Needs:
 
 
 class RowMemory(Protocol):
-    """What the server remembers of one layer's full rows (`flow.policy_memory`)."""
+    """What the server remembers of one layer's full rows between steps.
 
-    def order(self) -> torch.Tensor: ...
-    def accumulate(self, scores: torch.Tensor, decay: float, peak: bool) -> torch.Tensor: ...
-    def likest(self, likeness: torch.Tensor) -> torch.Tensor: ...
-    def level(self, remembered: torch.Tensor, share: float) -> torch.Tensor: ...
-    def recall(self, part: torch.Tensor, begins_at: float) -> torch.Tensor: ...
-    def past(self, decay: float) -> torch.Tensor: ...
-    def queries(self) -> tuple[torch.Tensor, torch.Tensor]: ...
-    def store_queue(self, queue: torch.Tensor) -> None: ...
-    def queued(self, interval: int) -> torch.Tensor: ...
+    `PolicyMemory` keeps it, as far as the policy's `needs` say so; n rows of ``budget_tokens``.
+    """
+
+    def order(self) -> torch.Tensor:
+        """[n, budget_tokens] int64: the higher, the later a slot's token was written."""
+
+    def accumulate(
+        self, scores: torch.Tensor, decay: float = 1.0, peak: bool = False
+    ) -> torch.Tensor:
+        """Add this step's [n, budget_tokens] to each slot's memory, and return it.
+
+        With `peak` the memory is the larger of the two instead of their sum.
+
+        A slot's memory starts at 0 when its token is written, all of it when the row fills, and
+        counts ``decay`` times as much with every step. Call it once per step.
+        """
+
+    def past(self, decay: float) -> torch.Tensor:
+        """[n, budget_tokens]: what `accumulate` had before this step, counted `decay` times; call
+        it first."""
+
+    def max_similarity(self, similarity: torch.Tensor) -> torch.Tensor:
+        """Each slot's largest similarity [n, budget_tokens] >= 0 so far, this step's included.
+
+        As `accumulate` with `peak` and no decay, in another memory.
+        """
+
+    def level(self, remembered: torch.Tensor, share: float) -> torch.Tensor:
+        """[n, 1]: what about `share` of each row's slots had in `remembered` [n, budget_tokens],
+        as it was followed until the step before; 0 for rows that filled in this step.
+
+        It follows this step's, too (`longflow_kernels.next_level`): call it once per step.
+        """
+
+    def recall(self, part: torch.Tensor, begins_at: float) -> torch.Tensor:
+        """[n, 1]: each row's recall as it was before this layer, and `begins_at` in rows that
+        filled in this step.
+
+        It takes in this layer's `part` [n, 1] (`longflow_kernels.next_recall`): call it once per
+        step and layer.
+        """
+
+    def queries(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The last queries [n, window, num_q_heads, head_dim] float32, and [n, window] bool which
+        of them exist: a row that was not cut remembers those of its decode steps only."""
+
+    def store_queue(self, queue: torch.Tensor) -> None:
+        """Remember the victims [n, interval] of this and the next steps."""
+
+    def queued(self, interval: int) -> torch.Tensor:
+        """[n] int64, this step's victims out of the queues stored last."""
+
+
+def undeclared(call: str, need: str) -> RuntimeError:
+    """The error of a policy that asks for memory it did not declare."""
+    return RuntimeError(
+        f"a policy calls rows.memory.{call}() and has no memory for it: declare "
+        f"needs = Needs({need}) in its class"
+    )
+
+
+class NoMemory:
+    """`RowMemory` of a policy without `needs`: every call raises RuntimeError naming the need."""
+
+    def order(self) -> torch.Tensor:
+        raise undeclared("order", "slot_order=True")
+
+    def accumulate(
+        self, scores: torch.Tensor, decay: float = 1.0, peak: bool = False
+    ) -> torch.Tensor:
+        raise undeclared("accumulate", "slot_score=True")
+
+    def past(self, decay: float) -> torch.Tensor:
+        raise undeclared("past", "slot_score=True")
+
+    def max_similarity(self, similarity: torch.Tensor) -> torch.Tensor:
+        raise undeclared("max_similarity", "slot_similarity=True")
+
+    def level(self, remembered: torch.Tensor, share: float) -> torch.Tensor:
+        raise undeclared("level", "slot_similarity=True")
+
+    def recall(self, part: torch.Tensor, begins_at: float) -> torch.Tensor:
+        raise undeclared("recall", "slot_similarity=True")
+
+    def queries(self) -> tuple[torch.Tensor, torch.Tensor]:
+        raise undeclared("queries", "query_window=...")
+
+    def store_queue(self, queue: torch.Tensor) -> None:
+        raise undeclared("store_queue", "queue_tokens=...")
+
+    def queued(self, interval: int) -> torch.Tensor:
+        raise undeclared("queued", "queue_tokens=...")
+
+
+NO_MEMORY = NoMemory()
 
 
 class FullRows:
@@ -78,6 +164,8 @@ class FullRows:
     recent : torch.Tensor or None
         [n, recent tokens] int32 row indices of the tokens written last, overwrite number i at place
         ``(i - 1) % recent tokens``; None where the server protects none.
+    memory : RowMemory
+        What was remembered of the rows, as far as the policy's `needs` say so.
     scaling, logit_cap : float
         As in attention.
     """
@@ -93,7 +181,7 @@ class FullRows:
         recent: torch.Tensor | None = None,
         prompt_tokens: list[int] | None = None,
         load: Callable[[str], torch.Tensor] | None = None,
-        memory: RowMemory | None = None,
+        memory: RowMemory = NO_MEMORY,
         scaling: float = 1.0,
         logit_cap: float = 0.0,
     ):
@@ -107,7 +195,7 @@ class FullRows:
         self._compute_scores = compute_scores
         self._compute_attention = compute_attention
         self._load = load
-        self._memory = memory
+        self.memory = memory
 
     @cached_property
     def removal_scores(self) -> torch.Tensor:
@@ -131,99 +219,27 @@ class FullRows:
         assert self._load is not None
         return self._load("v").float()
 
-    # remembered between steps, as far as the policy's `needs` say so
-
-    @cached_property
-    def order(self) -> torch.Tensor:
-        """[n, budget_tokens] int64: the higher, the later a slot's token was written."""
-        assert self._memory is not None
-        return self._memory.order()
-
-    def accumulate(
-        self, scores: torch.Tensor, decay: float = 1.0, peak: bool = False
-    ) -> torch.Tensor:
-        """Add this step's [n, budget_tokens] to each slot's memory, and return it.
-
-        With `peak` the memory is the larger of the two instead of their sum.
-
-        A slot's memory starts at 0 when its token is written, all of it when the row fills, and
-        counts ``decay`` times as much with every step. Call it once a step.
-        """
-        assert self._memory is not None
-        return self._memory.accumulate(scores, decay, peak)
-
-    def likest(self, likeness: torch.Tensor) -> torch.Tensor:
-        """Each slot's largest likeness [n, budget_tokens] >= 0 so far, this step's included.
-
-        As `accumulate` with `peak` and no decay, in a memory of its own.
-        """
-        assert self._memory is not None
-        return self._memory.likest(likeness)
-
-    def level(self, remembered: torch.Tensor, share: float) -> torch.Tensor:
-        """[n, 1]: what about `share` of each row's slots had in `remembered` [n, budget_tokens],
-        as it was followed until the step before; 0 for rows that filled in this step.
-
-        It follows this step's, too (`longflow_kernels.next_level`): call it once a step.
-        """
-        assert self._memory is not None
-        return self._memory.level(remembered, share)
-
-    def past(self, decay: float) -> torch.Tensor:
-        """[n, budget_tokens]: what `accumulate` had before this step, counted `decay` times; call
-        it first."""
-        assert self._memory is not None
-        return self._memory.past(decay)
-
-    def recall(self, part: torch.Tensor, begins_at: float) -> torch.Tensor:
-        """[n, 1]: each row's recall as it was before this layer, and `begins_at` in rows that
-        filled in this step.
-
-        It takes in this layer's `part` [n, 1] (`longflow_kernels.next_recall`): call it once a
-        step and layer.
-        """
-        assert self._memory is not None
-        return self._memory.recall(part, begins_at)
-
-    def queries(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The last queries [n, window, num_q_heads, head_dim] float32, and [n, window] bool which
-        of them exist: a row that was not cut remembers those of its decode steps only."""
-        assert self._memory is not None
-        return self._memory.queries()
-
-    def store_queue(self, queue: torch.Tensor) -> None:
-        """Remember the victims [n, interval] of this and the next steps."""
-        assert self._memory is not None
-        self._memory.store_queue(queue)
-
-    def queued(self, interval: int) -> torch.Tensor:
-        """[n] int64, this step's victims out of the queues stored last."""
-        assert self._memory is not None
-        return self._memory.queued(interval)
-
     # picking
 
-    def lowest(
-        self, scores: torch.Tensor, protect_sink_tokens: int, count: int = 1
-    ) -> torch.Tensor:
+    def lowest(self, scores: torch.Tensor, first_tokens_kept: int, count: int = 1) -> torch.Tensor:
         """[n, count] int64, the slots of the lowest scores that are not protected, lowest first.
 
         Of equals the first; ``scores`` stay as they are.
         """
-        if protect_sink_tokens or self.recent is not None:
-            scores = scores.masked_fill(self.kept(protect_sink_tokens), torch.inf)
+        if first_tokens_kept or self.recent is not None:
+            scores = scores.masked_fill(self.protected(first_tokens_kept), torch.inf)
         if count == 1:
             return scores.argmin(dim=1, keepdim=True)
         return scores.argsort(dim=1, stable=True)[:, :count]
 
-    def kept(self, protect_sink_tokens: int) -> torch.Tensor:
+    def protected(self, first_tokens_kept: int) -> torch.Tensor:
         """[n, budget_tokens] bool: slots that are protected."""
         shape = (len(self.overwrites), self.budget_tokens)
-        kept = torch.zeros(shape, dtype=torch.bool, device=self.device)
-        kept[:, :protect_sink_tokens] = True
+        protected = torch.zeros(shape, dtype=torch.bool, device=self.device)
+        protected[:, :first_tokens_kept] = True
         if self.recent is not None:
-            kept.scatter_(1, self.recent.to(torch.int64), True)
-        return kept
+            protected.scatter_(1, self.recent.to(torch.int64), True)
+        return protected
 
     def written_last(self, count: int) -> torch.Tensor:
         """[n, count] int64: row indices of the tokens written last, the newest first.
@@ -238,9 +254,10 @@ class FullRows:
     @cached_property
     def sequence(self) -> torch.Tensor:
         """[n, budget_tokens] int64: row indices in the order in which their tokens were written."""
-        return self.order.argsort(dim=1)
+        return self.memory.order().argsort(dim=1)
 
     def newest(self, count: int) -> torch.Tensor:
         """[n, budget_tokens] bool: the `count` tokens written last."""
-        late = self.sequence[:, self.budget_tokens - count :]
-        return torch.zeros_like(self.order, dtype=torch.bool).scatter(1, late, True)
+        sequence = self.sequence
+        late = sequence[:, self.budget_tokens - count :]
+        return torch.zeros_like(sequence, dtype=torch.bool).scatter(1, late, True)

@@ -26,7 +26,7 @@ def window_logits(rows: FullRows, keys: torch.Tensor) -> torch.Tensor:
 
     Returns [n, num_kv_heads, group, window, m] float32.
     """
-    queries, _ = rows.queries()
+    queries, _ = rows.memory.queries()
     n, window, num_q_heads, head_dim = queries.shape
     kv_heads = keys.shape[2]
     grouped = queries.view(n, window, kv_heads, num_q_heads // kv_heads, head_dim)
@@ -39,7 +39,7 @@ def window_logits(rows: FullRows, keys: torch.Tensor) -> torch.Tensor:
 
 def mean_over_window(rows: FullRows, weights: torch.Tensor) -> torch.Tensor:
     """Mean over the queries that exist; weights [n, ..., window, m] to [n, ..., m]."""
-    _, seen = rows.queries()
+    _, seen = rows.memory.queries()
     share = seen / seen.sum(dim=1, keepdim=True)
     shape = (share.shape[0],) + (1,) * (weights.dim() - 3) + (share.shape[1], 1)
     return (weights * share.view(shape)).sum(dim=-2)

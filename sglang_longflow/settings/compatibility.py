@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from longflow_kernels.attend_score_evict.op import HEAD_DIMS, MAX_GROUP
+from longflow_kernels.attend_score_evict.check import HEAD_DIMS, MAX_GROUP
 from sglang_longflow.errors import UnsupportedSetup
 from sglang_longflow.settings.config import LongFlowConfig, runs_on_gpu
 from sglang_longflow.settings.refused_models import FIX, language_model, model_conflict

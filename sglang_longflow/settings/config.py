@@ -75,7 +75,7 @@ class LongFlowConfig:
             )
         if wrong := unknown_policy(self.kv_policy):
             raise ConfigError(f"kv_policy={self.kv_policy!r}: {wrong}")
-        if self.kv_victims == "kv_head" and self.policy().needs.slot_likeness:
+        if self.kv_victims == "kv_head" and self.policy().needs.slot_similarity:
             raise ConfigError(
                 f"kv_victims='kv_head': {self.kv_policy!r} compares tokens over all KV heads, so "
                 f"it has one victim per layer; set --kv-victims layer, or another --kv-policy"
@@ -129,7 +129,7 @@ class LongFlowConfig:
         own = self.policy()
         if self.uses_fused_decode:
             # The kernel has one decay, the server's.
-            same_decay = policy.peak_decay in (0, own.peak_decay)
+            same_decay = policy.rank_rule.decay in (0, own.rank_rule.decay)
             if not policy.is_fused or not same_decay:
                 return False
         return policy.needs.within(own.needs)

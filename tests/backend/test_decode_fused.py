@@ -6,6 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from longflow_kernels.attend_score_evict.arguments import (
+    DecodeStep,
+    KVCache,
+    Novelty,
+    RankRule,
+    RowState,
+)
 from longflow_kernels.attend_score_evict.reference import attend_score_evict_reference
 from longflow_kernels.attend_score_evict.rows import NUM_FIELDS
 from sglang_longflow.backend.decode_fused import FusedDecode
@@ -63,16 +70,15 @@ class World:
         self.changing = [self.k, self.v, self.state.next_slot]
         if kept:
             self.changing.append(self.state.recent)
-        if self.memory.slot_words is not None:
+        if self.memory.slot_values is not None:
             self.memory.slot_score.uniform_(0, 40)
-            if self.memory.slot_likeness is not None:
-                self.memory.slot_likeness.uniform_(0, 1)
+            if self.memory.slot_similarity is not None:
+                self.memory.slot_similarity.uniform_(0, 1)
                 self.memory.row_level.uniform_(0, 1)
-                self.memory.row_recall.uniform_(0, 2 * self.policy.recall_enough)
+                self.memory.row_recall.uniform_(0, 2 * self.policy.recall_threshold)
                 self.changing += [self.memory.row_level, self.memory.row_recall]
-            self.changing.append(self.memory.slot_words)
-        memory = self.memory if self.policy.needs.any else None
-        self.decode = FusedDecode(runner, self.state, self.policy, HEADS, WIDTH, memory)
+            self.changing.append(self.memory.slot_values)
+        self.decode = FusedDecode(runner, self.state, self.policy, HEADS, WIDTH, self.memory)
 
     def snapshot(self):
         return [tensor.clone() for tensor in self.changing]
@@ -113,6 +119,35 @@ def qkv(batch):
     )
 
 
+def expected_rule(name):
+    """Written out: the policies' published numbers."""
+    if name == "longflow":
+        return RankRule()
+    if name == "longflow-peak":
+        return RankRule(decay=0.95)
+    novelty = Novelty(weight=16.0, level_share=0.2, recall_threshold=0.04, similarity_threshold=0.9)
+    return RankRule(first_tokens_kept=4, decay=0.95, novelty=novelty)
+
+
+def state_of(world, layer):
+    """The tensors of one layer, each taken from where the server keeps it."""
+    memory, recent = world.memory, world.state.recent
+    remembered = {}
+    if memory.slot_values is not None:
+        remembered["slot_values"] = memory.slot_values[layer]
+    if memory.row_level is not None:
+        remembered["row_level"], remembered["row_recall"] = (
+            memory.row_level[layer],
+            memory.row_recall,
+        )
+    return RowState(
+        world.state.next_slot[layer],
+        None if recent is None else recent[layer],
+        recall_pace=0.02 / LAYERS,
+        **remembered,
+    )
+
+
 @pytest.mark.parametrize(
     ("policy", "done"),
     [("longflow", 4), ("longflow-peak", 4), *(("longflow-novel", n) for n in (1, 4, 16))],
@@ -134,25 +169,16 @@ def test_an_eager_step_equals_the_reference(policy, done):
         q.view(3, HEADS, DIM),
         k.view(3, KV_HEADS, DIM),
         v.view(3, KV_HEADS, DIM),
-        world.k[1],
-        world.v[1],
-        torch.cat([world.req_to_token[r, :n] for r, n in zip([3, 1, 5], kv_lens)]),
-        batch.req_pool_indices,
-        step.fields,
-        world.state.next_slot[1],
+        KVCache(world.k[1], world.v[1]),
+        DecodeStep(
+            torch.cat([world.req_to_token[r, :n] for r, n in zip([3, 1, 5], kv_lens)]),
+            batch.req_pool_indices,
+            step.fields,
+            step.config,
+        ),
+        state_of(world, 1),
+        expected_rule(policy),
         scaling=0.125,
-        protect_sink_tokens=world.policy.first_tokens_kept,
-        recent=None if world.state.recent is None else world.state.recent[1],
-        slot_score=None if world.memory.slot_words is None else world.memory.slot_words[1],
-        decay=world.policy.peak_decay,
-        likeness=policy == "longflow-novel",
-        row_level=None if world.memory.row_level is None else world.memory.row_level[1],
-        novelty_weight=world.policy.novelty_weight,
-        novelty_span=world.policy.novelty_span,
-        level_share=world.policy.level_share,
-        row_recall=world.memory.row_recall,
-        recall_enough=world.policy.recall_enough,
-        recall_pace=world.memory.recall_pace,
     )
     torch.testing.assert_close(got.view(3, HEADS, DIM).double(), want.out, rtol=0, atol=2e-6)
     memory = {"longflow": 0, "longflow-peak": 1, "longflow-novel": 3}[policy]

@@ -48,7 +48,7 @@ def test_every_layer_keeps_what_it_would_alone(fused, layers_at_once, monkeypatc
             row.keep.fill_(-7)
         cut.begin(batch)
         for layer_id in range(LAYERS) if batch else ():
-            cut.note_layer(queries[layer_id], layer_of(layer_id))
+            cut.record_layer(queries[layer_id], layer_of(layer_id))
     for row in rows:
         policy = row.budget.policy
         for layer_id in range(LAYERS):

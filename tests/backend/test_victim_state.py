@@ -28,7 +28,7 @@ def test_cut_rows_fill_their_last_place_in_every_layer_and_others_stay(heads):
 def test_no_protection_keeps_no_ring():
     state = DecodeState(2, 4, 0, CPU)
     assert state.recent is None
-    assert state.note_written(0, ints([1]), 16, [0]) is None
+    assert state.record_written(0, ints([1]), 16, [0]) is None
     assert state.state_bytes == 2 * 4 * 4
 
 
@@ -53,7 +53,7 @@ def test_ring_holds_the_last_written_row_indices(recent, cut):
         for layer in range(layers):
             if done:
                 written[layer].append(int(state.next_slot[layer, row]))
-            ring = state.note_written(layer, ints([row]), budget, [done])
+            ring = state.record_written(layer, ints([row]), budget, [done])
             assert ring.shape == (1, recent)
             assert sorted(ring[0].tolist()) == sorted(written[layer][-recent:]), done
             free = [i for i in range(budget) if i not in ring[0].tolist()]
@@ -81,7 +81,7 @@ def test_rows_in_different_phases_do_not_touch_each_other():
             for row, n in zip(batch, done):
                 if n:
                     models[row][layer].append(int(state.next_slot[layer, row]))
-            ring = state.note_written(layer, ints(batch), budget, done)
+            ring = state.record_written(layer, ints(batch), budget, done)
             for i, row in enumerate(batch):
                 assert sorted(ring[i].tolist()) == sorted(models[row][layer][-recent:])
                 assert ring[i].tolist() == state.recent[layer, row, 0].tolist()
@@ -95,6 +95,6 @@ def test_reused_row_forgets_the_ring_of_its_predecessor():
     state = DecodeState(1, 2, 4, CPU)
     for done in range(9):
         state.next_slot[0, 1] = done % 8
-        state.note_written(0, ints([1]), 16, [done])
-    ring = state.note_written(0, ints([1]), 10, [0])
+        state.record_written(0, ints([1]), 16, [done])
+    ring = state.record_written(0, ints([1]), 10, [0])
     assert sorted(ring[0].tolist()) == [6, 7, 8, 9]

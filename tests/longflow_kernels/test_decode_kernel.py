@@ -7,8 +7,9 @@ import torch
 
 from decode_case import INTERPRETED, SMALL, DecodeCase, assert_step
 from longflow_kernels.attend_score_evict.launch import LaunchConfig, launch_config
-from longflow_kernels.attend_score_evict.op import Workspace, attend_score_evict
+from longflow_kernels.attend_score_evict.op import attend_score_evict
 from longflow_kernels.attend_score_evict.rows import StepRow, pack_full_rows, pack_rows
+from longflow_kernels.attend_score_evict.workspace import Workspace
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="the GPU runs test_kernels_gpu.py")
 
@@ -207,26 +208,27 @@ def test_an_empty_batch():
 
 def test_what_the_kernels_do_not_take_is_refused_by_name():
     case = DecodeCase([FULL])
-    arguments, workspace = case._arguments(), case.workspace()
+    tensors, workspace = case.copies(), case.workspace()
 
     def call(config=SMALL, **changes):
-        attend_score_evict(**{**arguments, **changes}, workspace=workspace, config=config)
+        changed = replace(case, config=config).arguments({**tensors, **changes})
+        attend_score_evict(**changed, workspace=workspace)
 
     call()
     with pytest.raises(ValueError, match=r"num_q_heads=4: expected 1 to 16 times num_kv_heads=3"):
         call(v_new=torch.zeros(1, 3, 64))
     with pytest.raises(ValueError, match="head_dim=80"):
         call(q=torch.zeros(1, 4, 80))
-    with pytest.raises(ValueError, match=r"k_cache is torch\.bfloat16"):
-        call(k_cache=arguments["k_cache"].bfloat16())
+    with pytest.raises(ValueError, match=r"cache\.k is torch\.bfloat16"):
+        call(k_cache=tensors["k_cache"].bfloat16())
     with pytest.raises(ValueError, match="next_slot has 3 heads: expected 1 or 2"):
         call(next_slot=torch.zeros(4, 3, dtype=torch.int32))
     with pytest.raises(ValueError, match=r"fields is torch\.int64"):
-        call(fields=arguments["fields"].long())
-    with pytest.raises(ValueError, match=r"slot_score is torch\.float32 \(3,\): expected float32"):
-        call(slot_score=torch.zeros(3))
+        call(fields=tensors["fields"].long())
+    with pytest.raises(ValueError, match=r"slot_values is torch\.float32 \(3,\): expected float32"):
+        call(slot_values=torch.zeros(3))
     with pytest.raises(ValueError, match=r"kv_indices is torch\.int64"):
-        call(kv_indices=arguments["kv_indices"].long())
+        call(kv_indices=tensors["kv_indices"].long())
     with pytest.raises(ValueError, match="batch=1 with max_splits=64"):
         call(LaunchConfig(max_splits=64))
     with pytest.raises(ValueError, match="block_n=256: expected a power of 2 from 16 to 128"):
@@ -235,7 +237,7 @@ def test_what_the_kernels_do_not_take_is_refused_by_name():
         call(LaunchConfig(max_splits=4, chunk_slots=32))
     with pytest.raises(ValueError, match="chunks=128"):
         call(LaunchConfig(max_splits=4, chunks=128))
-    with pytest.raises(ValueError, match="take 256 places together, the workspace has 128"):
+    with pytest.raises(ValueError, match="256 slots together, the workspace has scores of 128"):
         pack_rows([FULL, FULL], 128)
 
 
@@ -286,7 +288,7 @@ def test_workspace_reports_its_bytes():
         device="cpu",
         max_partials=8,
     )
-    assert workspace.places == 128 + 2 * 128
+    assert workspace.score_capacity == 128 + 2 * 128
     scores = 4 * (2 * (384 + 1024) + 4 * (384 + 1024) // 16)
     assert workspace.nbytes == scores + 4 * (8 * 4 * 64 + 8 * 4 + 5 * 2 * 64 + 2)
 
@@ -294,4 +296,4 @@ def test_workspace_reports_its_bytes():
 def test_without_a_gpu_no_cache_is_set_aside():
     workspace = DecodeCase(MIXED).workspace()
     assert workspace.keep_in_l2(1000) == 0
-    assert workspace.kept_places == workspace.places
+    assert workspace.l2_capacity == workspace.score_capacity

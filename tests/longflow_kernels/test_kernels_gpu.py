@@ -5,7 +5,7 @@ import ctypes
 import pytest
 import torch
 
-from decode_case import INTERPRETED, DecodeCase, assert_step
+from decode_case import INTERPRETED, WRITTEN, DecodeCase, assert_step
 from longflow_kernels import prompt_mass
 from longflow_kernels.attend_score_evict import op
 from longflow_kernels.attend_score_evict.l2 import set_aside_l2
@@ -94,14 +94,14 @@ def test_rows_that_remember_beside_others(victim_heads, fp8):
 
 @pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
 @pytest.mark.parametrize("fp8", [False, True], ids=["same", "fp8"])
-def test_rows_that_liken_beside_others(head_dim, fp8):
+def test_rows_with_novelty_beside_others(head_dim, fp8):
     """Keys are compared with the newest ones at the first overwrite and every sixteenth."""
-    memory = dict(overwrites=True, scored=True, likens=True)
+    memory = dict(overwrites=True, scored=True, uses_novelty=True)
     rows = [
         *(StepRow(n, **memory, written=w) for n, w in ((3200, 1), (3200, 160), (777, 32))),
         *(StepRow(n, **memory, written=w) for n, w in ((500, 1), (100, 16), (640, 41))),
         StepRow(700, overwrites=True, scored=True, remembers=True, written=48),
-        StepRow(300, scored=True, likens=True),
+        StepRow(300, scored=True, uses_novelty=True),
         *MIXED,
     ]
     scales = dict(cache_dtype=torch.float8_e4m3fn, k_scale=0.5, v_scale=2.0) if fp8 else {}
@@ -121,9 +121,6 @@ def test_batches(batch):
     assert_step(case, **TOLERANCE[torch.bfloat16])
 
 
-WRITTEN = ("k_cache", "v_cache", "next_slot", "recent", "slot_score", "row_level", "row_recall")
-
-
 def assert_same_bits(left: dict, right: dict) -> None:
     for name in WRITTEN:
         if left.get(name) is not None:
@@ -131,16 +128,16 @@ def assert_same_bits(left: dict, right: dict) -> None:
             assert torch.equal(*raw), name
 
 
-def rows_that_liken(batch: int) -> list[StepRow]:
+def rows_with_novelty(batch: int) -> list[StepRow]:
     """Some compare keys in this step, one of them all with all."""
     written = [(1, 16, 17, 3200, 24)[i % 5] for i in range(batch)]
-    return [StepRow(3200, True, True, likens=True, written=w) for w in written]
+    return [StepRow(3200, True, True, uses_novelty=True, written=w) for w in written]
 
 
-@pytest.mark.parametrize("likens", [False, True], ids=["plain", "likens"])
-def test_the_same_input_gives_the_same_bits(likens):
-    rows = rows_that_liken(24) if likens else [StepRow(3200, True, True)] * 24
-    case = on_gpu(rows, protect_recent_tokens=16 * likens)
+@pytest.mark.parametrize("novelty", [False, True], ids=["plain", "novelty"])
+def test_the_same_input_gives_the_same_bits(novelty):
+    rows = rows_with_novelty(24) if novelty else [StepRow(3200, True, True)] * 24
+    case = on_gpu(rows, protect_recent_tokens=16 * novelty)
     out, after = case.run()
     for _ in range(20):
         again, after_again = case.run()
@@ -154,7 +151,7 @@ def test_kernels_that_run_side_by_side_give_the_bits_of_one_after_the_other(
     batch, fp8, monkeypatch
 ):
     scales = dict(cache_dtype=torch.float8_e4m3fn, k_scale=0.5, v_scale=2.0) if fp8 else {}
-    case = on_gpu(rows_that_liken(batch), protect_recent_tokens=16, **scales)
+    case = on_gpu(rows_with_novelty(batch), protect_recent_tokens=16, **scales)
     beside = [case.run() for _ in range(5)]
     monkeypatch.setattr(op, "_dependent_launch", lambda device: False)
     out, after = case.run()
@@ -197,29 +194,28 @@ def test_error_against_float64_is_no_worse_than_flashinfers(dtype, heads):
     assert errors[0].max() <= errors[1].max() * 1.5
 
 
-@pytest.mark.parametrize("likens", [False, True], ids=["plain", "likens"])
-def test_a_cuda_graph_replay_equals_an_eager_step(likens):
+@pytest.mark.parametrize("novelty", [False, True], ids=["plain", "novelty"])
+def test_a_cuda_graph_replay_equals_an_eager_step(novelty):
     """Captured with padded rows only, replayed with two different steps."""
-    rows = [FULL, GROWING, FILLS_NOW, RING, *rows_that_liken(5 * likens)]
-    cases = [on_gpu(rows, seed=seed, protect_recent_tokens=16 * likens) for seed in (1, 2)]
+    rows = [FULL, GROWING, FILLS_NOW, RING, *rows_with_novelty(5 * novelty)]
+    cases = [on_gpu(rows, seed=seed, protect_recent_tokens=16 * novelty) for seed in (1, 2)]
     workspace = cases[0].workspace()
-    static = cases[0]._arguments()
-    out = torch.empty_like(static["q"])
-    fields = static["fields"]
-    packed = fields.clone()
-    fields.zero_()
+    static = {
+        name: None if value is None else value.clone() for name, value in cases[0].copies().items()
+    }
+    arguments = cases[0].arguments(static)
+    static["fields"].zero_()
 
     def step():
-        attend_score_evict(**static, workspace=workspace, config=cases[0].config, out=out)
+        return attend_score_evict(**arguments, workspace=workspace)
 
     step()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        step()
-    fields.copy_(packed)
+        out = step()
     for case in cases:
-        for name, value in case._arguments().items():
-            if isinstance(value, torch.Tensor):
+        for name, value in case.copies().items():
+            if value is not None:
                 static[name].copy_(value)
         graph.replay()
         want, after = case.run()
@@ -230,12 +226,12 @@ def test_a_cuda_graph_replay_equals_an_eager_step(likens):
 def test_no_host_synchronisation():
     case = on_gpu(MIXED)
     case.run()
-    arguments, workspace = case._arguments(), case.workspace()
+    arguments, workspace = case.arguments(case.copies()), case.workspace()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        attend_score_evict(**arguments, workspace=workspace, config=case.config)
-        host = pack_rows(MIXED, workspace.places).pin_memory()
+        attend_score_evict(**arguments, workspace=workspace)
+        host = pack_rows(MIXED, workspace.score_capacity).pin_memory()
         host.to("cuda", non_blocking=True)
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -248,16 +244,16 @@ def test_l2_cache_is_set_aside_and_given_back():
         return size.value
 
     case = on_gpu(MIXED)
-    workspace, place_bytes = case.workspace(), 32 * 2
+    workspace, score_bytes = case.workspace(), 32 * 2
     l2 = torch.cuda.get_device_properties(0).L2_cache_size
     try:
-        assert workspace.keep_in_l2(100_000) == 100_000 * place_bytes <= limit() < l2 / 2
-        assert workspace.kept_places == 100_000
+        assert workspace.keep_in_l2(100_000) == 100_000 * score_bytes <= limit() < l2 / 2
+        assert workspace.l2_capacity == 100_000
         room = workspace.keep_in_l2(1 << 30)  # more than there is
         assert 0.39 * l2 < room <= limit() < l2 / 2
         assert_step(case, **TOLERANCE[torch.bfloat16])
         assert workspace.keep_in_l2(0) == 0 == limit()
-        assert workspace.kept_places == workspace.places
+        assert workspace.l2_capacity == workspace.score_capacity
     finally:
         set_aside_l2(0, torch.device("cuda"))
 

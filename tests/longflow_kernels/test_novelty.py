@@ -1,4 +1,4 @@
-"""How like newer tokens a row's tokens are, and its level: plain loops, the kernel interpreted."""
+"""How similar tokens are to newer ones, and a row's level: plain loops, the kernel interpreted."""
 
 import pytest
 import torch
@@ -7,15 +7,15 @@ from decode_case import INTERPRETED, DecodeCase, assert_step
 from longflow_kernels.attend_score_evict.rows import StepRow
 from longflow_kernels.novelty import op as similarity_op
 from longflow_kernels.novelty.level import first_level, next_level
-from longflow_kernels.novelty.op import update_likeness
+from longflow_kernels.novelty.op import update_similarity
 from longflow_kernels.novelty.recall import next_recall, novelty_worth, recalled_part
-from longflow_kernels.novelty.reference import COMPARED_TOKENS, found_likeness
+from longflow_kernels.novelty.reference import COMPARED_TOKENS, found_similarity
 
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="the GPU runs test_kernels_gpu.py")
-FIRST = StepRow(90, overwrites=True, scored=True, likens=True, written=1)
-DUE = StepRow(75, overwrites=True, scored=True, likens=True, written=3 * COMPARED_TOKENS)
-NOT_DUE = StepRow(40, overwrites=True, scored=True, likens=True, written=21)
-FILLS_NOW = StepRow(33, scored=True, likens=True)
+FIRST = StepRow(90, overwrites=True, scored=True, uses_novelty=True, written=1)
+DUE = StepRow(75, overwrites=True, scored=True, uses_novelty=True, written=3 * COMPARED_TOKENS)
+NOT_DUE = StepRow(40, overwrites=True, scored=True, uses_novelty=True, written=21)
+FILLS_NOW = StepRow(33, scored=True, uses_novelty=True)
 REMEMBERS = StepRow(61, overwrites=True, scored=True, remembers=True, written=COMPARED_TOKENS)
 OTHERS = [StepRow(29), StepRow(0), StepRow(50, overwrites=True, scored=True, written=16)]
 EXACT = dict(tolerance=2e-6, score_rounding=1e-5)
@@ -40,14 +40,14 @@ def test_the_first_overwrite_compares_every_token_with_all_later_ones(heads, dim
     newest = int(torch.randint(40, (1,)))
     order = [*(i for i in range(40) if i != newest), newest]
     last = torch.full((COMPARED_TOKENS,), newest)
-    torch.testing.assert_close(found_likeness(keys, last, 1), plain(keys, order))
+    torch.testing.assert_close(found_similarity(keys, last, 1), plain(keys, order))
 
 
 def test_later_ones_compare_with_the_last_tokens_only():
     keys = torch.randn(50, 2, 64, dtype=torch.float64)
     order = torch.randperm(50).tolist()
     last = torch.tensor(order[-COMPARED_TOKENS:][::-1])
-    found = found_likeness(keys, last, 2 * COMPARED_TOKENS)
+    found = found_similarity(keys, last, 2 * COMPARED_TOKENS)
     for i, one in enumerate(order):
         newer = order[max(i + 1, 50 - COMPARED_TOKENS) :]
         torch.testing.assert_close(found[one], plain(keys, [one, *newer])[one])
@@ -57,19 +57,19 @@ def test_later_ones_compare_with_the_last_tokens_only():
 @pytest.mark.parametrize("overwrites", [0, 2, COMPARED_TOKENS - 1, COMPARED_TOKENS + 1])
 def test_nothing_is_compared_in_between(overwrites):
     keys = torch.randn(30, 2, 64)
-    assert not found_likeness(keys, torch.arange(COMPARED_TOKENS), overwrites).any()
+    assert not found_similarity(keys, torch.arange(COMPARED_TOKENS), overwrites).any()
 
 
 def test_a_copy_is_as_like_as_can_be_and_its_opposite_not_at_all():
     keys = torch.randn(30, 2, 64)
     keys[3], keys[5] = keys[29] * 7.0, -keys[29]
-    found = found_likeness(keys, torch.tensor([29] * COMPARED_TOKENS), 1)
+    found = found_similarity(keys, torch.tensor([29] * COMPARED_TOKENS), 1)
     assert found[3] == pytest.approx(1.0) and found[5] < 0.95 and found.min() >= 0.0
 
 
 @interpreted
 @pytest.mark.parametrize("dim", [64, 96, 128, 256])
-def test_rows_that_liken_beside_others(dim):
+def test_rows_with_novelty_beside_others(dim):
     rows = [FIRST, DUE, NOT_DUE, FILLS_NOW, REMEMBERS, *OTHERS]
     case = DecodeCase(
         rows,
@@ -116,7 +116,7 @@ def test_half_and_fp8_keys(dtype, cache, limits):
 
 
 @interpreted
-def test_likeness_decides():
+def test_similarity_decides():
     """The lowest score goes, unless another slot's token has been said again."""
     case = DecodeCase([DUE], protect_recent_tokens=COMPARED_TOKENS, seed=2)
     request = case.tensors["req_pool_indices"][0]
@@ -131,21 +131,20 @@ def test_likeness_decides():
     assert_step(case, **EXACT)
     _, after = case.run()
     assert after["next_slot"][request] == other
-    case.row_recall[request] = 0.0  # nothing goes back: likeness does not count
+    case.row_recall[request] = 0.0  # nothing goes back: similarity does not count
     assert_step(case, **EXACT)
     _, after = case.run()
     assert after["next_slot"][request] != other
 
 
 @interpreted
-def test_rows_whose_turn_it_is_not_keep_their_memory():
+def test_rows_that_compare_nothing_keep_their_memory():
     case = DecodeCase([NOT_DUE, FILLS_NOW, REMEMBERS, *OTHERS], protect_recent_tokens=16)
-    arguments = case._arguments()
-    before = arguments["slot_score"].clone()
-    names = ("k_new", "k_cache", "kv_indices", "req_pool_indices", "fields", "next_slot")
-    names += ("recent", "slot_score")
-    update_likeness(*(arguments[name] for name in names))
-    assert torch.equal(arguments["slot_score"].nan_to_num(), before.nan_to_num())
+    tensors = case.copies()
+    before = tensors["slot_values"].clone()
+    arguments = case.arguments(tensors)
+    update_similarity(*(arguments[name] for name in ("k_new", "cache", "step", "state")))
+    assert torch.equal(tensors["slot_values"].nan_to_num(), before.nan_to_num())
 
 
 def test_a_level_follows_what_a_share_of_the_slots_are_below():
@@ -184,16 +183,16 @@ def test_a_recall_counts_what_goes_to_cold_slots():
 
 
 def test_novelty_is_worth_all_or_next_to_nothing():
-    worth = novelty_worth(torch.tensor([0.0, 0.01, 0.02, 0.04, 0.3]), enough=0.04)
+    worth = novelty_worth(torch.tensor([0.0, 0.01, 0.02, 0.04, 0.3]), threshold=0.04)
     torch.testing.assert_close(worth, torch.tensor([0.0, 2**-16, 2**-8, 1.0, 1.0]))
 
 
 @interpreted
 def test_what_it_does_not_take_is_refused_by_name():
-    with pytest.raises(ValueError, match="recent holds 15 tokens: likeness looks at the last 16"):
+    with pytest.raises(ValueError, match="recent holds 15 tokens: similarity looks at the last 16"):
         DecodeCase([DUE], protect_recent_tokens=15).run()
     with pytest.raises(ValueError, match="next_slot has 2 heads"):
         DecodeCase([DUE], victim_heads=2, protect_recent_tokens=16).run()
-    missing = "likeness=True: slot_score, row_level, row_recall and recent are needed"
+    missing = "state without recent: a rule with novelty needs them"
     with pytest.raises(ValueError, match=missing):
         DecodeCase([DUE]).run()

@@ -87,7 +87,7 @@ def memory_for(policy, rows=ROWS + 1):
 def poison(memory):
     for tensor in (
         memory.slot_score,
-        memory.slot_likeness,
+        memory.slot_similarity,
         memory.row_level,
         memory.row_recall,
         memory.queries,
@@ -147,7 +147,7 @@ def test_victims_follow_plain_code_token_by_token(name):
         for row in rows:
             q, overwrites, place = row.decode()
             index, position = torch.tensor([row.index]), torch.tensor([row.prompt + row.steps - 1])
-            memory.note_queries(1, index, position, q[None])
+            memory.record_queries(1, index, position, q[None])
             if overwrites is not None:
                 due[policy.is_due(BUDGET, overwrites)].append((row, q, overwrites, place))
         for members in due.values():
@@ -171,7 +171,7 @@ def test_a_rows_victims_do_not_depend_on_what_its_memory_held_before(name):
         for _ in range(40):
             q, overwrites, place = row.decode()
             position = torch.tensor([row.prompt + row.steps - 1])
-            memory.note_queries(1, torch.tensor([0]), position, q[None])
+            memory.record_queries(1, torch.tensor([0]), position, q[None])
             if overwrites is not None:
                 (row.victim,) = pick(policy, memory, slots, [(row, q, overwrites, place)])
                 assert row.victim == row.expected
@@ -182,9 +182,9 @@ def test_memory_is_what_the_policy_needs_and_is_counted(name):
     policy = make_policy(name)
     needs, memory = policy.needs, memory_for(policy)
     slots, window, queue = (ROWS + 1) * BUDGET + 1, needs.query_window, needs.queue_tokens
-    words = slots * (needs.slot_score + needs.slot_likeness + needs.slot_order)
-    words += (ROWS + 1) * (window * HEADS * DIM + queue + needs.slot_likeness)
-    shared = (ROWS + 1) * needs.slot_likeness  # by the two layers
+    words = slots * (needs.slot_score + needs.slot_similarity + needs.slot_order)
+    words += (ROWS + 1) * (window * HEADS * DIM + queue + needs.slot_similarity)
+    shared = (ROWS + 1) * needs.slot_similarity  # by the two layers
     assert memory.nbytes == 4 * (2 * words + shared)
     assert needs.any == (name != "keydiff")
 

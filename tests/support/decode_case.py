@@ -7,13 +7,21 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from longflow_kernels.attend_score_evict.arguments import (
+    DecodeStep,
+    KVCache,
+    Novelty,
+    RankRule,
+    RowState,
+)
 from longflow_kernels.attend_score_evict.launch import LaunchConfig
-from longflow_kernels.attend_score_evict.op import Workspace, attend_score_evict
+from longflow_kernels.attend_score_evict.op import attend_score_evict
 from longflow_kernels.attend_score_evict.reference import (
     ReferenceStep,
     attend_score_evict_reference,
 )
-from longflow_kernels.attend_score_evict.rows import StepRow, pack_rows, score_places
+from longflow_kernels.attend_score_evict.rows import StepRow, pack_rows, score_capacity
+from longflow_kernels.attend_score_evict.workspace import Workspace
 
 #: Whether this run's kernels are interpreted on the CPU (tests/conftest.py decides alike).
 INTERPRETED = os.environ.get("LONGFLOW_TEST_DEVICE", "cpu") == "cpu"
@@ -29,8 +37,12 @@ SMALL = LaunchConfig(
 )
 
 
-#: The recall at which novelty counts in full; rows have up to twice as much.
-RECALL_ENOUGH = 0.2
+#: Of rows that use novelty; their recall is up to twice the threshold.
+NOVELTY = Novelty(weight=3.0, level_share=0.3, recall_threshold=0.2, similarity_threshold=0.75)
+
+
+#: Tensors that a step updates in place.
+WRITTEN = ("k_cache", "v_cache", "next_slot", "recent", "slot_values", "row_level", "row_recall")
 
 
 @dataclass
@@ -114,62 +126,73 @@ class DecodeCase:
                 or [req_to_token[0, :0]]
             ).to(self.device),
             req_pool_indices=requests.to(self.device),
-            fields=pack_rows(self.rows, score_places(num_slots, max(1, batch))).to(self.device),
+            fields=pack_rows(self.rows, score_capacity(num_slots, max(1, batch))).to(self.device),
             next_slot=next_slot.to(self.device),
         )
         # Of rows that have overwritten twice; everything else may be anything.
-        self.slot_score = None
-        self.likeness = any(row.likens for row in self.rows)
-        if any(row.remembers or row.likens for row in self.rows):
-            words = 2 if self.likeness else self.victim_heads
-            best = torch.full((num_slots, words), float("nan"))
+        self.slot_values = None
+        self.uses_novelty = any(row.uses_novelty for row in self.rows)
+        if any(row.remembers or row.uses_novelty for row in self.rows):
+            values_per_slot = 2 if self.uses_novelty else self.victim_heads
+            best = torch.full((num_slots, values_per_slot), float("nan"))
             for request, row in zip(requests.tolist(), self.rows):
-                if (row.remembers or row.likens) and row.written > 1:
+                if (row.remembers or row.uses_novelty) and row.written > 1:
                     own = req_to_token[request, : row.kv_len].long()
                     random = torch.rand(row.kv_len, self.victim_heads, generator=generator)
                     best[own, : self.victim_heads] = random * dim / row.kv_len * 2
-                    if row.likens:
+                    if row.uses_novelty:
                         best[own, 1] = torch.rand(row.kv_len, generator=generator)
                     for head in range(self.victim_heads):
                         best[own[next_slot[request, head]], head :: self.victim_heads] = float(
                             "nan"
                         )
-            self.slot_score = best.flatten().to(self.device)
+            self.slot_values = best.flatten().to(self.device)
         # About what a row's mean is, and different for each.
         level = (0.5 + torch.rand(num_rows, generator=generator)) * dim / width
-        self.row_level = level.to(self.device) if self.likeness else None
-        recall = 2 * RECALL_ENOUGH * torch.rand(num_rows, generator=generator)
-        self.row_recall = recall.to(self.device) if self.likeness else None
+        self.row_level = level.to(self.device) if self.uses_novelty else None
+        recall = 2 * NOVELTY.recall_threshold * torch.rand(num_rows, generator=generator)
+        self.row_recall = recall.to(self.device) if self.uses_novelty else None
         self.recent = recent.to(self.device) if self.protect_recent_tokens else None
 
-    def _arguments(self) -> dict:
-        changed = {name: self.tensors[name].clone() for name in ("k_cache", "v_cache", "next_slot")}
-        own = {
-            name: None if value is None else value.clone()
-            for name, value in (
-                ("recent", self.recent),
-                ("slot_score", self.slot_score),
-                ("row_level", self.row_level),
-                ("row_recall", self.row_recall),
-            )
-        }
+    def rule(self) -> RankRule:
+        novelty = NOVELTY if self.uses_novelty else None
+        return RankRule(self.protect_sink_tokens, self.decay, novelty)
+
+    def copies(self) -> dict:
+        """The step's tensors by name; those that a step writes are copies."""
+        given = dict(
+            self.tensors,
+            recent=self.recent,
+            slot_values=self.slot_values,
+            row_level=self.row_level,
+            row_recall=self.row_recall,
+        )
         return {
-            **self.tensors,
-            **changed,
-            **own,
-            "decay": self.decay,
-            "likeness": self.likeness,
-            "novelty_weight": 3.0,
-            "novelty_span": 0.25,
-            "level_share": 0.3,
-            "recall_enough": RECALL_ENOUGH,
-            "recall_pace": 0.1,
-            "scaling": self.head_dim**-0.5,
-            "logit_cap": self.logit_cap,
-            "k_scale": self.k_scale,
-            "v_scale": self.v_scale,
-            "protect_sink_tokens": self.protect_sink_tokens,
+            name: value.clone() if name in WRITTEN and value is not None else value
+            for name, value in given.items()
         }
+
+    def arguments(self, tensors: dict) -> dict:
+        """What `attend_score_evict` and its reference take, `tensors` being from `copies`."""
+        t = tensors
+        return dict(
+            q=t["q"],
+            k_new=t["k_new"],
+            v_new=t["v_new"],
+            cache=KVCache(t["k_cache"], t["v_cache"], self.k_scale, self.v_scale),
+            step=DecodeStep(t["kv_indices"], t["req_pool_indices"], t["fields"], self.config),
+            state=RowState(
+                t["next_slot"],
+                t["recent"],
+                t["slot_values"],
+                t["row_level"],
+                t["row_recall"],
+                recall_pace=0.1,
+            ),
+            rule=self.rule(),
+            scaling=self.head_dim**-0.5,
+            logit_cap=self.logit_cap,
+        )
 
     def workspace(self) -> Workspace:
         """A workspace of the smallest size that fits, full of NaN."""
@@ -192,23 +215,21 @@ class DecodeCase:
         ):
             tensor.fill_(float("nan"))
         made.scores.fill_(0)  # the most tempting score
-        made.kept_places = 200  # of some rows, so that both ways to store are run
+        made.l2_capacity = 200  # of some rows, so that both ways to store are run
         return made
 
     def run(self, workspace: Workspace | None = None) -> tuple[torch.Tensor, dict]:
-        """(out, the arguments after the call)."""
-        arguments = self._arguments()
+        """(out, the tensors by name after the call)."""
+        tensors = self.copies()
         workspace = workspace or self.workspace()
-        out = attend_score_evict(**arguments, workspace=workspace, config=self.config)
-        return out, arguments
+        return attend_score_evict(**self.arguments(tensors), workspace=workspace), tensors
 
     def reference(self) -> tuple[ReferenceStep, dict]:
-        """(result, the arguments after the call), on the CPU."""
-        arguments = {
-            name: value.cpu() if isinstance(value, torch.Tensor) else value
-            for name, value in self._arguments().items()
+        """(result, the tensors by name after the call), on the CPU."""
+        tensors = {
+            name: None if value is None else value.cpu() for name, value in self.copies().items()
         }
-        return attend_score_evict_reference(**arguments), arguments
+        return attend_score_evict_reference(**self.arguments(tensors)), tensors
 
     def alone(self, index: int) -> DecodeCase:
         """The same step with one of the rows only."""
@@ -220,7 +241,7 @@ class DecodeCase:
         start = sum(row.kv_len for row in self.rows[:index])
         case.tensors["kv_indices"] = self.tensors["kv_indices"][start:].clone()
         case.recent, case.num_slots = self.recent, self.num_slots
-        case.slot_score, case.likeness = self.slot_score, self.likeness
+        case.slot_values, case.uses_novelty = self.slot_values, self.uses_novelty
         case.row_level, case.row_recall = self.row_level, self.row_recall
         return case
 
@@ -259,15 +280,15 @@ def assert_step(case: DecodeCase, *, tolerance: float, score_rounding: float) ->
             assert chosen <= limit, (request, head, chosen, lowest)
     if case.recent is not None:
         assert torch.equal(got["recent"].cpu(), want["recent"])
-    if case.likeness:
+    if case.uses_novelty:
         # A score that is rounded may be on the other side of the level.
         for name in ("row_level", "row_recall"):
             torch.testing.assert_close(
                 got[name].cpu(), want[name], rtol=score_rounding + SCORE_STEP, atol=1e-9
             )
-    if case.slot_score is not None:
+    if case.slot_values is not None:
         # Codes are a step apart, and the smallest scores are as good as 0.
-        slot_score, wanted = got["slot_score"].cpu(), want["slot_score"]
+        slot_values, wanted = got["slot_values"].cpu(), want["slot_values"]
         torch.testing.assert_close(
-            slot_score, wanted, rtol=score_rounding + SCORE_STEP, atol=1e-9, equal_nan=True
+            slot_values, wanted, rtol=score_rounding + SCORE_STEP, atol=1e-9, equal_nan=True
         )

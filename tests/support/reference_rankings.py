@@ -21,7 +21,7 @@ class Token:
     k: torch.Tensor  # [kv heads, head_dim] float64
     v: torch.Tensor
     mass: float = 0.0
-    likeness: float = 0.0
+    similarity: float = 0.0
 
 
 @dataclass
@@ -111,7 +111,7 @@ class ReferenceRow:
         return min(free)[1]
 
     def longflow_novel(self) -> int:
-        def likeness(a, b):
+        def similarity(a, b):
             size = a.k.shape[1]
             slow = [i for i in range(size) if i % (size // 2) >= size * 3 // 8]
             x, y = a.k[:, slow].flatten(), b.k[:, slow].flatten()
@@ -138,10 +138,10 @@ class ReferenceRow:
             self.level = SHARE * sum(removal) / self.budget
         for i, (token, now) in enumerate(zip(self.tokens, removal, strict=True)):
             newer = newest[max(0, len(newest) - (self.budget - 1 - i)) :]
-            token.likeness = max([token.likeness, *(likeness(token, n) for n in newer)])
+            token.similarity = max([token.similarity, *(similarity(token, n) for n in newer)])
             peak = max(peaks[i], now)
             token.mass = peak if self.overwrites else 0.0
-            scores.append(peak + worth * min(1.0, (1 - token.likeness) / SPAN))
+            scores.append(peak + worth * min(1.0, (1 - token.similarity) / SPAN))
         return self.lowest(scores, free)
 
     def accumulated(self) -> list[float]:

@@ -24,7 +24,7 @@ from longflow_kernels.logits import capped_base2
 
 
 # Not specialised on sizes of the batch: a server would compile again in the middle of its work.
-@triton.jit(do_not_specialize=["kept_places", "max_splits", "min_split_tokens", "field_stride"])
+@triton.jit(do_not_specialize=["l2_capacity", "max_splits", "min_split_tokens", "field_stride"])
 def attend_kernel(
     q_ptr,
     k_new_ptr,
@@ -44,7 +44,7 @@ def attend_kernel(
     logit_cap,
     k_scale,
     v_scale,
-    kept_places,
+    l2_capacity,
     max_splits,
     min_split_tokens,
     field_stride,
@@ -73,6 +73,18 @@ def attend_kernel(
 
     With BESIDE the kernel before, which nothing here depends on, may still be at work: the programs
     end after it, so that what waits for this kernel has waited for both.
+
+    `q_ptr` [batch, num_q_heads, HEAD_DIM], `k_new_ptr` [batch, num_kv_heads, HEAD_DIM] and
+    `v_new_ptr` [.., V_HEAD_DIM], rows of any stride; `k_cache_ptr` [num_slots, num_kv_heads,
+    HEAD_DIM] and `v_cache_ptr` [.., V_HEAD_DIM]. `kv_indices_ptr` [tokens], `req_pool_indices_ptr`
+    [batch] and `fields_ptr` [NUM_FIELDS, batch] as in `arguments.DecodeStep`; `next_slot_ptr`
+    [num_rows, VICTIM_HEADS] int32.
+    Written: `out_ptr` [batch, num_q_heads, V_HEAD_DIM] of rows of one split; of others
+    `partial_out_ptr` [batch, num_q_heads, max_splits, V_HEAD_DIM] float32; of all
+    `partial_lse_ptr` [batch, num_q_heads, max_splits] float32, base 2; of scored rows `scores_ptr`
+    [tiles, num_q_heads, BLOCK_N] int16, codes of exp(logit) * |v|_1 of each slot (of exp(logit) for
+    rows ranked by attention), over 2 to the power of their tile's entry in `tile_peak_ptr`
+    [tiles, num_q_heads] float32. Heads of a tile lie side by side: writes to far places cost more.
     """
     kv_head = tl.program_id(0)
     split = tl.program_id(1)
@@ -94,9 +106,9 @@ def attend_kernel(
     req = tl.load(req_pool_indices_ptr + row).to(tl.int64)
     slots_ptr = kv_indices_ptr + tl.load(fields_ptr + KV_START * field_stride + row)
     overwrites = tl.load(fields_ptr + OVERWRITES * field_stride + row)
-    written = kv_len - 1
+    newest = kv_len - 1
     if overwrites != 0:
-        written = tl.load(next_slot_ptr + req * VICTIM_HEADS + kv_head % VICTIM_HEADS).to(tl.int32)
+        newest = tl.load(next_slot_ptr + req * VICTIM_HEADS + kv_head % VICTIM_HEADS).to(tl.int32)
     score_offset = tl.load(fields_ptr + SCORE_OFFSET * field_stride + row)
     by_attention = tl.load(fields_ptr + BY_ATTENTION * field_stride + row)
 
@@ -110,8 +122,8 @@ def attend_kernel(
     k_head_ptr = k_cache_ptr + kv_head * HEAD_DIM
     v_head_ptr = v_cache_ptr + kv_head * V_HEAD_DIM
 
-    if (written >= start) & (written < end):
-        slot = tl.load(slots_ptr + written).to(tl.int64)
+    if (newest >= start) & (newest < end):
+        slot = tl.load(slots_ptr + newest).to(tl.int64)
         k_new_at = k_new_ptr + row.to(tl.int64) * k_new_stride + kv_head * HEAD_DIM + offs_d
         v_new_at = v_new_ptr + row.to(tl.int64) * v_new_stride + kv_head * V_HEAD_DIM + offs_dv
         k_new = tl.load(k_new_at, mask=in_d, other=0.0).to(tl.float32) / k_scale
@@ -128,17 +140,14 @@ def attend_kernel(
         mask=in_group[:, None] & in_d[None, :],
         other=0.0,
     )
-    # scores_ptr [tiles, num_q_heads, BLOCK_N]: exp(logit) * |v|_1 of each scored slot (exp(logit)
-    # where attention alone ranks), over 2 to the power of its tile's entry in tile_peak_ptr
-    # [tiles, num_q_heads]. Heads of a tile lie side by side: writes to far places cost more.
     num_q_heads = num_kv_heads * GROUP
-    places = tl.multiple_of(score_offset, SCORE_ALIGN)
-    scores_at = scores_ptr + places.to(tl.int64) * num_q_heads + q_head[:, None] * BLOCK_N
-    tile_peak_at = tile_peak_ptr + places // BLOCK_N * num_q_heads + q_head
+    first_score = tl.multiple_of(score_offset, SCORE_ALIGN)
+    scores_at = scores_ptr + first_score.to(tl.int64) * num_q_heads + q_head[:, None] * BLOCK_N
+    tile_peak_at = tile_peak_ptr + first_score // BLOCK_N * num_q_heads + q_head
 
-    # Scores of the first places stay in the cache, where the host has set aside room (`l2`). With a
-    # padded head there is no register left to choose with.
-    kept = (BLOCK_D != HEAD_DIM) | (score_offset < kept_places)
+    # The first scores stay in the L2 cache, where the host has set room aside (`l2`). With a padded
+    # head there is no register left to choose with.
+    stays_in_l2 = (BLOCK_D != HEAD_DIM) | (score_offset < l2_capacity)
     peak = tl.full([BLOCK_H], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_H, BLOCK_N], tl.float32)
     acc = tl.zeros([BLOCK_H, BLOCK_DV], tl.float32)
@@ -178,7 +187,7 @@ def attend_kernel(
             # stores of 2 bytes each.
             codes = encode(p, norm)
             codes_at = scores_at + first * num_q_heads + offs_n[None, :]
-            if kept:
+            if stays_in_l2:
                 tl.store(codes_at, codes, mask=in_group[:, None], eviction_policy="evict_last")
             else:
                 tl.store(codes_at, codes, mask=in_group[:, None])

@@ -1,4 +1,18 @@
-"""What the kernels of a decode step agree on: fields of its rows, codes of scores, splits."""
+"""What the kernels of a decode step agree on: fields of its rows, codes of scores, splits.
+
+Names that all kernels use:
+
+- ``x_ptr``: where tensor x begins; its shape and dtype stand in the kernel's docstring.
+- ``x_at``: pointers to the entries of x that the program is about to read or write.
+- ``offs_x``: 0, 1, ... of a block: n slots, h query heads of a group, d and dv channels of K and V,
+  t tiles, v heads that vote, s splits, c chunks, r places of a ring (or rows). ``in_x``: which of
+  them exist. ``valid``: which entries of a block do, in any other block.
+- ``row``: of the batch. ``req``: of the server's state, the row's ``req_pool_idx``.
+- ``position``: a slot's index in its row, 0 to kv_len - 1. ``slot``: its index in the pool.
+- ``newest``: the position that this step writes. ``written``: tokens overwritten since the row
+  filled.
+- UPPER_CASE arguments are compiled in; an optional tensor that is absent is None, compiled in too.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +29,9 @@ KV_START = tl.constexpr(5)
 BY_ATTENTION = tl.constexpr(6)
 REMEMBERS = tl.constexpr(7)
 NUM_FIELDS = 8
-#: What REMEMBERS says of a row that ranks by its past scores and by how like newer tokens are; 1
-#: says that past scores alone count, 0 that none do.
-LIKENS = tl.constexpr(2)
+#: REMEMBERS of a row that ranks by its past scores and by novelty; 1: by its past scores, 0: by
+#: this step's alone.
+USES_NOVELTY = tl.constexpr(2)
 
 #: Probabilities are kept up to 2**8, not 1: in float16 fewer of them fall below its normal numbers.
 HEADROOM = tl.constexpr(8.0)
@@ -41,6 +55,7 @@ def encode(p, norm):
 
 @triton.jit
 def decode(codes):
+    """float32 scores of their 16 bits."""
     bits = ((codes.to(tl.int32) & 65535) << CODE_SHIFT) + CODE_BIAS
     return bits.to(tl.float32, bitcast=True)
 

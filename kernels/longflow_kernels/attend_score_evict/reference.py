@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from longflow_kernels.attend_score_evict.rows import LIKENS
+from longflow_kernels.attend_score_evict.arguments import DecodeStep, KVCache, RankRule, RowState
+from longflow_kernels.attend_score_evict.rows import USES_NOVELTY
 from longflow_kernels.novelty.level import first_level, next_level
 from longflow_kernels.novelty.recall import (
     first_recall,
@@ -14,7 +15,7 @@ from longflow_kernels.novelty.recall import (
     novelty_worth,
     recalled_part,
 )
-from longflow_kernels.novelty.reference import COMPARED_TOKENS, found_likeness
+from longflow_kernels.novelty.reference import COMPARED_TOKENS, found_similarity
 
 
 def attention_weights(
@@ -107,7 +108,8 @@ class ReferenceStep:
         [batch, num_q_heads, v_head_dim]; zero for padded rows.
     scores : dict of int to torch.Tensor
         For each scored row of the batch: [victim_heads, kv_len], protected slots at infinity. Sums
-        over heads and channels, the values as the cache holds them: what `slot_score` keeps.
+        over heads and channels, the values as the cache holds them, as `RowState.slot_values` keeps
+        them.
     """
 
     out: torch.Tensor
@@ -118,55 +120,39 @@ def attend_score_evict_reference(
     q: torch.Tensor,
     k_new: torch.Tensor,
     v_new: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    kv_indices: torch.Tensor,
-    req_pool_indices: torch.Tensor,
-    fields: torch.Tensor,
-    next_slot: torch.Tensor,
+    cache: KVCache,
+    step: DecodeStep,
+    state: RowState,
+    rule: RankRule,
     *,
     scaling: float,
     logit_cap: float = 0.0,
-    k_scale: float = 1.0,
-    v_scale: float = 1.0,
-    protect_sink_tokens: int = 0,
-    recent: torch.Tensor | None = None,
-    slot_score: torch.Tensor | None = None,
-    decay: float = 0.0,
-    likeness: bool = False,
-    row_level: torch.Tensor | None = None,
-    novelty_weight: float = 0.0,
-    novelty_span: float = 1.0,
-    level_share: float = 0.0,
-    row_recall: torch.Tensor | None = None,
-    recall_enough: float = 1.0,
-    recall_pace: float = 0.0,
 ) -> ReferenceStep:
     """`attend_score_evict` row by row in float64; the oracle of its tests.
 
-    Takes the same arguments and updates the cache, `next_slot`, `recent`, `slot_score`,
-    `row_level` and `row_recall` in place; slow.
+    Takes the same arguments but the workspace, and updates `cache` and `state` in place; slow.
     """
     batch, q_heads, _ = q.shape
     kv_heads, v_head_dim = v_new.shape[1:]
+    next_slot = state.next_slot
     victim_heads = next_slot.shape[1]
     out = torch.zeros(batch, q_heads, v_head_dim, dtype=torch.float64, device=q.device)
     scores: dict[int, torch.Tensor] = {}
     for i in range(batch):
-        kv_len, overwrites, score_offset, given, written, start, by_attention, remembers = fields[
-            :, i
-        ].tolist()
+        kv_len, overwrites, score_offset, given, written, start, by_attention, remembers = (
+            step.fields[:, i].tolist()
+        )
         if kv_len == 0:
             continue
-        row = int(req_pool_indices[i])
-        slots = kv_indices[start : start + kv_len].long()
+        row = int(step.req_pool_indices[i])
+        slots = step.kv_indices[start : start + kv_len].long()
         for head in range(kv_heads):
             place = int(next_slot[row, head % victim_heads]) if overwrites else kv_len - 1
             slot = int(slots[place])
-            k_cache[slot, head] = (k_new[i, head].float() / k_scale).to(k_cache.dtype)
-            v_cache[slot, head] = (v_new[i, head].float() / v_scale).to(v_cache.dtype)
-        k = k_cache[slots].double() * k_scale
-        v = v_cache[slots].double() * v_scale
+            cache.k[slot, head] = (k_new[i, head].float() / cache.k_scale).to(cache.k.dtype)
+            cache.v[slot, head] = (v_new[i, head].float() / cache.v_scale).to(cache.v.dtype)
+        k = cache.k[slots].double() * cache.k_scale
+        v = cache.v[slots].double() * cache.v_scale
         weights = _weights(q[i : i + 1].double(), k[None], scaling, logit_cap)[0]
         out[i] = torch.einsum("hgs,shd->hgd", weights, v).reshape(q_heads, v_head_dim)
         if given >= 0:
@@ -175,56 +161,92 @@ def attend_score_evict_reference(
             continue
         contribution = weights.sum(dim=1)  # [kv_heads, kv_len]
         if not by_attention:
-            contribution = contribution * v.abs().sum(dim=-1).T / v_scale
-        total = contribution.view(victim_heads, -1, kv_len).sum(dim=1)
-        now, past = total.clone(), torch.zeros_like(total)
+            contribution = contribution * v.abs().sum(dim=-1).T / cache.v_scale
+        now = contribution.view(victim_heads, -1, kv_len).sum(dim=1)
+        total, past = now.clone(), torch.zeros_like(now)
         if remembers:
-            assert slot_score is not None
-            words = 2 if likeness else victim_heads
-            stored = slot_score.view(-1, words).T[:victim_heads]  # [victim_heads, num_slots]
+            past = _past_scores(state, rule, row, slots, written)
+            total = torch.maximum(now, past)
+            if written > 0:
+                stored = _scores_of(state, rule)
+                stored[:, slots] = total.to(stored.dtype)
+        if remembers == USES_NOVELTY:
+            total += _novelty_of_row(state, rule, row, slots, k, now, past, total, written)
+        total[:, : rule.first_tokens_kept] = torch.inf
+        if state.recent is not None:
+            size = state.recent.shape[2]
             for head in range(victim_heads):
-                if written > 1:
-                    before = stored[head, slots].double() * decay
-                    before[next_slot[row, head]] = 0.0
-                    past[head] = before
-                    total[head] = torch.maximum(total[head], before)
-                if written > 0:
-                    stored[head, slots] = total[head].to(stored.dtype)
-            if remembers == LIKENS:
-                assert recent is not None and row_level is not None and row_recall is not None
-                level, recall = row_level[row].double(), row_recall[row].double()
+                ring = state.recent[row, head]
                 if written == 0:
-                    row_level[row] = first_level(total, level_share).item()
-                    row_recall[row] = first_recall(recall_enough)
+                    ring[:] = torch.arange(kv_len - size, kv_len)
                 else:
-                    row_level[row] = next_level(level[None, None], total, level_share).item()
-                    like = slot_score.view(-1, 2)[:, 1]
-                    like = _likeness(like, slots, k, next_slot[row], recent[row, 0], written)
-                    novelty = ((1 - like) / novelty_span).clamp(max=1)
-                    total += novelty_weight * level * novelty_worth(recall, recall_enough) * novelty
-                if written > 1:
-                    kept = torch.zeros_like(now, dtype=torch.bool)
-                    kept[:, :protect_sink_tokens] = True
-                    ring = recent[row, 0].clone()
-                    ring[(written - 1) % len(ring)] = next_slot[row, 0]
-                    kept[:, ring.long()] = True
-                    part = recalled_part(now, past, level, kept)
-                    row_recall[row] = next_recall(recall, part, recall_pace).item()
-        total[:, :protect_sink_tokens] = torch.inf
-        if recent is not None:
-            size = recent.shape[2]
-            for head in range(victim_heads):
-                if written == 0:
-                    recent[row, head] = torch.arange(kv_len - size, kv_len)
-                else:
-                    recent[row, head, (written - 1) % size] = next_slot[row, head]
-                total[head, recent[row, head].long()] = torch.inf
+                    ring[(written - 1) % size] = next_slot[row, head]
+                total[head, ring.long()] = torch.inf
         next_slot[row] = total.argmin(dim=1).to(next_slot.dtype)
         scores[i] = total
     return ReferenceStep(out, scores)
 
 
-def _likeness(
+def _scores_of(state: RowState, rule: RankRule) -> torch.Tensor:
+    """[victim_heads, num_slots], a view of what the slots remember."""
+    assert state.slot_values is not None
+    victim_heads = state.next_slot.shape[1]
+    return state.slot_values.view(-1, rule.values_per_slot(victim_heads)).T[:victim_heads]
+
+
+def _past_scores(
+    state: RowState, rule: RankRule, row: int, slots: torch.Tensor, written: int
+) -> torch.Tensor:
+    """[victim_heads, kv_len] float64: what a row's slots remember, decayed; 0 for a new token."""
+    past = _scores_of(state, rule)[:, slots].double() * rule.decay
+    if written <= 1:
+        return torch.zeros_like(past)
+    for head, newest in enumerate(state.next_slot[row].tolist()):
+        past[head, newest] = 0.0
+    return past
+
+
+def _novelty_of_row(
+    state: RowState,
+    rule: RankRule,
+    row: int,
+    slots: torch.Tensor,
+    k: torch.Tensor,
+    now: torch.Tensor,
+    past: torch.Tensor,
+    total: torch.Tensor,
+    written: int,
+) -> torch.Tensor:
+    """[1, kv_len]: what novelty adds to a row's scores; moves its level and its recall on.
+
+    `now`, `past` and `total` [1, kv_len] are the scores of this step, those remembered before it,
+    and those remembered after it.
+    """
+    novelty, level_of, recall_of = rule.novelty, state.row_level, state.row_recall
+    assert novelty is not None and level_of is not None and recall_of is not None
+    assert state.recent is not None and state.slot_values is not None
+    if written == 0:
+        level_of[row] = first_level(total, novelty.level_share).item()
+        recall_of[row] = first_recall(novelty.recall_threshold)
+        return torch.zeros_like(total)
+    level, recall = level_of[row].double(), recall_of[row].double()
+    level_of[row] = next_level(level[None, None], total, novelty.level_share).item()
+    ring = state.recent[row, 0].clone()
+    stored = state.slot_values.view(-1, 2)[:, 1]
+    newest = state.next_slot[row]
+    similarity = _similarity(stored, slots, k, newest, ring, written)
+    if written > 1:
+        protected = torch.zeros_like(now, dtype=torch.bool)
+        protected[:, : rule.first_tokens_kept] = True
+        ring[(written - 1) % len(ring)] = newest[0]
+        protected[:, ring.long()] = True
+        part = recalled_part(now, past, level, protected)
+        recall_of[row] = next_recall(recall, part, state.recall_pace).item()
+    worth = novelty_worth(recall, novelty.recall_threshold)
+    return novelty.weight * level * worth * ((1 - similarity) / novelty.span).clamp(max=1)
+
+
+def _similarity(
     stored: torch.Tensor,
     slots: torch.Tensor,
     k: torch.Tensor,
@@ -235,7 +257,7 @@ def _likeness(
     """[kv_len] of a row's tokens to newer ones, brought up to date in `stored` [num_slots]."""
     ring = (written - 1 - torch.arange(1, COMPARED_TOKENS)) % len(recent)
     last = torch.cat([newest, recent[ring]]).long()
-    found = found_likeness(k, last, written)
+    found = found_similarity(k, last, written)
     if written > 1:
         before = stored[slots].double()
         before[last[0]] = 0.0

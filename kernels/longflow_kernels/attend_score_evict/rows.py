@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ KV_LEN, KV_START = layout.KV_LEN.value, layout.KV_START.value
 SCORE_OFFSET, GIVEN_VICTIM = layout.SCORE_OFFSET.value, layout.GIVEN_VICTIM.value
 OVERWRITES, WRITTEN = layout.OVERWRITES.value, layout.WRITTEN.value
 BY_ATTENTION, REMEMBERS = layout.BY_ATTENTION.value, layout.REMEMBERS.value
-LIKENS = layout.LIKENS.value
+USES_NOVELTY = layout.USES_NOVELTY.value
 SCORE_ALIGN = layout.SCORE_ALIGN.value
 
 
@@ -40,9 +41,9 @@ class StepRow:
         Tokens overwritten since the row filled; read where recent tokens are protected, and where
         the row remembers.
     remembers : bool
-        The score is the highest of this step's and those that its slots have in `slot_score`.
-    likens : bool
-        That score counts less for a token that a newer one is like; such a row remembers, too.
+        The score is the highest of this step's and those that its slots have in `slot_values`.
+    uses_novelty : bool
+        Novelty is added to that score (`arguments.Novelty`); such a row remembers, too.
     """
 
     kv_len: int
@@ -52,26 +53,27 @@ class StepRow:
     written: int = 0
     by_attention: bool = False
     remembers: bool = False
-    likens: bool = False
+    uses_novelty: bool = False
 
 
-def _aligned(tokens):
+def _aligned(tokens: Any) -> Any:
+    """The next multiple of SCORE_ALIGN, of an int or of each entry of a tensor."""
     return (tokens + SCORE_ALIGN - 1) // SCORE_ALIGN * SCORE_ALIGN
 
 
-def score_places(capacity_tokens: int, max_rows: int) -> int:
-    """Places for the scores of `max_rows` rows of `capacity_tokens` together, each row aligned."""
+def score_capacity(capacity_tokens: int, max_rows: int) -> int:
+    """Slots to have room for, for scores of `max_rows` rows of `capacity_tokens` together."""
     return _aligned(capacity_tokens) + max_rows * SCORE_ALIGN
 
 
-def pack_rows(rows: Sequence[StepRow], places: int) -> torch.Tensor:
+def pack_rows(rows: Sequence[StepRow], capacity: int) -> torch.Tensor:
     """A step's rows as the kernels read them: int32 [NUM_FIELDS, batch] on the host.
 
     Parameters
     ----------
     rows : sequence of StepRow
-    places : int
-        `op.Workspace.places`; scored rows must fit together.
+    capacity : int
+        `Workspace.score_capacity`; scored rows must fit together.
 
     Raises
     ------
@@ -85,8 +87,8 @@ def pack_rows(rows: Sequence[StepRow], places: int) -> torch.Tensor:
         by_attention=[row.by_attention for row in rows],
         given_victims=[row.given_victim for row in rows],
         written=[row.written for row in rows],
-        remembers=[LIKENS if row.likens else int(row.remembers) for row in rows],
-        places=places,
+        remembers=[USES_NOVELTY if row.uses_novelty else int(row.remembers) for row in rows],
+        capacity=capacity,
     )
 
 
@@ -99,10 +101,10 @@ def pack_columns(
     given_victims: Sequence[int],
     written: Sequence[int],
     remembers: Sequence[int],
-    places: int,
+    capacity: int,
 ) -> torch.Tensor:
     """`pack_rows` of `StepRow`'s fields, each a sequence over the batch; `remembers` is 0, 1, or
-    `LIKENS`.
+    `USES_NOVELTY`.
 
     Every decode step of a server packs all its rows, so this does nothing row by row.
     """
@@ -113,9 +115,9 @@ def pack_columns(
     taken = torch.where(score > 0, _aligned(kv_len), 0)
     ends = taken.cumsum(0, dtype=torch.int32)
     total = int(ends[-1]) if len(ends) else 0
-    if total > places:
+    if total > capacity:
         raise ValueError(
-            f"the scored rows' scores take {total} places together, the workspace has {places}"
+            f"the scored rows take {total} slots together, the workspace has scores of {capacity}"
         )
     fields = torch.empty(NUM_FIELDS, len(kv_len), dtype=torch.int32)
     fields[KV_LEN] = kv_len

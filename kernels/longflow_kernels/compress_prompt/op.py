@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 import triton
 
-from longflow_kernels.attend_score_evict.op import HEAD_DIMS
+from longflow_kernels.attend_score_evict.check import HEAD_DIMS
 from longflow_kernels.compress_prompt.kernel import (
     combine_chunks_kernel,
     mass_kernel,
@@ -153,7 +153,16 @@ def paged_prompt_mass(
     lse = torch.empty(all_rows, dtype=torch.float32, device=q.device)
     if out is None:
         out = torch.empty(prompts.total, dtype=torch.float32, device=q.device)
-    shape = dict(
+    shared = dict(
+        q_ptr=q,
+        k_cache_ptr=k_cache,
+        slot_table_ptr=slot_table,
+        fields_ptr=prompts.fields,
+        scaling=scaling * k_scale,
+        logit_cap=logit_cap,
+        q_stride=q.stride(0),
+        k_slot_stride=k_cache.stride(0),
+        slot_table_stride=slot_table.stride(0),
         GROUP=group,
         ROWS=rows,
         HEAD_DIM=head_dim,
@@ -164,19 +173,17 @@ def paged_prompt_mass(
         DOT_PRECISION="ieee",
         num_warps=4,
     )
-    where = (q, k_cache, slot_table, prompts.fields)
-    numbers = (scaling * k_scale, logit_cap, q.stride(0), k_cache.stride(0), slot_table.stride(0))
     normaliser_kernel[(count * chunks, triton.cdiv(rows, block_m), num_kv_heads)](
-        *where, chunk_lse, chunks, *numbers, **shape
+        chunk_lse_ptr=chunk_lse, num_chunks=chunks, **shared
     )
     combine_chunks_kernel[(triton.cdiv(all_rows, COMBINE_ROWS),)](
-        chunk_lse,
-        lse,
-        all_rows,
-        chunks,
+        chunk_lse_ptr=chunk_lse,
+        lse_ptr=lse,
+        num_rows=all_rows,
+        num_chunks=chunks,
         BLOCK_R=COMBINE_ROWS,
         BLOCK_C=triton.next_power_of_2(MAX_CHUNKS),  # not of `chunks`: one kernel for all prompts
         num_warps=4,
     )
-    mass_kernel[(blocks, count)](*where, lse, out, num_kv_heads, *numbers, **shape)
+    mass_kernel[(blocks, count)](lse_ptr=lse, mass_ptr=out, num_kv_heads=num_kv_heads, **shared)
     return out

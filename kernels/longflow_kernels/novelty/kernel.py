@@ -1,4 +1,4 @@
-"""How like a newer token each slot's token is, brought up to date for the rows whose turn it is."""
+"""How similar each slot's token is to newer ones, updated for the rows that compare keys now."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents
 
-from longflow_kernels.attend_score_evict.layout import KV_LEN, KV_START, LIKENS, REMEMBERS, WRITTEN
+from longflow_kernels.attend_score_evict.layout import (
+    KV_LEN,
+    KV_START,
+    REMEMBERS,
+    USES_NOVELTY,
+    WRITTEN,
+)
 
 
 @triton.jit
@@ -25,28 +31,29 @@ def _cosines(
     DOT_PRECISION: tl.constexpr,
     WITH_NEWEST: tl.constexpr,
 ):
-    """[n, m]: of the slow channels of all KV heads; BLOCK_C is at least a quarter of HEAD_DIM.
+    """Cosines [n, m] of the keys in `slots_a` [n] and `slots_b` [m], over the slow channels of all
+    KV heads (`reference.slow_channels`); BLOCK_C is at least a quarter of HEAD_DIM.
 
     What `newest_slot` holds is not read, since it is being written. With WITH_NEWEST its key comes
-    from `k_new_ptr` where it is one of `slots_b`; elsewhere it is like nothing.
+    from `k_new_ptr` where it is one of `slots_b`; elsewhere it is similar to nothing.
     """
     HALF: tl.constexpr = HEAD_DIM // 2
     SLOW: tl.constexpr = HALF * 3 // 4
     QUARTER: tl.constexpr = HALF - SLOW
     offs_c = tl.arange(0, BLOCK_C)
     channel = tl.where(offs_c < QUARTER, SLOW + offs_c, HALF + SLOW + offs_c - QUARTER)
-    given = offs_c < 2 * QUARTER
-    old_a = given[None, :] & (slots_a != newest_slot)[:, None]
-    old_b = given[None, :] & (slots_b != newest_slot)[:, None]
+    in_c = offs_c < 2 * QUARTER
+    old_a = in_c[None, :] & (slots_a != newest_slot)[:, None]
+    old_b = in_c[None, :] & (slots_b != newest_slot)[:, None]
     dots = tl.zeros([slots_a.shape[0], slots_b.shape[0]], tl.float32)
     size_a = tl.zeros([slots_a.shape[0]], tl.float32)
     size_b = tl.zeros([slots_b.shape[0]], tl.float32)
     for head in range(NUM_KV_HEADS):
-        at = k_cache_ptr + head * HEAD_DIM + channel[None, :]
-        a = tl.load(at + slots_a[:, None] * K_SLOT_STRIDE, mask=old_a, other=0.0)
-        b = tl.load(at + slots_b[:, None] * K_SLOT_STRIDE, mask=old_b, other=0.0)
+        k_at = k_cache_ptr + head * HEAD_DIM + channel[None, :]
+        a = tl.load(k_at + slots_a[:, None] * K_SLOT_STRIDE, mask=old_a, other=0.0)
+        b = tl.load(k_at + slots_b[:, None] * K_SLOT_STRIDE, mask=old_b, other=0.0)
         if WITH_NEWEST:
-            new = tl.load(k_new_ptr + head * HEAD_DIM + channel, mask=given, other=0.0)
+            new = tl.load(k_new_ptr + head * HEAD_DIM + channel, mask=in_c, other=0.0)
             new = (new.to(tl.float32) / k_scale).to(b.dtype)
             b = tl.where((slots_b == newest_slot)[:, None], new[None, :], b)
         if NARROW:  # fp8: every value of it is one of float16
@@ -67,12 +74,12 @@ def _update_tile(
     fields_ptr,
     next_slot_ptr,
     recent_ptr,
-    slot_score_ptr,
+    slot_values_ptr,
     k_scale,
     field_stride,
     k_new_stride,
     row,
-    tile,
+    first,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     K_SLOT_STRIDE: tl.constexpr,
@@ -83,33 +90,33 @@ def _update_tile(
     NARROW: tl.constexpr,
     DOT_PRECISION: tl.constexpr,
 ):
-    """Slots `tile` to ``tile + BLOCK_N`` of a row whose turn it is."""
+    """Slots `first` to ``first + BLOCK_N`` of a row that compares keys in this step."""
     written = tl.load(fields_ptr + WRITTEN * field_stride + row)
     kv_len = tl.load(fields_ptr + KV_LEN * field_stride + row)
     slots_ptr = kv_indices_ptr + tl.load(fields_ptr + KV_START * field_stride + row)
     req = tl.load(req_pool_indices_ptr + row).to(tl.int64)
     newest = tl.load(next_slot_ptr + req).to(tl.int32)
-    first = written == 1
+    first_overwrite = written == 1
     # Places of the tokens written last, the newest first. At the first overwrite there is one.
     offs_m = tl.arange(0, COMPARED)
     ring = tl.maximum(written - 1 - offs_m, 0) % RECENT
     last = tl.load(recent_ptr + req * RECENT + ring).to(tl.int32)
-    last = tl.where((offs_m == 0) | first, newest, last)
+    last = tl.where((offs_m == 0) | first_overwrite, newest, last)
     last_slots = tl.load(slots_ptr + last).to(tl.int64)
     newest_slot = tl.load(slots_ptr + newest).to(tl.int64)
     new_ptr = k_new_ptr + row.to(tl.int64) * k_new_stride
 
     offs_n = tl.arange(0, BLOCK_N)
-    position = tile + offs_n
-    here = position < kv_len
+    position = first + offs_n
+    in_row = position < kv_len
     slots = tl.load(slots_ptr + tl.minimum(position, kv_len - 1)).to(tl.int64)
-    like = tl.zeros([BLOCK_N], tl.float32)
-    if first:
+    similarity = tl.zeros([BLOCK_N], tl.float32)
+    if first_overwrite:
         # Until now the tokens lie in the order of the sequence: later tiles are newer.
-        for other in range(tile, kv_len, BLOCK_N):
+        for other in range(first, kv_len, BLOCK_N):
             later = other + offs_n
             later_slots = tl.load(slots_ptr + tl.minimum(later, kv_len - 1)).to(tl.int64)
-            alike = _cosines(
+            similarities = _cosines(
                 k_cache_ptr,
                 new_ptr,
                 k_scale,
@@ -126,12 +133,12 @@ def _update_tile(
             )
             newer = (later[None, :] > position[:, None]) & (later < kv_len)[None, :]
             newer = newer & (position != newest)[:, None]
-            like = tl.maximum(like, tl.max(tl.where(newer, alike, 0.0), axis=1))
+            similarity = tl.maximum(similarity, tl.max(tl.where(newer, similarities, 0.0), axis=1))
         since = tl.where(position == newest, 0, 1)
     else:
         same = position[:, None] == last[None, :]
         since = tl.min(tl.where(same, offs_m[None, :], COMPARED), axis=1)
-    alike = _cosines(
+    similarities = _cosines(
         k_cache_ptr,
         new_ptr,
         k_scale,
@@ -147,14 +154,15 @@ def _update_tile(
         WITH_NEWEST=True,
     )
     newer = offs_m[None, :] < since[:, None]
-    like = tl.maximum(like, tl.max(tl.where(newer, alike, 0.0), axis=1))
-    at = slot_score_ptr + 2 * slots + 1
-    before = tl.load(at, mask=here & (position != newest) & (written > 1), other=0.0)
-    tl.store(at, tl.minimum(tl.maximum(like, before), 1.0), mask=here)
+    similarity = tl.maximum(similarity, tl.max(tl.where(newer, similarities, 0.0), axis=1))
+    value_at = slot_values_ptr + 2 * slots + 1
+    valid = in_row & (position != newest) & (written > 1)
+    before = tl.load(value_at, mask=valid, other=0.0)
+    tl.store(value_at, tl.minimum(tl.maximum(similarity, before), 1.0), mask=in_row)
 
 
 @triton.jit(do_not_specialize=["batch", "field_stride"])
-def likeness_kernel(
+def similarity_kernel(
     k_new_ptr,
     k_cache_ptr,
     kv_indices_ptr,
@@ -162,7 +170,7 @@ def likeness_kernel(
     fields_ptr,
     next_slot_ptr,
     recent_ptr,
-    slot_score_ptr,
+    slot_values_ptr,
     k_scale,
     batch,
     field_stride,
@@ -179,11 +187,17 @@ def likeness_kernel(
     DOT_PRECISION: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """Grid (programs,): they share the tiles of BLOCK_N slots of all rows whose turn it is.
+    """Grid (programs,): they share the tiles of BLOCK_N slots of all rows that compare keys now.
 
     Few programs, however large the batch: what runs beside this kernel begins when all of them
-    have. Each looks at BLOCK_R rows at a time and takes every so many-th of their tiles. Runs
+    have. Each looks at BLOCK_R rows at a time and takes every ``programs``-th of their tiles. Runs
     before `next_slot` and `recent` change. With DEPENDENT the attention starts beside it.
+
+    `k_new_ptr` [batch, NUM_KV_HEADS, HEAD_DIM], rows of any stride; `k_cache_ptr` [num_slots,
+    NUM_KV_HEADS, HEAD_DIM]. `kv_indices_ptr` [tokens], `req_pool_indices_ptr` [batch] and
+    `fields_ptr` [NUM_FIELDS, batch] as in `arguments.DecodeStep`; `next_slot_ptr` [num_rows] and
+    `recent_ptr` [num_rows, RECENT] int32. Written are the similarities in `slot_values_ptr`
+    [num_slots, 2] float32, each after its slot's score.
     """
     if DEPENDENT:
         gdc_launch_dependents()
@@ -191,12 +205,13 @@ def likeness_kernel(
     offs_r = tl.arange(0, BLOCK_R)
     passed = 0  # tiles of the rows before these
     for first_row in range(0, batch, BLOCK_R):
-        there = first_row + offs_r < batch
-        at = fields_ptr + first_row + offs_r
-        likens = tl.load(at + REMEMBERS * field_stride, mask=there, other=0) == LIKENS
-        written = tl.load(at + WRITTEN * field_stride, mask=there, other=0)
-        kv_len = tl.load(at + KV_LEN * field_stride, mask=there, other=0)
-        due = likens & ((written == 1) | ((written > 0) & (written % COMPARED == 0)))
+        in_r = first_row + offs_r < batch
+        field_at = fields_ptr + first_row + offs_r
+        memory = tl.load(field_at + REMEMBERS * field_stride, mask=in_r, other=0)
+        uses_novelty = memory == USES_NOVELTY
+        written = tl.load(field_at + WRITTEN * field_stride, mask=in_r, other=0)
+        kv_len = tl.load(field_at + KV_LEN * field_stride, mask=in_r, other=0)
+        due = uses_novelty & ((written == 1) | ((written > 0) & (written % COMPARED == 0)))
         tiles = tl.where(due, (kv_len + BLOCK_N - 1) // BLOCK_N, 0)
         ends = tl.cumsum(tiles, axis=0)
         total = tl.sum(tiles, axis=0)
@@ -212,7 +227,7 @@ def likeness_kernel(
                 fields_ptr,
                 next_slot_ptr,
                 recent_ptr,
-                slot_score_ptr,
+                slot_values_ptr,
                 k_scale,
                 field_stride,
                 k_new_stride,

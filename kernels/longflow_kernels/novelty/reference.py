@@ -1,4 +1,4 @@
-"""Plain-PyTorch likeness of tokens: how much a newer one's key stands for an older one's."""
+"""Plain-PyTorch similarity of tokens: how much a newer one's key stands for an older one's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def slow_channels(keys: torch.Tensor) -> torch.Tensor:
     return torch.cat((keys[..., slow:half], keys[..., half + slow :]), dim=-1)
 
 
-def key_likeness(older: torch.Tensor, newer: torch.Tensor) -> torch.Tensor:
+def key_similarity(older: torch.Tensor, newer: torch.Tensor) -> torch.Tensor:
     """Cosine similarity of keys over the slow channels of all KV heads, 0 where it is below.
 
     Parameters
@@ -34,8 +34,8 @@ def key_likeness(older: torch.Tensor, newer: torch.Tensor) -> torch.Tensor:
     return (a @ b.T).clamp(0.0, 1.0)
 
 
-def likest_to_newer(keys: torch.Tensor, age: torch.Tensor, part: int = 512) -> torch.Tensor:
-    """Of each token the largest `key_likeness` to one that was written after it; 0 for the last.
+def max_similarity_to_newer(keys: torch.Tensor, age: torch.Tensor, part: int = 512) -> torch.Tensor:
+    """Of each token the largest `key_similarity` to one that was written after it; 0 for the last.
 
     Parameters
     ----------
@@ -53,9 +53,9 @@ def likest_to_newer(keys: torch.Tensor, age: torch.Tensor, part: int = 512) -> t
     """
     found = []
     for some in torch.arange(len(keys), device=keys.device).split(part):
-        alike = key_likeness(keys[some], keys)
+        similarities = key_similarity(keys[some], keys)
         newer = age[None, :] > age[some, None]
-        found.append(alike.masked_fill(~newer, 0.0).amax(dim=1))
+        found.append(similarities.masked_fill(~newer, 0.0).amax(dim=1))
     return torch.cat(found)
 
 
@@ -64,7 +64,7 @@ def compares(overwrites: int) -> bool:
     return overwrites == 1 or (overwrites > 0 and overwrites % COMPARED_TOKENS == 0)
 
 
-def found_likeness(keys: torch.Tensor, last: torch.Tensor, overwrites: int) -> torch.Tensor:
+def found_similarity(keys: torch.Tensor, last: torch.Tensor, overwrites: int) -> torch.Tensor:
     """What a row's newest tokens say about its older ones, once in `COMPARED_TOKENS` overwrites.
 
     With its first overwrite a row compares every token with all that were written after it; until
@@ -91,9 +91,9 @@ def found_likeness(keys: torch.Tensor, last: torch.Tensor, overwrites: int) -> t
     if overwrites == 1:
         age = torch.arange(kv_len, device=keys.device)
         age.index_fill_(0, last[:1].long(), kv_len)
-        return likest_to_newer(keys, age)
+        return max_similarity_to_newer(keys, age)
     order = torch.arange(COMPARED_TOKENS, device=keys.device)
     since = torch.full((kv_len,), COMPARED_TOKENS, device=keys.device)
     since[last.long()] = order
-    alike = key_likeness(keys, keys[last.long()])
-    return alike.masked_fill(order[None, :] >= since[:, None], 0.0).amax(dim=1)
+    similarities = key_similarity(keys, keys[last.long()])
+    return similarities.masked_fill(order[None, :] >= since[:, None], 0.0).amax(dim=1)

@@ -1,0 +1,143 @@
+"""What a decode step is given, grouped by what belongs together: cache, step, rows and rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from longflow_kernels.attend_score_evict.launch import LaunchConfig
+from longflow_kernels.attend_score_evict.layout import USES_NOVELTY
+
+
+class KVCache(NamedTuple):
+    """One layer's K and V in the pool.
+
+    Attributes
+    ----------
+    k, v : torch.Tensor
+        [num_slots, num_kv_heads, head_dim] and [..., v_head_dim]; q's dtype or float8_e4m3fn.
+    k_scale, v_scale : float
+        Factors of the values (fp8): the cache holds ``k / k_scale``.
+    """
+
+    k: torch.Tensor
+    v: torch.Tensor
+    k_scale: float = 1.0
+    v_scale: float = 1.0
+
+
+class DecodeStep(NamedTuple):
+    """A decode step of a batch, the same in every layer.
+
+    Attributes
+    ----------
+    kv_indices : torch.Tensor
+        int32, the pool slots of one row after the other, as FlashInfer takes them at page size 1;
+        row i begins at the sum of the earlier ``kv_len``. A copy and not ``req_to_token`` itself,
+        since SGLang's scheduler writes there while a CUDA graph runs.
+    req_pool_indices : torch.Tensor
+        [batch] int32 or int64, where each row's state lies in `RowState`.
+    fields : torch.Tensor
+        [NUM_FIELDS, batch] int32 on the device, from `rows.pack_rows`.
+    config : LaunchConfig
+        How the work is cut.
+    """
+
+    kv_indices: torch.Tensor
+    req_pool_indices: torch.Tensor
+    fields: torch.Tensor
+    config: LaunchConfig
+
+
+class RowState(NamedTuple):
+    """What one layer remembers of its rows between steps; all updated in place.
+
+    Attributes
+    ----------
+    next_slot : torch.Tensor
+        [num_rows, victim_heads] int32, the row index that is overwritten next; victim_heads is 1
+        or num_kv_heads.
+    recent : torch.Tensor, optional
+        [num_rows, victim_heads, recent_tokens_kept] int32 ring of the row indices written last,
+        which are never chosen.
+    slot_values : torch.Tensor, optional
+        [num_slots * values_per_slot] float32, needed by rows that remember: the highest score of
+        each slot and victim head, counted `RankRule.decay` times for every step since. Under
+        `RankRule.novelty` a slot has two values: its score, then its similarity to newer tokens.
+    row_level : torch.Tensor, optional
+        [num_rows] float32, with novelty: what about ``level_share`` of a row's slots remember less
+        than (`novelty.level`).
+    row_recall : torch.Tensor, optional
+        [num_rows] float32, with novelty; one tensor for all layers: the part of a row's scores that
+        goes to slots which were below its level (`novelty.recall`).
+    recall_pace : float
+        What this layer's part counts in the recall.
+    """
+
+    next_slot: torch.Tensor
+    recent: torch.Tensor | None = None
+    slot_values: torch.Tensor | None = None
+    row_level: torch.Tensor | None = None
+    row_recall: torch.Tensor | None = None
+    recall_pace: float = 0.0
+
+
+@dataclass(frozen=True)
+class Novelty:
+    """What a slot's score gains by being unlike all newer tokens.
+
+    ``weight * level * novelty_worth(recall) * min(1, (1 - similarity) / span)``, the level and the
+    recall being the row's.
+
+    Attributes
+    ----------
+    weight : float
+        In levels of the row.
+    level_share : float
+        The share of a row's slots that remember less than its level.
+    recall_threshold : float
+        The recall from which on novelty counts in full (`novelty.recall.novelty_worth`).
+    similarity_threshold : float
+        Below this cosine similarity a slot's token counts as new altogether.
+    """
+
+    weight: float
+    level_share: float
+    recall_threshold: float
+    similarity_threshold: float
+
+    @property
+    def span(self) -> float:
+        """The similarities over which novelty falls from 1 to 0."""
+        return 1 - self.similarity_threshold
+
+
+@dataclass(frozen=True)
+class RankRule:
+    """How the scored rows of a server are ranked: the slot with the lowest score goes.
+
+    Attributes
+    ----------
+    first_tokens_kept : int
+        Row indices below it are never chosen.
+    decay : float
+        A row that remembers ranks by the highest of its slots' past scores, each counted this many
+        times for every step since; 0: by this step's alone.
+    novelty : Novelty, optional
+        What is added to the scores of rows that use it.
+    """
+
+    first_tokens_kept: int = 0
+    decay: float = 0.0
+    novelty: Novelty | None = None
+
+    @property
+    def remembers(self) -> int:
+        """`rows.REMEMBERS` of a row that is ranked by this rule."""
+        return USES_NOVELTY.value if self.novelty else int(self.decay > 0)
+
+    def values_per_slot(self, victim_heads: int) -> int:
+        """How many values a slot has in `RowState.slot_values`."""
+        return 2 if self.novelty else victim_heads
