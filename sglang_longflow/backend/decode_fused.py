@@ -8,11 +8,13 @@ import torch
 
 from longflow_kernels.attend_score_evict.arguments import DecodeStep, KVCache
 from longflow_kernels.attend_score_evict.launch import LaunchConfig, launch_config
+from longflow_kernels.attend_score_evict.layout import NUM_FIELDS
 from longflow_kernels.attend_score_evict.op import attend_score_evict, gather_kv_indices
-from longflow_kernels.attend_score_evict.rows import NUM_FIELDS, pack_columns, pack_full_rows
+from longflow_kernels.attend_score_evict.rows import pack_columns, pack_full_rows
 from longflow_kernels.attend_score_evict.workspace import Workspace
 from sglang_longflow.backend.policy_memory import PolicyMemory
 from sglang_longflow.backend.pool import scale_of
+from sglang_longflow.backend.sglang_types import AttentionLayer, ForwardBatch, ModelRunner
 from sglang_longflow.backend.victim_state import DecodeState
 from sglang_longflow.core.contracts import DecodeView
 from sglang_longflow.policies import Policy
@@ -56,7 +58,7 @@ class FusedDecode:
 
     def __init__(
         self,
-        model_runner,
+        model_runner: ModelRunner,
         state: DecodeState,
         policy: Policy,
         num_q_heads: int,
@@ -98,12 +100,12 @@ class FusedDecode:
     def nbytes(self) -> int:
         """Bytes of device memory beside the model and the pool, graph buffers included."""
         graph = [t for t in (self._graph_fields, self._graph_indices) if t is not None]
-        graph_bytes = sum(t.numel() * t.element_size() for t in graph)
+        graph_bytes: int = sum(t.numel() * t.element_size() for t in graph)
         return self.memory.nbytes + self.workspace.nbytes + graph_bytes
 
     # preparation, outside a graph
 
-    def begin(self, forward_batch, view: DecodeView | None) -> None:
+    def begin(self, forward_batch: ForwardBatch, view: DecodeView | None) -> None:
         """Prepare an eager step; `view` is None where no row of the batch is bounded."""
         if forward_batch.rids is None:  # a batch that SGLang makes up to warm up
             self._step = self._padded_step(forward_batch.batch_size)
@@ -132,7 +134,7 @@ class FusedDecode:
         self._graph_fields.zero_()
         self._step = self._graph_step(batch)
 
-    def begin_replay(self, forward_batch, view: DecodeView | None) -> None:
+    def begin_replay(self, forward_batch: ForwardBatch, view: DecodeView | None) -> None:
         """Prepare a step that a graph replays; rows after the real ones are padded."""
         batch = forward_batch.batch_size
         real = batch - forward_batch.num_padding
@@ -192,8 +194,23 @@ class FusedDecode:
 
     # one layer of a step, inside a graph
 
-    def forward(self, q, k, v, layer, forward_batch, save_kv_cache=True):
-        if k is None or not save_kv_cache:
+    def forward(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
+        layer: AttentionLayer,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool = True,
+    ) -> torch.Tensor:
+        """One layer: [batch, num_q_heads * v_head_dim].
+
+        Raises
+        ------
+        RuntimeError
+            The layer has no K/V of its own to write in attention.
+        """
+        if k is None or v is None or not save_kv_cache:
             raise RuntimeError(
                 f"longflow: layer {layer.layer_id} has no K/V of its own to write in attention, "
                 f"so full rows cannot overwrite their victims"

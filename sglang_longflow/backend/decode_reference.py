@@ -12,6 +12,7 @@ from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from longflow_kernels import attention_mass, removal_scores
 from sglang_longflow.backend.policy_memory import LayerRows, PolicyMemory, StepRows
 from sglang_longflow.backend.pool import load_kv
+from sglang_longflow.backend.sglang_types import AttentionLayer, ForwardBatch, ModelRunner
 from sglang_longflow.backend.victim_state import DecodeState
 from sglang_longflow.core.contracts import DecodeView, FullRow
 from sglang_longflow.policies import FullRows, Policy
@@ -38,10 +39,10 @@ class FullGroup:
 
 
 @dataclass
-class DecodeStep:
-    """A decode step of the batch, on the device."""
+class RedirectedStep:
+    """A decode step of the batch, on the device, each full row writing over its victim."""
 
-    forward_batch: object  # the inner backend's view: resident lengths, per-layer write slots
+    forward_batch: ForwardBatch  # the inner backend's view: resident lengths, per-layer write slots
     out_cache_loc: torch.Tensor
     overwrite: torch.Tensor
     groups: list[FullGroup]
@@ -55,7 +56,7 @@ class ReferenceDecode:
     def __init__(
         self,
         inner: AttentionBackend,
-        model_runner,
+        model_runner: ModelRunner,
         state: DecodeState,
         memory: PolicyMemory,
     ):
@@ -64,7 +65,7 @@ class ReferenceDecode:
         self.memory = memory
         self.req_to_token_pool = model_runner.req_to_token_pool
         self.token_to_kv_pool = model_runner.token_to_kv_pool
-        self._step: DecodeStep | None = None
+        self._step: RedirectedStep | None = None
 
     @property
     def nbytes(self) -> int:
@@ -76,7 +77,7 @@ class ReferenceDecode:
             "or --kv-decode-kernel triton"
         )
 
-    def begin(self, forward_batch, view: DecodeView | None) -> None:
+    def begin(self, forward_batch: ForwardBatch, view: DecodeView | None) -> None:
         """Prepare a step; `view` is None where no row of the batch is bounded."""
         if view is None:
             self._step = None
@@ -89,7 +90,7 @@ class ReferenceDecode:
         inner.seq_lens = kv_lens.to(forward_batch.seq_lens.dtype)
         inner.seq_lens_cpu = host[0]
         inner.seq_lens_sum = sum(view.kv_lens)
-        self._step = DecodeStep(
+        self._step = RedirectedStep(
             forward_batch=inner,
             out_cache_loc=forward_batch.out_cache_loc,
             overwrite=overwrite.bool(),
@@ -97,7 +98,7 @@ class ReferenceDecode:
         )
         self.inner.init_forward_metadata(inner)
 
-    def _groups(self, forward_batch, view: DecodeView) -> list[FullGroup]:
+    def _groups(self, forward_batch: ForwardBatch, view: DecodeView) -> list[FullGroup]:
         by_kind: dict[tuple[Policy, int, bool], list[FullRow]] = defaultdict(list)
         for row in view.full_rows:
             policy, tokens = row.budget.policy, row.budget.tokens
@@ -119,7 +120,22 @@ class ReferenceDecode:
                 groups.append(FullGroup(policy, tokens, index, step))
         return groups
 
-    def forward(self, q, k, v, layer, forward_batch, save_kv_cache=True):
+    def forward(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
+        layer: AttentionLayer,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool = True,
+    ) -> torch.Tensor:
+        """One layer: SGLang's attention over resident tokens, then the next victims.
+
+        Raises
+        ------
+        RuntimeError
+            Full rows could not overwrite their victims: the layer wrote its K/V before attention.
+        """
         step = self._step
         if k is not None:
             self.memory.record_queries(
@@ -147,7 +163,7 @@ class ReferenceDecode:
             self._pick_victims(group, queries, layer)
         return out
 
-    def _pick_victims(self, group: FullGroup, queries: torch.Tensor, layer) -> None:
+    def _pick_victims(self, group: FullGroup, queries: torch.Tensor, layer: AttentionLayer) -> None:
         step, layer_id = group.step, layer.layer_id
         overwrites = [row.overwrites for row in step.full_rows]
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
+from sglang_longflow.backend.sglang_types import KVPool
 from sglang_longflow.core.contracts import RowMove
 
 
-def copy_moved_kv(moves: Sequence[RowMove], kv_pool, num_layers: int) -> None:
+def copy_moved_kv(moves: Sequence[RowMove], kv_pool: KVPool, num_layers: int) -> None:
     """Copy every move of a step, layer by layer; mutates the pool.
 
     All sources of a layer are read before any destination is written: a slot that one row gave

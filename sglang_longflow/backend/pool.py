@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from sglang_longflow.backend.sglang_types import AttentionLayer, KVPool
 
-def load_kv(kv_pool, which: str, slots: torch.Tensor, layer) -> torch.Tensor:
+
+def load_kv(
+    kv_pool: KVPool, which: str, slots: torch.Tensor, layer: AttentionLayer
+) -> torch.Tensor:
     """K or V at `slots`, [..., num_kv_heads, head_dim]; float32 and scaled where it is fp8.
 
     Parameters
@@ -24,7 +28,7 @@ def load_kv(kv_pool, which: str, slots: torch.Tensor, layer) -> torch.Tensor:
     return values.float() * scale_of(layer, which)
 
 
-def scale_of(layer, which: str) -> float:
+def scale_of(layer: AttentionLayer, which: str) -> float:
     """The factor of a layer's fp8 K or V; 1 where the checkpoint has none."""
     scale = getattr(layer, f"{which}_scale_float", None)
-    return 1.0 if scale is None else scale
+    return 1.0 if scale is None else float(scale)

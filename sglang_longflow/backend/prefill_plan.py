@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
 from typing import Any
 
 import torch
+
+#: FlashInfer's ``begin_forward`` of a wrapper.
+Plan = Callable[..., Any]
 
 
 def _pinned(values: list[int]) -> torch.Tensor:
@@ -68,7 +72,14 @@ class PrefillPlan:
             self._extends = None
         self._copied.record()
 
-    def _plan_ragged(self, plan, qo_indptr, kv_indptr, *args, **kwargs):
+    def _plan_ragged(
+        self,
+        plan: Plan,
+        qo_indptr: torch.Tensor,
+        kv_indptr: torch.Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         """The new tokens among themselves."""
         if self._extends is None:
             return plan(qo_indptr, kv_indptr, *args, **kwargs)
@@ -76,7 +87,16 @@ class PrefillPlan:
         own = _indptr(self._extends)
         return plan(own, own, *args, **kwargs)
 
-    def _plan_paged(self, plan, qo_indptr, kv_indptr, kv_indices, last_page_len, *args, **kwargs):
+    def _plan_paged(
+        self,
+        plan: Plan,
+        qo_indptr: torch.Tensor,
+        kv_indptr: torch.Tensor,
+        kv_indices: torch.Tensor,
+        last_page_len: torch.Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         """The prefixes, where the other wrapper has the new tokens, else both."""
         if self._extends is None or self._inner.dq_page_table is not None:
             return plan(qo_indptr, kv_indptr, kv_indices, last_page_len, *args, **kwargs)

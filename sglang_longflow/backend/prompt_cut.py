@@ -9,6 +9,7 @@ import torch
 from longflow_kernels import pool_scores, prompt_mass
 from longflow_kernels.compress_prompt.op import Prompt, pack_prompts, paged_prompt_mass
 from sglang_longflow.backend.pool import load_kv, scale_of
+from sglang_longflow.backend.sglang_types import AttentionLayer, KVPool
 from sglang_longflow.core.contracts import PromptRow
 from sglang_longflow.policies import Policy, PromptEnd
 
@@ -51,7 +52,7 @@ class PromptCut:
         Whether to use the kernels, else plain PyTorch.
     """
 
-    def __init__(self, req_to_token: torch.Tensor, kv_pool, num_layers: int, fused: bool):
+    def __init__(self, req_to_token: torch.Tensor, kv_pool: KVPool, num_layers: int, fused: bool):
         self.req_to_token = req_to_token
         self.kv_pool = kv_pool
         self.num_layers = num_layers
@@ -83,7 +84,7 @@ class PromptCut:
             window.mass = torch.empty(shape, dtype=torch.float32, device=device)
         self.first_layer = 0  # whose picks have not been made
 
-    def record_layer(self, queries: torch.Tensor, layer) -> None:
+    def record_layer(self, queries: torch.Tensor, layer: AttentionLayer) -> None:
         """After a layer's attention, its keys being in the pool.
 
         Parameters
@@ -98,7 +99,9 @@ class PromptCut:
         if end == self.num_layers or end - self.first_layer == self.group:
             self._pick(end)
 
-    def _add_up(self, window: _Window, queries: torch.Tensor, layer, out: torch.Tensor) -> None:
+    def _add_up(
+        self, window: _Window, queries: torch.Tensor, layer: AttentionLayer, out: torch.Tensor
+    ) -> None:
         if self.fused:
             paged_prompt_mass(
                 queries,

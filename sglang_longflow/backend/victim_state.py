@@ -38,7 +38,7 @@ class DecodeState:
 
     @property
     def victim_heads(self) -> int:
-        return self.next_slot.shape[2]
+        return int(self.next_slot.shape[2])
 
     @property
     def state_bytes(self) -> int:

@@ -271,4 +271,4 @@ def _dependent_launch(device: torch.device) -> bool:
     """Whether a kernel can be started before the one it depends on has ended (from Hopper on)."""
     if device.type != "cuda" or torch.version.cuda is None:
         return False
-    return torch.cuda.get_device_capability(device) >= (9, 0)
+    return bool(torch.cuda.get_device_capability(device) >= (9, 0))

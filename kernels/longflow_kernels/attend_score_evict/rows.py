@@ -17,7 +17,7 @@ SCORE_OFFSET, GIVEN_VICTIM = layout.SCORE_OFFSET.value, layout.GIVEN_VICTIM.valu
 OVERWRITES, WRITTEN = layout.OVERWRITES.value, layout.WRITTEN.value
 BY_ATTENTION, REMEMBERS = layout.BY_ATTENTION.value, layout.REMEMBERS.value
 USES_NOVELTY = layout.USES_NOVELTY.value
-SCORE_ALIGN = layout.SCORE_ALIGN.value
+SCORE_ALIGN: int = layout.SCORE_ALIGN.value
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def _aligned(tokens: Any) -> Any:
 
 def score_capacity(capacity_tokens: int, max_rows: int) -> int:
     """Slots to have room for, for scores of `max_rows` rows of `capacity_tokens` together."""
-    return _aligned(capacity_tokens) + max_rows * SCORE_ALIGN
+    return int(_aligned(capacity_tokens)) + max_rows * SCORE_ALIGN
 
 
 def pack_rows(rows: Sequence[StepRow], capacity: int) -> torch.Tensor:
