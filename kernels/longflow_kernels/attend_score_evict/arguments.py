@@ -64,16 +64,16 @@ class RowState(NamedTuple):
         which are never chosen.
     slot_values : torch.Tensor, optional
         [num_slots * values_per_slot] float32, needed by rows that remember: the highest score of
-        each slot and victim head, counted `RankRule.decay` times for every step since. Under
+        each slot and victim head, multiplied by `RankRule.decay` once per step since. Under
         `RankRule.novelty` a slot has two values: its score, then its similarity to newer tokens.
     row_level : torch.Tensor, optional
-        [num_rows] float32, with novelty: what about ``level_share`` of a row's slots remember less
-        than (`novelty.level`).
+        [num_rows] float32, with novelty: the score below which ``level_share`` of a row's slots
+        remember, followed step by step (`novelty.level`).
     row_recall : torch.Tensor, optional
-        [num_rows] float32, with novelty; one tensor for all layers: the part of a row's scores that
+        [num_rows] float32, with novelty, one tensor for all layers: the part of a row's scores that
         goes to slots which were below its level (`novelty.recall`).
     recall_pace : float
-        What this layer's part counts in the recall.
+        The weight of this layer's part in the recall.
     """
 
     next_slot: torch.Tensor
@@ -88,8 +88,8 @@ class RowState(NamedTuple):
 class Novelty:
     """What a slot's score gains by being unlike all newer tokens.
 
-    ``weight * level * novelty_worth(recall) * min(1, (1 - similarity) / span)``, the level and the
-    recall being the row's.
+    ``weight * level * novelty_worth(recall) * min(1, (1 - similarity) / span)``, with the row's
+    level and recall.
 
     Attributes
     ----------
@@ -123,8 +123,8 @@ class RankRule:
     first_tokens_kept : int
         Row indices below it are never chosen.
     decay : float
-        A row that remembers ranks by the highest of its slots' past scores, each counted this many
-        times for every step since; 0: by this step's alone.
+        A row that remembers ranks by the highest of its slots' past scores, each multiplied by
+        this once per step since; 0: by this step's scores alone.
     novelty : Novelty, optional
         What is added to the scores of rows that use it.
     """

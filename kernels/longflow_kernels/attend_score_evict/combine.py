@@ -89,7 +89,7 @@ def combine_kernel(
     scores go to the lowest row index. The others put outputs together, OUT_HEADS heads each.
 
     With `slot_values_ptr` a row that remembers ranks by the highest of its slots' past scores, each
-    counted `decay` times for every step since. A slot starts at 0 when its token is written;
+    multiplied by `decay` once per step since. A slot starts at 0 when its token is written;
     nothing is stored before the row's first overwrite, since until then its slots may not be its
     own. With `row_level_ptr` a second value follows each slot's score, its similarity to newer
     tokens (`novelty.kernel`), and rows that use novelty rank by what is remembered plus what
@@ -125,14 +125,14 @@ def combine_kernel(
     first_head = row.to(tl.int64) * NUM_Q_HEADS
     if DEPENDENT:
         gdc_wait()
-    if kv_len == 0:
+    if kv_len == 0:  # a padded row
         program = victim_head * tl.num_programs(0) + chunk
         programs = tl.num_programs(0) * VICTIM_HEADS
         zero_outputs(out_ptr, first_head, program, programs, NUM_Q_HEADS, V_HEAD_DIM, BLOCK_DV)
         return
     split_tokens = tokens_of_split(kv_len, min_split_tokens, MAX_SPLITS, BLOCK_N)
     splits = tl.cdiv(kv_len, split_tokens)
-    if chunk >= CHUNKS:
+    if chunk >= CHUNKS:  # a program for outputs
         if MAX_SPLITS > 1 and splits > 1:
             part = victim_head * (tl.num_programs(0) - CHUNKS) + chunk - CHUNKS
             head = part * OUT_HEADS + tl.arange(0, OUT_HEADS)
@@ -154,6 +154,7 @@ def combine_kernel(
     if score_offset < 0:
         return
 
+    # From here on: the scores of this chunk of a full row, and the lowest of all chunks.
     if RECENT > 0:
         ring_at = recent_ptr + (req * VICTIM_HEADS + victim_head) * RECENT
         newest_place = (written + RECENT - 1) % RECENT
@@ -172,7 +173,9 @@ def combine_kernel(
         uses_novelty = memory == USES_NOVELTY
         level = tl.load(row_level_ptr + req, mask=uses_novelty & (written > 0), other=0.0)
         recall = tl.load(row_recall_ptr + req, mask=uses_novelty & (written > 0), other=0.0)
-        gain = novelty_at_most(level, recall, novelty_weight, recall_threshold)
+        gain = novelty_at_most(
+            level, recall, weight=novelty_weight, recall_threshold=recall_threshold
+        )
     for first in range(chunk * TILES * BLOCK_N, kv_len, CHUNKS * TILES * BLOCK_N):
         tiles = first // BLOCK_N + offs_t
         position = tiles[:, None] * BLOCK_N + offs_n[None, :]
@@ -247,10 +250,19 @@ def combine_kernel(
         tl.store(arrived_ptr + row_head, 0)
     if NOVELTY:
         level = next_level_of_row(
-            level, below, total, kv_len, written, level_share, level_pace, lowest_level
+            level,
+            below,
+            total,
+            kv_len,
+            written,
+            share=level_share,
+            pace=level_pace,
+            lowest=lowest_level,
         )
         tl.store(row_level_ptr + req, level, mask=uses_novelty)
-        recall = next_recall_of_row(recall, back, total, written, recall_first, recall_pace)
+        recall = next_recall_of_row(
+            recall, back, total, written, first=recall_first, pace=recall_pace
+        )
         tl.store(row_recall_ptr + req, recall, mask=uses_novelty)
     if RECENT > 0:
         update_ring(ring_at, kv_len, written, newest, newest_place, RECENT, BLOCK_R)
