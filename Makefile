@@ -37,6 +37,11 @@ demo: env ## one-command demo on the CPU
 demo-reasoner: env ## the demo with chains of 2,000 tokens, and whether their answers are right
 	@"$(VENV)/bin/longflow" demo --reasoner
 
+.PHONY: check
+check: env ## lint, types and unit tests: under a minute, the loop while you work
+	@$(MAKE) lint
+	@"$(VENV)/bin/python" -m pytest --unit -q $(or $(strip $(PYTEST_ARGS)),-n $(PYTEST_WORKERS))
+
 # In the files' own order: xdist would keep files of few tests for the end, and those are the servers
 # of minutes, run by one worker while the other has nothing left.
 .PHONY: test

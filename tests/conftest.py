@@ -1,26 +1,102 @@
-"""Shared by all tests: Triton's interpreter where there is no GPU, and the same random state."""
+"""Shared by all tests: Triton's interpreter, one random state, and `--unit` (`make check`)."""
+
+from __future__ import annotations
 
 import os
 import random
+import re
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import PathFinder
 
 import pytest
 
-if os.environ.get("LONGFLOW_TEST_DEVICE", "cpu") == "cpu":
-    # Triton decides when a function is defined. Servers that tests start are not to inherit it.
-    os.environ["TRITON_INTERPRET"] = "1"
-    import triton.experimental.gluon.language  # noqa: F401 (the first launch would, too late)
+NO_GPU = os.environ.get("LONGFLOW_TEST_DEVICE", "cpu") == "cpu"
+#: What `--unit` leaves out. A file that says so in its `pytestmark` is not even imported.
+NOT_UNIT = ("sglang", "slow", "e2e", "deploy", "gpu")
+WHOLE_FILE = re.compile(rf"^pytestmark = (?:\[\s*)?pytest\.mark\.(?:{'|'.join(NOT_UNIT)})\b", re.M)
 
-    import longflow_kernels.attend_score_evict.op
-    import longflow_kernels.compress_prompt.op  # noqa: F401
 
-    del os.environ["TRITON_INTERPRET"]
+class Interpreted(MetaPathFinder):
+    """Imports Triton, and the kernels of this project, for Triton's interpreter.
+
+    Triton decides when a function is defined. Servers that tests start do not inherit the variable.
+    """
+
+    def find_spec(self, name, path, target=None):
+        if name != "triton" and name.partition(".")[0] != "longflow_kernels":
+            return None
+        spec = PathFinder.find_spec(name, path)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("TRITON_INTERPRET", "1")
+                execute(module)
+                if name == "triton":  # the first launch would import it, too late
+                    import triton.experimental.gluon.language  # noqa: F401
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+class Refused(MetaPathFinder):
+    """Refuses SGLang, and remembers it: code under test may catch what it gets."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def find_spec(self, name, path, target=None):
+        if name != "sglang":
+            return None
+        self.asked += 1
+        raise ImportError("a unit test imports no SGLang; mark it sglang (CONTRIBUTING.md)")
+
+
+REFUSED = Refused()
+if NO_GPU:
+    sys.meta_path.insert(0, Interpreted())
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption(
+        "--unit", action="store_true", help="what needs seconds and no SGLang: `make check`"
+    )
+
+
+def pytest_configure(config) -> None:
+    if config.getoption("unit"):
+        chosen = f"not ({' or '.join(NOT_UNIT)})"
+        given = config.option.markexpr
+        config.option.markexpr = f"({given}) and {chosen}" if given else chosen
+        sys.meta_path.insert(0, REFUSED)
+
+
+def pytest_ignore_collect(collection_path, config) -> bool | None:
+    if not config.getoption("unit"):
+        return None
+    if collection_path.is_dir():
+        return collection_path.name in ("e2e", "deploy") or None
+    if collection_path.suffix != ".py":
+        return None
+    return bool(WHOLE_FILE.search(collection_path.read_text(encoding="utf-8"))) or None
+
+
+@pytest.fixture(autouse=True)
+def no_sglang(request):
+    """With `--unit`: no test has imported SGLang, or tried to, however it took the refusal."""
+    yield
+    if request.config.getoption("unit"):
+        asked, REFUSED.asked = REFUSED.asked, 0
+        assert not asked and "sglang" not in sys.modules, "SGLang was imported in a unit test"
 
 
 @pytest.fixture(autouse=True)
 def seed():
-    """Seed Python and torch; returns the seed for tests that make their own generators."""
-    import torch
-
+    """Seed Python, and torch if it is loaded; returns the seed for tests' own generators."""
     random.seed(1234)
-    torch.manual_seed(1234)
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.manual_seed(1234)
     return 1234

@@ -6,6 +6,8 @@ import pytest
 
 from sglang_longflow.errors import UnsupportedSetup
 
+pytestmark = pytest.mark.sglang
+
 
 @pytest.fixture
 def backend():

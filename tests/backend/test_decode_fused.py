@@ -21,9 +21,11 @@ from sglang_longflow.backend.victim_state import DecodeState
 from sglang_longflow.core.contracts import DecodeView, FullRow, KVBudget
 from sglang_longflow.policies import make_policy
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("LONGFLOW_TEST_DEVICE", "cpu") != "cpu", reason="runs in Triton's interpreter"
-)
+NO_GPU = os.environ.get("LONGFLOW_TEST_DEVICE", "cpu") == "cpu"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not NO_GPU, reason="runs in Triton's interpreter"),
+]
 
 LAYERS, HEADS, KV_HEADS, DIM, ROWS, WIDTH = 2, 4, 2, 64, 6, 100
 LAYER = SimpleNamespace(

@@ -12,9 +12,11 @@ from sglang_longflow.backend.prompt_cut import PromptCut
 from sglang_longflow.core.contracts import KVBudget, PromptRow
 from sglang_longflow.policies import PromptEnd, make_policy
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("LONGFLOW_TEST_DEVICE", "cpu") != "cpu", reason="runs in Triton's interpreter"
-)
+NO_GPU = os.environ.get("LONGFLOW_TEST_DEVICE", "cpu") == "cpu"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not NO_GPU, reason="runs in Triton's interpreter"),
+]
 
 LAYERS, HEADS, KV_HEADS, DIM, SLOTS = 5, 4, 2, 64, 900
 

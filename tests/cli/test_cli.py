@@ -110,6 +110,7 @@ def test_usage_errors_are_one_line(capsys, argv, text):
     assert line.startswith("longflow") and ": error: " in line and text in line
 
 
+@pytest.mark.sglang
 def test_every_server_argument_is_known_with_its_type():
     """The table read from SGLang's source agrees with SGLang's own parser."""
     code = """
@@ -138,6 +139,7 @@ print("TABLE" + json.dumps(rows))
                 assert own == (type_name if type_name in ("int", "float") else "str") or not own
 
 
+@pytest.mark.sglang
 def test_command_line_beats_yaml_beats_default(tmp_path, model, free_port):
     path = yaml_file(
         tmp_path, "kv_budget: 128\nkv-budget-allow-full: true\ndtype: float32\nport: 1\n"
@@ -153,6 +155,7 @@ def test_command_line_beats_yaml_beats_default(tmp_path, model, free_port):
     assert "--config" not in " ".join(chosen.arguments)
 
 
+@pytest.mark.sglang
 def test_yaml_forms(tmp_path):
     path = yaml_file(
         tmp_path,
@@ -170,6 +173,7 @@ def test_yaml_forms(tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in CONFIGS.glob("*.yaml")))
+@pytest.mark.sglang
 def test_shipped_configs_are_valid(name):
     chosen = settings.read_settings(["--config", str(CONFIGS / name)])
     assert chosen.values["kv_budget"] >= 0
@@ -189,6 +193,7 @@ def test_shipped_configs_are_valid(name):
         ("just text\n", ["expected `argument: value` lines"]),
     ],
 )
+@pytest.mark.sglang
 def test_yaml_errors_name_file_key_and_value(capsys, tmp_path, text, parts):
     path = yaml_file(tmp_path, text)
     line = error_line(capsys, ["serve", "some/model", "--config", str(path)])
@@ -196,12 +201,14 @@ def test_yaml_errors_name_file_key_and_value(capsys, tmp_path, text, parts):
     assert all(part in line for part in parts), line
 
 
+@pytest.mark.sglang
 def test_arguments_of_other_plugins_pass_with_a_note(model):
     chosen = settings.read_settings([str(model), "--kv-bugdet", "96"])
     assert chosen.arguments[:2] == ["--kv-bugdet", "96"]
     assert "did you mean --kv-budget?" in chosen.notes[0]
 
 
+@pytest.mark.sglang
 def test_model_after_flags(model):
     chosen = settings.read_settings(["--kv-budget", "96", str(model)])
     assert chosen.model == str(model)
@@ -221,6 +228,7 @@ def test_model_after_flags(model):
         (["some/m", "--host", "no.such.host.invalid"], ["host='no.such.host.invalid'"]),
     ],
 )
+@pytest.mark.sglang
 def test_preflight_errors(capsys, argv, parts):
     line = error_line(capsys, ["serve", *argv])
     assert all(part in line for part in parts), line
@@ -236,15 +244,18 @@ def test_preflight_errors(capsys, argv, parts):
         (["--kv-budget", "96", "--tp", "1", "--pp-size=2"], ["pp_size=2", "--pp-size 1"]),
     ],
 )
+@pytest.mark.sglang
 def test_preflight_kv_errors(capsys, model, free_port, argv, parts):
     line = error_line(capsys, ["serve", str(model), "--port", str(free_port), *argv])
     assert all(part in line for part in parts), line
 
 
+@pytest.mark.sglang
 def test_folder_without_config(capsys, tmp_path):
     assert "has no config.json" in error_line(capsys, ["serve", str(tmp_path)])
 
 
+@pytest.mark.sglang
 def test_port_in_use(capsys, model):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -254,6 +265,7 @@ def test_port_in_use(capsys, model):
     assert f"port={port}" in line and "in use" in line and "--port " in line
 
 
+@pytest.mark.sglang
 def test_stock_server_gets_a_note(model, free_port):
     chosen, found = settings.prepare([str(model), "--port", str(free_port)])
     assert found["kv"] is None
@@ -262,6 +274,7 @@ def test_stock_server_gets_a_note(model, free_port):
     assert "runs stock SGLang" in text["note"]
 
 
+@pytest.mark.sglang
 def test_banner_shows_no_secret(model, free_port, tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text("api-key: from-yaml\nadmin-api-key: also-from-yaml\n")
@@ -282,12 +295,14 @@ def test_banner_shows_no_secret(model, free_port, tmp_path):
         (["--kv-budget-allow-full"], "38 to what the pool holds tokens; full KV is allowed"),
     ],
 )
+@pytest.mark.sglang
 def test_the_banner_says_which_budgets_requests_may_ask_for(model, free_port, more, text):
     argv = [str(model), "--port", str(free_port), "--kv-budget=96", *more]
     chosen, found = settings.prepare(argv)
     assert dict(serve.banner(chosen, found["kv"]))["by request"] == text
 
 
+@pytest.mark.sglang
 def test_banner(model, free_port):
     argv = [str(model), "--port", str(free_port), "--kv-budget=2048", "--kv-budget-max=4096"]
     chosen, found = settings.prepare([*argv, "--kv-protect-sink-tokens=4"])
@@ -339,18 +354,21 @@ def fitted(free_port: int, *arguments: str, model: str = REASONER, most: int | N
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("given", [[], ["--dtype=auto"], ["--dtype", "auto"]])
+@pytest.mark.sglang
 def test_a_cpu_gets_the_dtype_that_it_computes_fast(cpu, free_port, dtype, given):
     cpu(dtype)
     _, parsed, text = fitted(free_port, *given)
     assert parsed["dtype"] == dtype and text["dtype"].startswith(f"{dtype}: this CPU ")
 
 
+@pytest.mark.sglang
 def test_an_operators_dtype_wins(cpu, free_port):
     cpu("float32")
     _, parsed, text = fitted(free_port, "--dtype=bfloat16")
     assert parsed["dtype"] == "bfloat16" and "dtype" not in text
 
 
+@pytest.mark.sglang
 def test_a_gpu_is_left_alone(cpu, free_port):
     cpu("float32", 1.0, device="cuda")
     _, parsed, text = fitted(free_port, most=5000)
@@ -360,6 +378,7 @@ def test_a_gpu_is_left_alone(cpu, free_port):
     assert parsed["dtype"] == "float32" and parsed["max_total_tokens"] > 1
 
 
+@pytest.mark.sglang
 def test_a_cpus_pool_is_capped_by_what_is_free(cpu, free_port):
     cpu("float32", 24.0)
     _, parsed, text = fitted(free_port)
@@ -372,6 +391,7 @@ def test_a_cpus_pool_is_capped_by_what_is_free(cpu, free_port):
         assert parsed.get("max_total_tokens") in (None, 99_000_000) and "KV pool" not in text
 
 
+@pytest.mark.sglang
 def test_a_model_of_unknown_shape_is_told_of(cpu, free_port, model):
     cpu()
     chosen, parsed, _ = fitted(free_port, model=str(model))
@@ -417,6 +437,7 @@ def test_commands_that_start_together_look_for_ports_in_different_places(monkeyp
     assert len(found) == 1_250 and min(found) >= 20_000 and max(found) < 30_000
 
 
+@pytest.mark.sglang
 def test_the_ranks_meet_where_no_connection_of_others_can_be(model, free_port):
     chosen, _ = settings.prepare([str(model), "--port", str(free_port)])
     meeting = chosen.values["nccl_port"]

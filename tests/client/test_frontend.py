@@ -12,6 +12,8 @@ from sglang.lang.backend.runtime_endpoint import RuntimeEndpoint
 
 from sglang_longflow.client.frontend import BudgetedEndpoint, budgeted, gen, kv_budget
 
+pytestmark = pytest.mark.sglang
+
 
 class Recorder(BaseHTTPRequestHandler):
     """Answers like SGLang and keeps the sampling parameters of every generation."""

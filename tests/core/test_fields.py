@@ -80,6 +80,7 @@ def test_a_refusal_names_field_and_value():
     assert caught.value.reason == "wrong_type"
 
 
+@pytest.mark.sglang
 def test_hints_of_sglang_are_ones_that_are_looked_at():
     """Its own parameters, as SGLang makes them, fit; and those that ended a scheduler do not."""
     from sglang.srt.sampling.sampling_params import SamplingParams

@@ -325,6 +325,7 @@ def test_a_disagreement_is_a_budget_error():
 # SGLang's own app
 
 
+@pytest.mark.sglang
 def test_every_endpoint_that_is_named_exists():
     from sglang.srt.entrypoints.http_server import app
 

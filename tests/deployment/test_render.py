@@ -222,6 +222,7 @@ def test_every_variable_of_an_environment_file_is_used(tmp_path, target):
         assert names - passed_on - set(re.findall(r"\$\{([A-Z_]+)", text)) == set()
 
 
+@pytest.mark.sglang
 def test_a_rendered_api_key_closes_the_server(tmp_path, monkeypatch):
     """From .env through the service's environment to an argument of SGLang's."""
     assert render(tmp_path, "compose") == 0

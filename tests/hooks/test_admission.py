@@ -10,6 +10,8 @@ from sglang_longflow.core.contracts import KVBudget, KVRow
 from sglang_longflow.policies import make_policy
 from sglang_longflow.settings.config import LongFlowConfig
 
+pytestmark = pytest.mark.sglang
+
 LONGFLOW = make_policy("longflow")
 
 

@@ -8,6 +8,8 @@ from sglang.srt.managers.tokenizer_manager import ServerStatus
 
 from sglang_longflow.hooks import drain
 
+pytestmark = pytest.mark.sglang
+
 
 @pytest.fixture(autouse=True)
 def state(monkeypatch):

@@ -37,6 +37,7 @@ def wrap(handler, kind, fails=Fails.REQUEST, blamed=0):
     return guard.guarded(handler, kind, fails, blamed)
 
 
+@pytest.mark.sglang
 def test_a_failure_before_the_original_leaves_it_to_the_original(active):
     def handler(original, req, number):
         raise KeyError("kv")
@@ -48,6 +49,7 @@ def test_a_failure_before_the_original_leaves_it_to_the_original(active):
     assert active.counters.failed_hooks == 1
 
 
+@pytest.mark.sglang
 def test_a_failure_after_the_original_keeps_its_result_and_calls_it_once():
     calls = []
 
@@ -80,6 +82,7 @@ def test_an_error_of_the_original_passes_through():
     assert caught.value is error and req.to_finish is None
 
 
+@pytest.mark.sglang
 def test_nested_calls_of_one_hook_do_not_share_results():
     def handler(original, req, depth):
         if depth:
@@ -99,6 +102,7 @@ def test_nested_calls_of_one_hook_do_not_share_results():
 
 
 @pytest.mark.parametrize("kind", ["before", "after"])
+@pytest.mark.sglang
 def test_beside_the_original_its_own_result_stands(kind):
     def handler(*args):
         raise TypeError
@@ -110,6 +114,7 @@ def test_beside_the_original_its_own_result_stands(kind):
 
 
 @pytest.mark.parametrize("has_slots", [False, True])
+@pytest.mark.sglang
 def test_a_request_without_slots_is_let_go(has_slots):
     req = Request(has_slots=has_slots)
     guard.end_request(req, "no")

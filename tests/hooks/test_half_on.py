@@ -42,6 +42,7 @@ def refusal(result) -> str:
     return result.stderr.strip().splitlines()[-1]
 
 
+@pytest.mark.sglang
 def test_the_shape_it_was_tested_with_starts_with_the_budget(tmp_path):
     result = start(fake_sglang.build(tmp_path), *BUDGET)
     assert result.stdout == "STARTED ready 96\n", result.stderr
@@ -56,12 +57,14 @@ def test_the_shape_it_was_tested_with_starts_with_the_budget(tmp_path):
         ("past the hooks", "--kv-budget: SGLang made its settings past the plugin"),
     ],
 )
+@pytest.mark.sglang
 def test_settings_of_another_shape_end_the_start_with_one_line(tmp_path, kind, words):
     result = start(fake_sglang.build(tmp_path, kind), *BUDGET, model="org/model")
     assert refusal(result).startswith(f"longflow: error: {words}")
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.sglang
 def test_a_renamed_module_ends_the_start(tmp_path):
     """No hook of the settings lands, and the command line's parser drops what it does not know."""
     folder = fake_sglang.build(tmp_path, "past the hooks", settings_module="arguments")
@@ -69,12 +72,14 @@ def test_a_renamed_module_ends_the_start(tmp_path):
     assert line.startswith("longflow: error: --kv-budget: SGLang made its settings past the plugin")
 
 
+@pytest.mark.sglang
 def test_a_schedulers_hook_that_is_never_called_ends_the_start(tmp_path):
     """It landed on Scheduler.__init__, and the process makes another class."""
     result = start(fake_sglang.build(tmp_path, scheduler="Other"), *BUDGET)
     assert "--kv-budget: the plugin is not active in this scheduler's process" in refusal(result)
 
 
+@pytest.mark.sglang
 def test_a_yaml_file_asks_for_a_budget_too(tmp_path):
     (tmp_path / "server.yaml").write_text("kv-budget: 96\n")
     folder = fake_sglang.build(tmp_path / "fake", "past the hooks")
@@ -100,6 +105,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(("made", "answer"), [("Scheduler", "ready"), ("Other", False)])
+@pytest.mark.sglang
 def test_an_engines_keyword_asks_for_a_budget_too(tmp_path, made, answer):
     """No command line has it. A stock engine of the same program starts all the same."""
     folder = fake_sglang.build(tmp_path, scheduler=made)
@@ -112,6 +118,7 @@ def test_an_engines_keyword_asks_for_a_budget_too(tmp_path, made, answer):
 
 
 @pytest.mark.parametrize("kind", ["as tested", "struct", "past the hooks"])
+@pytest.mark.sglang
 def test_an_untested_release_refuses_every_setting_of_ours(tmp_path, kind):
     line = refusal(start(fake_sglang.build(tmp_path, kind, version="0.5.23"), *BUDGET))
     assert line == (
@@ -121,6 +128,7 @@ def test_an_untested_release_refuses_every_setting_of_ours(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["as tested", "struct"])
+@pytest.mark.sglang
 def test_an_engine_of_an_untested_release_knows_no_such_keyword(tmp_path, kind):
     folder = fake_sglang.build(tmp_path, kind, version="0.5.23")
     (tmp_path / "engine.py").write_text(ENGINE)
@@ -133,6 +141,7 @@ def test_an_engine_of_an_untested_release_knows_no_such_keyword(tmp_path, kind):
 
 @pytest.mark.parametrize("version", ["0.5.17", "0.5.23"])
 @pytest.mark.parametrize("kind", ["as tested", "struct", "past the hooks"])
+@pytest.mark.sglang
 def test_without_a_budget_every_shape_starts_stock(tmp_path, kind, version):
     result = start(fake_sglang.build(tmp_path, kind, version=version))
     assert result.stdout == "STARTED ready None\n", result.stderr

@@ -24,6 +24,7 @@ def fails(*_):
     raise ValueError("Overflow when unpacking long long")
 
 
+@pytest.mark.sglang
 def test_a_request_that_cannot_be_taken_is_answered_and_leaves_the_queue(active):
     sent = []
     other, mine = SimpleNamespace(rid="other"), SimpleNamespace(rid="mine")
@@ -71,6 +72,7 @@ def test_a_server_without_a_budget_is_stock(monkeypatch):
         "CheckWeightsReqInput",
     ],
 )
+@pytest.mark.sglang
 def test_an_operators_request_that_fails_is_answered_in_sglangs_words(name):
     request = type(name, (), {})()
     output = inbox.dispatch(fails, None, request)
@@ -80,6 +82,7 @@ def test_an_operators_request_that_fails_is_answered_in_sglangs_words(name):
         assert output.message.startswith(f"{name} failed: ValueError: Overflow")
 
 
+@pytest.mark.sglang
 def test_what_sglang_has_no_answer_for_is_dropped():
     assert inbox.dispatch(fails, None, type("CloseSessionReqInput", (), {})()) is None
 
@@ -128,6 +131,7 @@ def test_weights_are_updated_one_after_the_other():
         ("retract", True, False),
     ],
 )
+@pytest.mark.sglang
 def test_a_pause_with_abort_lets_a_paused_scheduler_go_on(mode, paused, resumes):
     sent = []
 
@@ -177,23 +181,27 @@ def tokenized(**has):
         ({"positional_embed_overrides": {"embeds": [[0.0]]}}, "torch.bfloat16", "Engine alone"),
     ],
 )
+@pytest.mark.sglang
 def test_what_would_become_tensors_that_no_model_takes(has, dtype, says):
     model = SimpleNamespace(dtype=dtype, hidden_size=2)
     with pytest.raises(BudgetError, match=says):
         inbox._check_what_becomes_tensors(tokenized(**has), model)
 
 
+@pytest.mark.sglang
 def test_embeddings_that_fit_pass():
     model = SimpleNamespace(dtype="torch.bfloat16", hidden_size=2)
     inbox._check_what_becomes_tensors(tokenized(input_embeds=[[0.1, 0.2]]), model)
 
 
 @pytest.mark.parametrize("text", ["a", '{"callable": "00"}', "{}", "[]", '{"callable": 5}'])
+@pytest.mark.sglang
 def test_processors_that_cannot_be_loaded(text):
     with pytest.raises(BudgetError, match="cannot be loaded"):
         inbox._check_processor(text)
 
 
+@pytest.mark.sglang
 def test_a_processor_that_can():
     from sglang.srt.sampling.custom_logit_processor import DisallowedTokensLogitsProcessor
 

@@ -4,7 +4,10 @@ import os
 import subprocess
 import sys
 
+import pytest
 from prometheus_client import CollectorRegistry, multiprocess
+
+pytestmark = pytest.mark.slow
 
 SCHEDULER = """
 import sys

@@ -59,17 +59,20 @@ def first_step(req):
     return req
 
 
+@pytest.mark.sglang
 def test_min_new_tokens_is_not_cut_to_the_pool():
     req = first_step(Request(max_new_tokens=900, min_new_tokens=800))
     assert req.sampling_params.max_new_tokens == 900 > POOL
     assert req.sampling_params.min_new_tokens == 800
 
 
+@pytest.mark.sglang
 def test_min_new_tokens_never_exceeds_max_new_tokens():
     req = first_step(Request(max_new_tokens=None, min_new_tokens=5000))
     assert req.sampling_params.min_new_tokens == req.sampling_params.max_new_tokens == 978
 
 
+@pytest.mark.sglang
 def test_full_kv_keeps_sglangs_bound():
     req = first_step(
         Request(max_new_tokens=900, min_new_tokens=800, custom_params={"kv_budget": 0})
@@ -78,12 +81,14 @@ def test_full_kv_keeps_sglangs_bound():
 
 
 @pytest.mark.parametrize("custom_params", [[{"kv_budget": 48}], "48", 48, True])
+@pytest.mark.sglang
 def test_custom_params_that_are_no_object_end_the_request_alone(custom_params):
     req = first_step(Request(custom_params=custom_params))
     assert req.to_finish.startswith(f"custom_params={custom_params!r}: expected an object")
     assert request.row_of(req) is None
 
 
+@pytest.mark.sglang
 def test_the_request_that_sglang_puts_among_custom_params_is_not_ours():
     req = Request(custom_params={"kv_budget": 50})
     req.sampling_params.custom_params["__req__"] = req
@@ -93,6 +98,7 @@ def test_the_request_that_sglang_puts_among_custom_params_is_not_ours():
 @pytest.mark.parametrize(
     ("prompt", "output", "ends"), [(20, 378, False), (20, 379, True), (20, 800, True)]
 )
+@pytest.mark.sglang
 def test_a_retracted_row_waits_only_where_the_pool_can_prefill_it(prompt, output, ends):
     sent, queued = [], []
     req = Request(prompt)

@@ -18,6 +18,8 @@ from sglang_longflow.core.contracts import KVBudget, KVRow
 from sglang_longflow.policies import make_policy
 from sglang_longflow.settings.config import LongFlowConfig
 
+pytestmark = pytest.mark.sglang
+
 POOL, LAYERS, VOCABULARY = 600, 2, 3
 STREAMING = make_policy("streaming")
 
@@ -131,6 +133,7 @@ def active(monkeypatch):
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(rows=st.lists(prefilled_rows(), min_size=1, max_size=6), radix=st.booleans())
+@pytest.mark.sglang
 def test_after_any_step_lengths_agree_and_no_slot_is_lost(rows, radix):
     from sglang.srt.mem_cache import allocation
 
@@ -166,6 +169,7 @@ def test_after_any_step_lengths_agree_and_no_slot_is_lost(rows, radix):
         pools.check()
 
 
+@pytest.mark.sglang
 def test_a_row_that_cannot_be_read_ends_and_its_neighbours_go_on(monkeypatch):
     from sglang.srt.mem_cache import allocation
 

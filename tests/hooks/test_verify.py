@@ -203,6 +203,7 @@ print("all applied")
 """
 
 
+@pytest.mark.sglang
 def test_real_hooks_match_sglang_and_are_found_once_applied():
     """In a process of its own: an engine started earlier in this one has applied them."""
     done = subprocess.run(

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SHARED_LIMIT = 227 << 10  # bytes a program may take on sm_90
 
 
+@pytest.mark.slow
 def test_kernels_compile_for_an_h100_and_keep_their_registers(tmp_path):
     script = Path(__file__).parents[2] / "tools" / "compile_for_gpu.py"
     kernels = Path(__file__).parents[2] / "kernels"

@@ -8,7 +8,10 @@ from longflow_kernels import prompt_mass
 from longflow_kernels.compress_prompt import op
 from longflow_kernels.compress_prompt.op import Prompt, pack_prompts, paged_prompt_mass
 
-pytestmark = pytest.mark.skipif(not INTERPRETED, reason="the GPU runs test_kernels_gpu.py")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not INTERPRETED, reason="the GPU runs test_kernels_gpu.py"),
+]
 
 
 def make(window, earlier, heads, kv_heads, head_dim, dtype=torch.float32, cache_dtype=None):

@@ -11,7 +11,10 @@ from longflow_kernels.attend_score_evict.op import attend_score_evict
 from longflow_kernels.attend_score_evict.rows import StepRow, pack_full_rows, pack_rows
 from longflow_kernels.attend_score_evict.workspace import Workspace
 
-pytestmark = pytest.mark.skipif(not INTERPRETED, reason="the GPU runs test_kernels_gpu.py")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not INTERPRETED, reason="the GPU runs test_kernels_gpu.py"),
+]
 
 FULL = StepRow(kv_len=53, overwrites=True, scored=True)
 FILLS_NOW = StepRow(kv_len=18, scored=True)

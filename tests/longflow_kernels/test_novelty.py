@@ -11,7 +11,13 @@ from longflow_kernels.novelty.op import update_similarity
 from longflow_kernels.novelty.recall import next_recall, novelty_worth, recalled_part
 from longflow_kernels.novelty.reference import COMPARED_TOKENS, found_similarity
 
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="the GPU runs test_kernels_gpu.py")
+
+def interpreted(test):
+    """A test of kernels in Triton's interpreter."""
+    skip = pytest.mark.skipif(not INTERPRETED, reason="the GPU runs test_kernels_gpu.py")
+    return pytest.mark.slow(skip(test))
+
+
 FIRST = StepRow(90, overwrites=True, scored=True, uses_novelty=True, written=1)
 DUE = StepRow(75, overwrites=True, scored=True, uses_novelty=True, written=3 * COMPARED_TOKENS)
 NOT_DUE = StepRow(40, overwrites=True, scored=True, uses_novelty=True, written=21)

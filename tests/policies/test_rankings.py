@@ -132,6 +132,7 @@ def pick(policy, memory, slots, members):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_victims_follow_plain_code_token_by_token(name):
     """Rows of other lengths in one group, other slots each time, poison in the memory."""
     policy = policy_of(name)

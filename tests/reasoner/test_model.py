@@ -9,6 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sglang_longflow.reasoner import KINDS, MODEL_DIR, make_problems
 from sglang_longflow.reasoner.vocabulary import END, TOKEN_IDS, encode
 
+pytestmark = pytest.mark.slow  # transformers takes seconds to import
+
 
 @pytest.fixture(scope="module")
 def model():

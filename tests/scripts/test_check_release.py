@@ -51,6 +51,7 @@ def report(script, monkeypatch, capsys, *wheels):
     return script.main(), capsys.readouterr().out
 
 
+@pytest.mark.sglang
 def test_the_installed_release_fits(script, monkeypatch, capsys, tmp_path):
     wheel = make_wheel(tmp_path, "0.5.17", "2.11.0")
     status, out = report(script, monkeypatch, capsys, wheel)
@@ -59,6 +60,7 @@ def test_the_installed_release_fits(script, monkeypatch, capsys, tmp_path):
     assert "same packages as the pins" in out
 
 
+@pytest.mark.sglang
 def test_what_differs_is_named(script, monkeypatch, capsys, tmp_path):
     wheel = make_wheel(
         tmp_path,

@@ -16,6 +16,7 @@ def by_name(rows: list[doctor.Check]) -> dict[str, doctor.Check]:
     return {row.name: row for row in rows}
 
 
+@pytest.mark.sglang
 def test_doctor_json(capsys):
     status = main(["doctor", "--json", "--", "--kv-budget", "96", "--page-size", "16"])
     report = json.loads(capsys.readouterr().out)
@@ -26,6 +27,7 @@ def test_doctor_json(capsys):
     assert {"hook targets", "hooks applied", "device"} <= {row["name"] for row in report["checks"]}
 
 
+@pytest.mark.sglang
 def test_doctor_names_a_missing_hook_target(monkeypatch, capsys):
     from sglang_longflow.hooks import verify
 
@@ -90,6 +92,7 @@ def test_doctor_versions(monkeypatch):
     assert {rows[n].status for n in ("sglang", "torch", "transformers")} == {"fail"}
 
 
+@pytest.mark.sglang
 def test_doctor_reports_wrong_server_arguments():
     (row,) = doctor.check_server_arguments(["--kv-budget", "5"])
     assert row.status == "fail" and "kv_budget=5" in row.detail

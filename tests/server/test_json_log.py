@@ -139,6 +139,7 @@ def test_other_formats_are_refused_by_name(capsys, monkeypatch):
     assert "LONGFLOW_LOG_FORMAT='yaml': expected one of" in capsys.readouterr().err
 
 
+@pytest.mark.sglang
 def test_an_error_before_the_start_is_json_too(capsys):
     assert main(["serve", "/no/such/model", "--log-format", "json"]) == 2
     (line,) = capsys.readouterr().err.splitlines()

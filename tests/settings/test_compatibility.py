@@ -151,6 +151,7 @@ def test_fa4_is_named_where_the_card_gave_it_pages():
         compatibility.refuse_flags(SimpleNamespace(attention_backend="fa3", page_size=128))
 
 
+@pytest.mark.sglang
 def test_the_backends_that_sglang_gives_pages_are_the_ones_we_know():
     """Read from the source that snaps page_size: a new one there must be named here."""
     import re

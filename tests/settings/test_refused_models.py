@@ -9,9 +9,9 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from sglang_longflow.server.doctor import check_server_arguments
 from sglang_longflow.errors import UnsupportedSetup
 from sglang_longflow.planner.geometry import PlanError, load_geometry
+from sglang_longflow.server.doctor import check_server_arguments
 from sglang_longflow.server.preflight import check_settings
 from sglang_longflow.settings import compatibility
 from sglang_longflow.settings.config import LongFlowConfig

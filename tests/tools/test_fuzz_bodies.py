@@ -25,6 +25,7 @@ def drawn(calls) -> list[Call]:
     return list(call_stream(calls.strategy(), 1500, seed_number=3))
 
 
+@pytest.mark.sglang
 def test_the_same_seed_makes_the_same_requests(calls, drawn):
     again = list(call_stream(calls.strategy(), 1500, seed_number=3))
     assert [json.dumps(c.to_json()) for c in again] == [json.dumps(c.to_json()) for c in drawn]
@@ -33,6 +34,7 @@ def test_the_same_seed_makes_the_same_requests(calls, drawn):
     assert len({(c.path, c.payload()) for c in drawn}) > 1000
 
 
+@pytest.mark.sglang
 def test_every_sampling_parameter_of_sglang_has_values():
     from sglang.srt.sampling.sampling_params import SamplingParams
 
@@ -41,6 +43,7 @@ def test_every_sampling_parameter_of_sglang_has_values():
     assert set(fuzz_bodies.SAMPLING) - known == {"unknown_field"}
 
 
+@pytest.mark.sglang
 def test_excluded_routes_exist_and_are_never_asked(document, drawn):
     assert set(fuzz_bodies.EXCLUDED) <= set(document["paths"])
     asked = {call.path.split("?")[0] for call in drawn}
@@ -48,6 +51,7 @@ def test_excluded_routes_exist_and_are_never_asked(document, drawn):
     assert {*fuzz_bodies.ANSWERING, "/v1/score", "/pause_generation", "/open_session"} <= asked
 
 
+@pytest.mark.sglang
 def test_lengths_lie_around_the_limits(drawn):
     lengths = Counter(
         len(ids)
@@ -59,6 +63,7 @@ def test_lengths_lie_around_the_limits(drawn):
     assert any(2047 <= tokens <= 2049 for tokens in lengths) and max(lengths) >= 4096
 
 
+@pytest.mark.sglang
 def test_a_call_survives_its_replay_file(drawn):
     for call in drawn:
         again = Call.from_json(json.loads(json.dumps(call.to_json())))
@@ -70,6 +75,7 @@ def test_a_call_survives_its_replay_file(drawn):
         )
 
 
+@pytest.mark.sglang
 def test_answers_that_may_be_long_are_hung_up_on(drawn):
     assert longest({"sampling_params": {"max_new_tokens": 8}}) == 8
     assert longest({"sampling_params": [{"max_new_tokens": 8}, {"max_new_tokens": 65}]}) is None
@@ -79,6 +85,7 @@ def test_answers_that_may_be_long_are_hung_up_on(drawn):
             assert call.hang_up_s or longest(call.body) is not None
 
 
+@pytest.mark.sglang
 def test_the_sweep_has_every_sampling_parameter(calls):
     seen = Counter()
     for call in sweep(calls):

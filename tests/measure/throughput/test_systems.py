@@ -25,6 +25,7 @@ def parsed(system: systems.System) -> dict:
     return vars(make_parser().parse_args(["--model-path", *system.arguments]))
 
 
+@pytest.mark.sglang
 def test_the_budget_server():
     variant = parse_variant("streaming:sinks=4,recent=8")
     system = systems.budget_system("m", 1, variant, [800, 200, 0], 8, ["--dtype=float32"])
@@ -37,6 +38,7 @@ def test_the_budget_server():
     assert parsed(only_full)["kv_budget"] == 0
 
 
+@pytest.mark.sglang
 def test_stock_with_its_own_defaults():
     more = ["--kv-decode-kernel", "reference", "--dtype=float32"]
     system = systems.stock_system("stock", "m", 1, 8, more, INFO)
@@ -47,6 +49,7 @@ def test_stock_with_its_own_defaults():
     assert system.environment == {"SGLANG_PLUGINS": "none"} and system.budgets == [0]
 
 
+@pytest.mark.sglang
 def test_stock_under_the_same_constraints():
     system = systems.stock_system("stock-same", "m", 1, 8, [], {**INFO, "device": "cpu"})
     found = parsed(system)
