@@ -3,10 +3,10 @@
     pip download --no-deps -d wheels sglang==0.5.18
     python scripts/check_release.py wheels/*.whl
 
-Prints, for each wheel, which functions that a hook wraps are missing or have another signature, and
-which packages the release needs at other versions than requirements/constraints.txt. So it says
-whether a server would start; whether it would be right only the tests say. Ends with 1 where a hook
-does not fit.
+Prints, for each wheel, which functions that a hook wraps or a patch replaces are missing or have
+another signature, and which packages the release needs at other versions than
+requirements/constraints.txt. So it says whether a server would start; only the tests say whether
+it would be right. Ends with 1 where a hook or a patch does not fit.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import sys
 import zipfile
 from pathlib import Path
 
-from sglang_longflow.hooks.hook import Hook
-from sglang_longflow.hooks.manifest import MANIFEST
+from sglang_longflow.hooks.hook import Hook, Patch
+from sglang_longflow.hooks.manifest import MANIFEST, PATCHES
 
 ROOT = Path(__file__).resolve().parents[1]
 PINS = ("torch", "transformers", "sglang-kernel", "flashinfer-python")
@@ -44,8 +44,8 @@ def named(body: list[ast.stmt], name: str, kinds: tuple[type, ...]) -> ast.stmt 
     return found
 
 
-def problem(wheel: zipfile.ZipFile, hook: Hook) -> str:
-    """What is wrong with the target of a hook in this release; empty where it fits."""
+def problem(wheel: zipfile.ZipFile, hook: Hook | Patch) -> str:
+    """What is wrong with the target of a hook or patch in this release; empty where it fits."""
     words, members = hook.target.split("."), set(wheel.namelist())
     cut = next(
         (n for n in range(len(words), 0, -1) if "/".join(words[:n]) + ".py" in members), None
@@ -103,11 +103,15 @@ def main() -> int:
         version = path.name.split("-")[1]
         with zipfile.ZipFile(path) as wheel:
             problems = {hook.target: problem(wheel, hook) for hook in MANIFEST}
+            ours = [patch for patch in PATCHES if patch.target.startswith("sglang.")]
+            patches = {patch.target: problem(wheel, patch) for patch in ours}
             other = needs(wheel)
         bad = {target: text for target, text in problems.items() if text}
-        broken += bool(bad)
+        unfit = {target: text for target, text in patches.items() if text}
+        broken += bool(bad or unfit)
         print(f"{version}: {len(problems) - len(bad)} of {len(problems)} hook targets fit")
-        for target, text in bad.items():
+        print(f"  {len(patches) - len(unfit)} of {len(patches)} patch targets fit")
+        for target, text in (bad | unfit).items():
             print(f"  {target}: {text}")
         print(f"  needs {', '.join(other)}" if other else "  same packages as the pins")
     return 1 if broken else 0

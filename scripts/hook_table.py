@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,19 +22,38 @@ it: in the scheduler's process it costs a request, or a report, and never the se
 | Target | Kind | Handler | Why | Remove when | If it fails, this ends |
 | --- | --- | --- | --- | --- | --- |
 """
+PATCHES_HEAD = """
+## Patches
+
+What the package replaces by itself, because SGLang's registry cannot wrap it: functions of other
+libraries, a method of one object, or a method for the length of a start. At start-up `verify`
+checks that each target is there, with the parameters that the replacement knows.
+
+| Target | Device | Replaced by | Why | Remove when |
+| --- | --- | --- | --- | --- |
+"""
 
 
 def table() -> str:
     """The whole file."""
     sys.path.insert(0, str(ROOT))
-    from sglang_longflow.hooks.manifest import MANIFEST
+    from sglang_longflow.hooks.manifest import MANIFEST, PATCHES
 
     rows = (
         (f"`{h.target}`", h.kind, f"`{h.handler_path}`", h.why, h.remove_when, h.fails.value)
         for h in MANIFEST
     )
-    lines = (" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows)
-    return HEAD + "".join(f"| {line} |\n" for line in lines)
+    patches = (
+        (f"`{p.target}`", p.device or "both", f"`{p.made_by}`", p.why, p.remove_when)
+        for p in PATCHES
+    )
+    return HEAD + lines(rows) + PATCHES_HEAD + lines(patches)
+
+
+def lines(rows: Iterable[tuple[str, ...]]) -> str:
+    """Rows of a table."""
+    cells = (" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows)
+    return "".join(f"| {line} |\n" for line in cells)
 
 
 if __name__ == "__main__":

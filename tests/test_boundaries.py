@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sglang_longflow.hooks.manifest import MANIFEST
+from sglang_longflow.hooks.manifest import MANIFEST, PATCHES
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "sglang_longflow"
@@ -192,6 +192,42 @@ def test_every_handler_of_the_manifest_exists(hook):
         assert names[0] == "original"
     else:
         assert "original" not in names
+
+
+def replacements(tree):
+    """``module:name`` of what puts a function of its own in another object's place."""
+    for outer in tree.body:
+        functions = {here.name for here in ast.walk(outer) if isinstance(here, ast.FunctionDef)} - {
+            getattr(outer, "name", "")
+        }
+
+        def is_function(value, functions=functions):
+            if isinstance(value, ast.Call):
+                return ast.unparse(value.func) in ("partial", "staticmethod", "functools.partial")
+            return isinstance(value, ast.Lambda) or ast.unparse(value) in functions
+
+        for here in ast.walk(outer):
+            if isinstance(here, ast.Assign):
+                targets = [t for t in here.targets if isinstance(t, ast.Attribute)]
+                owners = [ast.unparse(target.value) for target in targets]
+            elif isinstance(here, ast.Expr) and isinstance(here.value, ast.Call):
+                is_setattr = ast.unparse(here.value.func) == "setattr"
+                owners = [ast.unparse(here.value.args[0])] if is_setattr else []
+            else:
+                continue
+            value = here.value if isinstance(here, ast.Assign) else here.value.args[-1:]
+            value = value[0] if isinstance(value, list) and value else value
+            if set(owners) - {"self"} and is_function(value):
+                yield outer.name
+
+
+def test_every_replacement_is_a_row_of_the_manifest():
+    found = {
+        f"{path.relative_to(PACKAGE).with_suffix('').as_posix().replace('/', '.')}:{name}"
+        for path in SOURCES
+        for name in replacements(tree_of(path))
+    }
+    assert found == {patch.made_by for patch in PATCHES}
 
 
 #: Public functions of hooks/*.py that other modules call; everything else is a handler.

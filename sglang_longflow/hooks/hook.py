@@ -1,4 +1,4 @@
-"""What a row of the manifest says of one wrapped function of SGLang."""
+"""What a row of the manifest says of one function that is wrapped, or replaced."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Hook:
     target : str
         Dotted path in SGLang.
     kind : str
-        "before", "after" or "around" (never "replace").
+        "before", "after" or "around"; what replaces something is a `Patch`.
     handler_path : str
         ``module:function`` of ours under ``sglang_longflow.hooks``.
     parameters : tuple of str
@@ -59,6 +59,39 @@ class Hook:
     def handler(self) -> Callable[..., Any]:
         """What is registered with SGLang: the handler with its failures contained."""
         return _guarded_handler(self)
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One function of another library that the package replaces by itself.
+
+    SGLang's registry wraps functions of SGLang for good, in every process. What must be replaced
+    elsewhere, on one object, or for a while, is a row of this kind.
+
+    Attributes
+    ----------
+    target : str
+        Dotted path of the function.
+    made_by : str
+        ``module:name`` under ``sglang_longflow`` of what puts the replacement in place.
+    parameters : tuple of str
+        Names of the target's first parameters; others stop the start-up.
+    why, remove_when : str
+        As for a `Hook`.
+    device : str
+        "cpu" or "gpu" where it is made on one of them alone; else empty.
+    """
+
+    target: str
+    made_by: str
+    parameters: tuple[str, ...]
+    why: str
+    remove_when: str
+    device: str = ""
+
+    @property
+    def first_parameters_only(self) -> bool:
+        return True
 
 
 @functools.cache

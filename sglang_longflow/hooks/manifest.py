@@ -1,12 +1,12 @@
-"""The register of every hook: what it wraps, with which signature, why, and when it can go.
+"""The register of every hook and patch: what it changes, why, and when it can go.
 
-It is data: `plugin` registers it, `verify` checks it at start-up, `longflow doctor` prints it, and
-docs/reference/hooks.md is generated from it.
+It is data: `plugin` registers the hooks, `verify` checks every row at start-up, `longflow doctor`
+and `scripts/check_release.py` report on them, and docs/reference/hooks.md is generated from them.
 """
 
 from __future__ import annotations
 
-from sglang_longflow.hooks.hook import Fails, Hook
+from sglang_longflow.hooks.hook import Fails, Hook, Patch
 
 
 def _p(names: str) -> tuple[str, ...]:
@@ -396,5 +396,55 @@ MANIFEST: tuple[Hook, ...] = (
         "a client has not read its response to the end",
         "SGLang's drain waits for open responses",
         Fails.START,
+    ),
+)
+
+_FLASHINFER = "flashinfer.prefill.BatchPrefillWith"
+_XGRAMMAR = "sglang.srt.constrained.xgrammar_backend"
+_PLAN = "a prefill is planned from lengths that the host knows; it would wait for the decode step"
+_MASKS = "a grammar works without a GPU: SGLang pins its masks, and applies them in Triton"
+
+PATCHES: tuple[Patch, ...] = (
+    *(
+        Patch(
+            f"{_FLASHINFER}{name}.begin_forward",
+            "backend.prefill_plan:PrefillPlan",
+            _p(parameters),
+            _PLAN,
+            "SGLang plans a prefill from the lengths that it has on the host",
+            device="gpu",
+        )
+        for name, parameters in (
+            ("RaggedKVCacheWrapper", "self qo_indptr kv_indptr"),
+            ("PagedKVCacheWrapper", "self qo_indptr paged_kv_indptr paged_kv_indices"),
+        )
+    ),
+    *(
+        Patch(
+            f"{_XGRAMMAR}.{name}",
+            "platform.cpu_grammar:use_xgrammars_own_masks",
+            _p(parameters),
+            _MASKS,
+            "SGLang's xgrammar backend works on a CPU",
+            device="cpu",
+        )
+        for name, parameters in (
+            ("_allocate_token_bitmask", "vocab_size batch_size"),
+            ("XGrammarGrammarBackend.apply_vocab_mask", "logits vocab_mask"),
+            ("XGrammarGrammar.apply_vocab_mask", "self logits vocab_mask"),
+        )
+    ),
+    *(
+        Patch(
+            f"multiprocessing.{method}",
+            "hooks.start_check:_Watch",
+            _p(parameters),
+            "until it has one, a server that was asked for a budget does not start",
+            "SGLang lets failures of a plugin stop the start",
+        )
+        for method, parameters in (
+            ("process.BaseProcess.start", "self"),
+            ("connection.Connection.send", "self obj"),
+        )
     ),
 )

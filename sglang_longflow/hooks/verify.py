@@ -1,5 +1,7 @@
 """Start-up check: every hook of the manifest really wraps its target, with the known signature.
 
+What a patch of the manifest replaces must be there too, with the parameters that it knows.
+
 SGLang logs and swallows a hook that could not be applied, so without this check a server could run
 half hooked.
 """
@@ -7,6 +9,7 @@ half hooked.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterator
@@ -14,15 +17,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from sglang_longflow.errors import HookNotApplied
-from sglang_longflow.hooks.hook import Hook
-from sglang_longflow.hooks.manifest import MANIFEST
+from sglang_longflow.hooks.hook import Hook, Patch
+from sglang_longflow.hooks.manifest import MANIFEST, PATCHES
 
 
 @dataclass(frozen=True)
 class HookStatus:
-    """Result for one hook; `problem` is empty where all is well."""
+    """Result for one hook or patch; `problem` is empty where all is well."""
 
-    hook: Hook
+    hook: Hook | Patch
     problem: str
 
 
@@ -48,7 +51,7 @@ def _wrapped_by(function: Callable[..., Any] | None, handler: Callable[..., Any]
     return False
 
 
-def _signature_problem(hook: Hook, function: Callable[..., Any]) -> str:
+def _signature_problem(hook: Hook | Patch, function: Callable[..., Any]) -> str:
     names = tuple(inspect.signature(inspect.unwrap(function)).parameters)
     if hook.first_parameters_only:
         names = names[: len(hook.parameters)]
@@ -75,6 +78,30 @@ def check_all(*, applied: bool = True) -> list[HookStatus]:
     return [check_hook(hook, applied=applied) for hook in MANIFEST]
 
 
+def check_patches() -> list[HookStatus]:
+    """Check that what the patches made on this machine replace is there, as expected.
+
+    A library that is not installed is not patched.
+    """
+    import torch
+
+    here = ("", "gpu" if torch.cuda.is_available() else "cpu")
+    return [
+        check_patch(patch)
+        for patch in PATCHES
+        if patch.device in here and importlib.util.find_spec(patch.target.split(".")[0])
+    ]
+
+
+def check_patch(patch: Patch) -> HookStatus:
+    """Check one patch: its target as it was before the patch."""
+    try:
+        function = _resolve(patch.target)
+    except (ImportError, AttributeError, ValueError) as error:
+        return HookStatus(patch, f"target is missing: {error}")
+    return HookStatus(patch, _signature_problem(patch, function))
+
+
 def require_all() -> None:
     """Stop a half-hooked server.
 
@@ -85,5 +112,11 @@ def require_all() -> None:
     """
     broken = [status for status in check_all() if status.problem]
     if broken:
-        details = "; ".join(f"{s.hook.target}: {s.problem}" for s in broken)
-        raise HookNotApplied(f"{len(broken)} hook(s) did not land: {details}")
+        raise HookNotApplied(f"{len(broken)} hook(s) did not land: {_details(broken)}")
+    broken = [status for status in check_patches() if status.problem]
+    if broken:
+        raise HookNotApplied(f"{len(broken)} patch(es) have no place: {_details(broken)}")
+
+
+def _details(broken: list[HookStatus]) -> str:
+    return "; ".join(f"{status.hook.target}: {status.problem}" for status in broken)

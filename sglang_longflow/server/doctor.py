@@ -175,7 +175,7 @@ def check_kernels_package() -> Check:
 
 
 def check_hooks() -> list[Check]:
-    """Every hook target as expected, and every hook applied; one row unless something is broken."""
+    """Every hook applied, every target as expected; a row for each that is not."""
     from sglang_longflow.hooks import verify
 
     if problem := untested_sglang():  # the plugin stays off there
@@ -187,6 +187,7 @@ def check_hooks() -> list[Check]:
 
         load_plugins()
         after = verify.check_all(applied=True)
+        patches = verify.check_patches()
         reason = telling()
     broken = [status for status in before if status.problem]
     if not broken:
@@ -202,6 +203,12 @@ def check_hooks() -> list[Check]:
         detail = f"{status.problem}: {reason}" if reason else status.problem
         fix = "see SGLANG_PLUGINS and SGLANG_PLATFORM above"
         rows.append(Check(f"hook {status.hook.target}", "fail", detail, fix))
+    gone = [status for status in patches if status.problem]
+    if not gone:
+        rows.append(Check("patch targets", "ok", f"{len(patches)} of {len(patches)} as expected"))
+    for status in gone:
+        fix = "pip install --force-reinstall sglang==0.5.17 (it brings what it works with)"
+        rows.append(Check(f"patch {status.hook.target}", "fail", status.problem, fix))
     return rows
 
 

@@ -6,10 +6,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from sglang_longflow.errors import HookNotApplied
 from sglang_longflow.hooks import verify
-from sglang_longflow.hooks.manifest import MANIFEST
+from sglang_longflow.hooks.manifest import MANIFEST, PATCHES
 
 
 def original(self, budget):
@@ -64,6 +65,7 @@ def apply(hook, with_handler=handler):
 
 def require(monkeypatch, *hooks):
     monkeypatch.setattr(verify, "MANIFEST", hooks)
+    monkeypatch.setattr(verify, "PATCHES", ())
     verify.require_all()
 
 
@@ -178,13 +180,70 @@ def test_manifest_names_each_target_once_and_never_replaces():
     assert all(hook.why and hook.remove_when for hook in MANIFEST)
 
 
+def test_patches_name_each_target_once_and_what_makes_them():
+    targets = [patch.target for patch in (*PATCHES, *MANIFEST)]
+    assert len(targets) == len(set(targets))
+    assert {patch.device for patch in PATCHES} <= {"", "cpu", "gpu"}
+    assert all(patch.why and patch.remove_when and patch.parameters for patch in PATCHES)
+    for patch in PATCHES:
+        module, name = patch.made_by.split(":")
+        assert hasattr(importlib.import_module(f"sglang_longflow.{module}"), name)
+
+
+class Library:
+    def method(self, first, second=None):
+        return first
+
+    @staticmethod
+    def function(first):
+        return first
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "problem"),
+    [
+        ("method", ("self", "first"), ""),
+        ("method", ("self", "second"), "signature changed: expected (self, second), found (self"),
+        ("function", ("first",), ""),
+        ("gone", ("self",), "target is missing"),
+    ],
+)
+def test_what_a_patch_replaces_must_be_there(monkeypatch, name, parameters, problem):
+    fake = type(sys)("longflow_fake_library")
+    fake.Library = Library
+    monkeypatch.setitem(sys.modules, fake.__name__, fake)
+    monkeypatch.setattr(verify.importlib.util, "find_spec", lambda name: True)
+    patch = dataclasses.replace(
+        PATCHES[0], target=f"{fake.__name__}.Library.{name}", parameters=parameters, device=""
+    )
+    monkeypatch.setattr(verify, "MANIFEST", ())
+    monkeypatch.setattr(verify, "PATCHES", (patch,))
+    (status,) = verify.check_patches()
+    assert status.problem.startswith(problem) and bool(status.problem) is bool(problem)
+    if problem:
+        with pytest.raises(HookNotApplied, match=r"^1 patch\(es\) have no place: longflow_fake"):
+            verify.require_all()
+    else:
+        verify.require_all()
+
+
+def test_patches_of_another_device_or_of_a_missing_library_are_not_looked_at(monkeypatch):
+    absent = dataclasses.replace(PATCHES[0], target="no_such_library.f", device="")
+    monkeypatch.setattr(verify, "PATCHES", (absent,))
+    assert verify.check_patches() == []
+    other = "cpu" if torch.cuda.is_available() else "gpu"
+    monkeypatch.setattr(verify, "PATCHES", (dataclasses.replace(PATCHES[-1], device=other),))
+    assert verify.check_patches() == []
+
+
 APPLIED_ONCE = """
 import sglang
 from sglang.srt.plugins.hook_registry import HookRegistry
 
 from sglang_longflow.errors import HookNotApplied
 from sglang_longflow.hooks import verify
-from sglang_longflow.hooks.manifest import MANIFEST
+from sglang_longflow.hooks.manifest import MANIFEST, PATCHES
+from sglang_longflow.platform.cpu_grammar import use_xgrammars_own_masks
 from sglang_longflow.plugin import load_plugin
 
 assert sglang.__version__ == "0.5.17", sglang.__version__
@@ -199,6 +258,10 @@ load_plugin()
 load_plugin()
 HookRegistry.apply_hooks()
 verify.require_all()
+assert not [s for s in verify.check_patches() if s.problem] and len(verify.check_patches()) >= 4
+use_xgrammars_own_masks()  # what stands in for an original still tells the original's signature
+use_xgrammars_own_masks()
+assert [s.problem for s in verify.check_patches() if s.problem] == []
 print("all applied")
 """
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sglang_longflow.hooks.manifest import MANIFEST
+from sglang_longflow.hooks.manifest import MANIFEST, PATCHES
 
 ROOT = Path(__file__).parents[2]
 METADATA = "Requires-Dist: torch=={torch}\nRequires-Dist: flashinfer_python[cu13]==0.6.15.post1\n"
@@ -31,7 +31,9 @@ def make_wheel(folder: Path, version: str, torch: str, **edits: tuple[str, str])
     path = folder / f"sglang-{version}-cp312-cp312-manylinux_2_34_x86_64.whl"
     with zipfile.ZipFile(path, "w") as wheel:
         wheel.writestr(f"sglang-{version}.dist-info/METADATA", METADATA.format(torch=torch))
-        for module in {hook.target for hook in MANIFEST}:
+        for module in {row.target for row in (*MANIFEST, *PATCHES)}:
+            if not module.startswith("sglang."):
+                continue
             words = module.split(".")[1:]
             while words and not (source := package.joinpath(*words).with_suffix(".py")).is_file():
                 words.pop()
@@ -57,6 +59,7 @@ def test_the_installed_release_fits(script, monkeypatch, capsys, tmp_path):
     status, out = report(script, monkeypatch, capsys, wheel)
     assert status == 0
     assert f"0.5.17: {len(MANIFEST)} of {len(MANIFEST)} hook targets fit" in out
+    assert "3 of 3 patch targets fit" in out
     assert "same packages as the pins" in out
 
 
@@ -68,10 +71,13 @@ def test_what_differs_is_named(script, monkeypatch, capsys, tmp_path):
         "2.99.0",
         allocation=("def alloc_for_decode(", "def alloc_for_decoding("),
         schedule_policy=("waiting_queue_len:", "queue_len:"),
+        xgrammar_backend=("def _allocate_token_bitmask(", "def _new_token_bitmask("),
     )
     status, out = report(script, monkeypatch, capsys, wheel)
     assert status == 1
     assert f"0.5.99: {len(MANIFEST) - 2} of {len(MANIFEST)} hook targets fit" in out
+    assert "2 of 3 patch targets fit" in out
+    assert "xgrammar_backend._allocate_token_bitmask: is missing" in out
     assert "allocation.alloc_for_decode: is missing" in out
     assert (
         "PrefillAdder.__init__: other parameters: without waiting_queue_len; new queue_len" in out

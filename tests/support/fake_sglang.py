@@ -126,6 +126,7 @@ import sglang_longflow.hooks.manifest as manifest
 
 HAS = ("sglang.srt.server_args.", "sglang.srt.managers.scheduler.Scheduler.__init__")
 manifest.MANIFEST = tuple(hook for hook in manifest.MANIFEST if hook.target.startswith(HAS))
+manifest.PATCHES = tuple(p for p in manifest.PATCHES if p.target.startswith("multiprocessing"))
 """
 PLUGIN = """
 import sglang_longflow.hooks.scheduler as hooks
