@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "models.md"
@@ -47,25 +46,6 @@ def decode_of(query_heads: int, kv_heads: int, head_size: int) -> str:
     return f"reference ({conflict})" if conflict else "fused"
 
 
-def refusal(config: Mapping[str, Any]) -> str:
-    """Why a configuration is refused; empty if it is not."""
-    from sglang_longflow.planner.geometry import PlanError, geometry_from
-
-    sizes = {
-        "num_hidden_layers": 2,
-        "hidden_size": 256,
-        "intermediate_size": 256,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 512,
-    }
-    try:
-        geometry_from({**sizes, **config}, "model", None)
-    except PlanError as error:
-        return str(error)
-    return ""
-
-
 def tried_table() -> str:
     from sglang_longflow.settings.models import TRIED
 
@@ -95,13 +75,14 @@ def sizes_table() -> str:
 
 def refused_table() -> str:
     from sglang_longflow.settings.models import REFUSED
+    from sglang_longflow.settings.refused_models import model_conflict
 
     text = head("Models", "What the message says")
     for names, config in REFUSED:
-        message = refusal(config)
-        if not message:
+        conflict = model_conflict(config)
+        if conflict is None:
             raise ValueError(f"{names}: {dict(config)} is not refused")
-        text += row((names, f"`{message}`"))
+        text += row((names, f"`{conflict}`"))
     return text
 
 

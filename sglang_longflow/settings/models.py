@@ -132,4 +132,13 @@ REFUSED: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ),
     ("Nemotron-H", {"model_type": "nemotron_h", "hybrid_override_pattern": "M-M*-"}),
     ("Mamba, Falcon-Mamba", {"model_type": "falcon_mamba"}),
+    ("T5, Whisper", {"model_type": "t5", "is_encoder_decoder": True}),
+    (
+        "Qwen2.5-1M",
+        {"model_type": "qwen2", "dual_chunk_attention_config": {"chunk_size": 262144}},
+    ),
+    (
+        "Qwen2.5-VL and other vision or audio models",
+        {"model_type": "qwen2_5_vl", "vision_config": {"depth": 32}},
+    ),
 )

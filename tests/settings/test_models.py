@@ -8,17 +8,10 @@ from pathlib import Path
 import pytest
 
 import harness
-from sglang_longflow.planner.geometry import PlanError, geometry_from
 from sglang_longflow.settings.models import REFUSED, TRIED, Weights, attention_kind
+from sglang_longflow.settings.refused_models import model_conflict
 
 ROOT = Path(__file__).resolve().parents[2]
-SIZES = {
-    "num_hidden_layers": 2,
-    "hidden_size": 256,
-    "intermediate_size": 256,
-    "num_attention_heads": 4,
-    "vocab_size": 512,
-}
 
 
 def test_every_evidence_is_a_file_of_the_repository():
@@ -54,12 +47,11 @@ def test_the_reasoner_is_listed_with_its_shape():
 
 @pytest.mark.parametrize(("names", "config"), REFUSED, ids=[names for names, _ in REFUSED])
 def test_what_is_listed_as_refused_is_refused(names, config):
-    with pytest.raises(PlanError, match="not supported"):
-        geometry_from({**SIZES, **config}, names, None)
+    assert model_conflict(config), names
 
 
-def test_the_same_sizes_without_a_reason_are_not_refused():
-    assert geometry_from({**SIZES, "model_type": "llama"}, "plain", None).heads == 4
+def test_the_same_fields_without_a_reason_are_not_refused():
+    assert model_conflict({"model_type": "llama"}) is None
 
 
 def test_attention_kinds():
