@@ -85,10 +85,16 @@ def test_the_kernels_that_are_launched_are_those_of_the_table():
     assert table == launched_kernels()
 
 
-def test_the_fields_have_the_documented_shape():
+def test_the_objects_of_a_decode_step_have_the_documented_fields_and_shape():
+    from longflow_kernels.attend_score_evict import arguments
     from longflow_kernels.attend_score_evict.layout import NUM_FIELDS
 
-    assert re.findall(r"\| `fields` \| \[(\d+), batch\]", KERNEL) == [str(NUM_FIELDS)]
+    (line,) = [line for line in KERNEL.splitlines() if "`fields`" in line and "|" in line]
+    assert f"[{NUM_FIELDS}, batch]" in line
+    for name in ("KVCache", "DecodeStep", "RowState", "RankRule"):
+        annotations = set(getattr(arguments, name).__annotations__) - {"recall_pace"}
+        part = KERNEL.partition(f"| `{name}` |")[2].partition("\n| `")[0]
+        assert annotations - set(re.findall(r"`(\w+)`", part)) == set(), name
 
 
 def our_routes() -> set[str]:
