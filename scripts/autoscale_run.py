@@ -93,7 +93,7 @@ def plot(rows: list[dict[str, str]], rows_per_replica: int, threshold: float, fi
     below.set_xlabel("seconds")
     below.legend(loc="upper left", fontsize=9, ncols=4)
     above.set_title(
-        f"ScaledObject on real servers: {rows_per_replica} rows a replica, "
+        f"ScaledObject on real servers: {rows_per_replica} rows per replica, "
         f"target {threshold:g} requests each"
     )
     figure.savefig(file, dpi=110)

@@ -94,7 +94,7 @@ def question(args: argparse.Namespace) -> None:
 
 
 def viewers(args: argparse.Namespace) -> None:
-    """Output tokens a second of the same requests, with and without viewers in turn."""
+    """Output tokens per second of the same requests, with and without viewers in turn."""
 
     def post(number: int) -> None:
         body = {"input_ids": [3 + (number + j) % 400 for j in range(40)]}

@@ -1,4 +1,4 @@
-"""Output tokens a second under a queue that never empties: stock SGLang and a budget server.
+"""Output tokens per second under a queue that never empties: stock SGLang and a budget server.
 
 Each system is a real `launch_server` with dummy weights of a known geometry and the same pool:
 `longflow`, `longflow-peak` and `longflow-novel` have a budget and that policy, `stock` runs without

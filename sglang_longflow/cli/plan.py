@@ -37,7 +37,7 @@ def render(plan: Plan) -> str:
         "model": f"{plan.model}, {plan.dtype}, KV {plan.kv_cache_dtype}, TP {plan.tp}",
         "GPU": f"{plan.gpu or 'unnamed'}, {memory}",
         "weights": f"{plan.weights_bytes / GIB:.2f} GiB ({plan.weights_source})",
-        "KV a token": f"{plan.kv_bytes_per_token:,} bytes a GPU",
+        "KV per token": f"{plan.kv_bytes_per_token:,} bytes per GPU",
         "KV pool": f"{plan.pool_tokens:,} tokens",
         "requests": f"{plan.prompt_tokens:,} prompt + {plan.output_tokens:,} output tokens{users}",
         "full KV, mean": f"{plan.rows_full_mean:,} fit at {plan.full_mean_tokens:,.0f} tokens"

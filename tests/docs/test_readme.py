@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -91,3 +92,16 @@ def test_every_longflow_command_in_the_pages_exists():
     named = set(re.findall(r"(?:`|^|\$ )longflow ([a-z]+)\b", text, re.MULTILINE))
     assert {"serve", "plan", "eval", "bench", "doctor"} <= named
     assert named - set(COMMANDS) == set()
+
+
+def test_the_plan_that_a_page_shows_is_what_longflow_plan_prints():
+    page = (ROOT / "docs/choose-a-budget.md").read_text(encoding="utf-8")
+    shown = page.partition("```\n$ longflow ")[2].partition("```")[0]
+    command, _, printed = shown.partition("\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "sglang_longflow.cli", *command.split()],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == printed.strip()

@@ -453,7 +453,7 @@ def test_text_output(capsys):
     code, out, err = cli(capsys, *GOOD, "--prompt-tokens", 200, "--output-tokens", 16000)
     assert (code, err) == (0, "")
     lines = {line[:18].strip(): line[18:] for line in out.splitlines()}
-    assert lines["KV a token"] == "114,688 bytes a GPU"
+    assert lines["KV per token"] == "114,688 bytes per GPU"
     # 79.1 GiB x 0.85 less 3,441,149,952 bytes
     assert lines["KV pool"] == f"{(79.1 * GIB * 0.85 - 3_441_149_952) // 114_688:,.0f} tokens"
     assert lines["recommended"] == "--max-running-requests 187"

@@ -35,7 +35,7 @@ def save(folder: Path, settings: dict[str, Any], results: Sequence[Result]) -> N
 
 
 def draw(results: Sequence[Result], path: Path) -> None:
-    """Output tokens a second and inter-token latency against the budget; lines are full KV."""
+    """Output tokens per second and inter-token latency against the budget; lines are full KV."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -55,7 +55,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
             rate.axhline(result.output_tokens_per_s, label=label, **style)
             if result.inter_token_ms_p50 is not None:
                 delay.axhline(result.inter_token_ms_p50, label=f"{label}, p50", **style)
-    for axes, unit in ((rate, "output tokens a second"), (delay, "between tokens (ms)")):
+    for axes, unit in ((rate, "output tokens per second"), (delay, "between tokens (ms)")):
         budget_axis(axes, budgets)
         axes.set_ylim(bottom=0)
         axes.set_ylabel(unit)
