@@ -1,6 +1,6 @@
 """The notes of a release, if everything that names its version names the same one.
 
-    python scripts/release_notes.py v0.1.0 > notes.md
+    python scripts/release_notes.py v0.2.0 > notes.md
 
 Prints the section of CHANGELOG.md. Ends with 1 where the tag is not the version of the package, of
 the Helm chart or of CITATION.cff, or where the changelog has no dated section for it.
@@ -45,7 +45,7 @@ def notes(version: str, changelog: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tag", help="such as v0.1.0")
+    parser.add_argument("tag", help="such as v0.2.0")
     version = parser.parse_args().tag.removeprefix("v")
     text = notes(version, (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))
     wrong = problems(version)
