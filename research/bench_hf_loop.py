@@ -5,7 +5,7 @@ length. A whole generation would take many minutes, so steps are timed at severa
 the prompt's and the last, on a cache that is filled with random K and V, and the time of the whole
 run follows from them. Weights are random: only sizes matter.
 
-    python scripts/bench_hf_loop.py --geometry qwen3-1.7b --input 512 --output 16384 --memory-gb 40
+    python research/bench_hf_loop.py --geometry qwen3-1.7b --input 512 --output 16384 --memory-gb 40
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 """Scores of kvpress's presses, which tests/policies/test_kvpress.py compares our policies with.
 
     python3 -m venv kvp && kvp/bin/pip install kvpress==0.5.5
-    kvp/bin/python scripts/compare_kvpress.py > tests/policies/kvpress_scores.json
+    kvp/bin/python research/compare_kvpress.py > tests/policies/kvpress_scores.json
 
 kvpress (Apache-2.0) is NVIDIA's collection of KV-cache compression methods. It is asked for the
 scores of one row's tensors as after prefill: the tokens in sequence order, of which the last has
@@ -102,7 +102,7 @@ def main() -> int:
     print(
         json.dumps(
             {
-                "made_by": "scripts/compare_kvpress.py",
+                "made_by": "research/compare_kvpress.py",
                 "versions": {name: version(name) for name in ("kvpress", "torch")},
                 "cases": [{**case, "scores": scores(*tensors(**case))} for case in CASES],
             }

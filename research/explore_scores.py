@@ -9,9 +9,9 @@ something (`recalled`) go through all layers token by token. Everything after th
 Of real text the KL divergence from full KV is printed; of the reasoner's problems the share whose
 every token is the model's first choice, which greedy decoding would solve.
 
-    python scripts/explore_scores.py --model FOLDER --texts math.jsonl --budget 160 \
+    python research/explore_scores.py --model FOLDER --texts math.jsonl --budget 160 \
       --rules 'removal;removal,decay=0.9,memory=peak;attention;stream,sinks=4' --out tried.csv
-    python scripts/explore_scores.py --model REASONER --problems 60 --tokens 1700 --budget 340 \
+    python research/explore_scores.py --model REASONER --problems 60 --tokens 1700 --budget 340 \
       --rules removal
 """
 

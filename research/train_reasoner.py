@@ -7,7 +7,7 @@ saved are a running mean of the last steps'.
 What is printed for unseen problems is the share whose every token is right under teacher forcing:
 those are the ones that greedy decoding with full KV solves.
 
-    python scripts/train_reasoner.py --out reasoner --compile
+    python research/train_reasoner.py --out reasoner --compile
 
 With ``--hide`` a share of the problems is learned with tokens missing that are of no more use
 (`lifetimes`), as a KV budget takes them away: a model that has always seen everything looks at old
@@ -15,7 +15,7 @@ lines beside the one that it needs. With ``--drop`` single layers miss tokens th
 as rules of eviction choose in each layer by itself: what is lost in one is to be read in another.
 ``--start`` goes on from a model, at chains of all lengths.
 
-    python scripts/train_reasoner.py --start reasoner --hide 0.8 --drop 0.4 --steps 2000 --lr 5e-4 \
+    python research/train_reasoner.py --start reasoner --hide 0.8 --drop 0.4 --steps 2000 --lr 5e-4 \
       --out robust
 """
 

@@ -64,7 +64,8 @@ def _run_module(name: str, argv: list[str]) -> int:
         arguments.server_arguments = [word for word in rest if word != "--"]
     else:
         arguments = parser.parse_args(argv)
-    return module.run(arguments)
+    status: int = module.run(arguments)
+    return status
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -142,7 +142,7 @@ class _BudgetedParams(SglSamplingParams):
     custom_params: dict[str, Any] | None = None
 
     def to_srt_kwargs(self) -> dict[str, Any]:
-        kwargs = super().to_srt_kwargs()
+        kwargs: dict[str, Any] = super().to_srt_kwargs()
         if self.custom_params:
             kwargs["custom_params"] = dict(self.custom_params)
         return kwargs

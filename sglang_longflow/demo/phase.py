@@ -31,7 +31,7 @@ class Answer:
 
     @property
     def generated_tokens(self) -> int:
-        return self.meta.get("completion_tokens", 0)
+        return int(self.meta.get("completion_tokens", 0))
 
     @property
     def is_right(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 
 from rich import box
 from rich.console import Console
@@ -50,7 +51,7 @@ def pool_table(budgeted: Phase, full: Phase) -> Table:
     """Both phases side by side."""
     table = Table(box=box.SIMPLE)
     table.add_column("")
-    rows = {
+    rows: dict[str, Callable[[Phase], str]] = {
         "peak running requests": lambda p: f"{p.peak_running} of {len(p.answers)}",
         "peak KV slots in use": lambda p: f"{p.peak_slots:,}",
         "generated tokens": lambda p: f"{p.generated_tokens:,}",

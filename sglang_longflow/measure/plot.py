@@ -62,7 +62,7 @@ def draw_points(points: Iterable[Point], path: Path, label: str, **axis: Any) ->
     figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
     variants = sorted({point.variant for point in points if point.variant != FULL})
     markers = "osD^vP*Xph<>"
-    axes.set_prop_cycle(color=pyplot.get_cmap("tab20").colors)  # more policies than ten
+    axes.set_prop_cycle(color=matplotlib.color_sequences["tab20"])  # more policies than ten
     for number, variant in enumerate(variants):
         found = sorted((x for x in points if x.variant == variant), key=lambda x: x.budget)
         axes.errorbar(

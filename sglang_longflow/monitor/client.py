@@ -132,7 +132,7 @@ def state_text(stats: dict[str, Any]) -> str:
 
     Servers of an older release do not tell their state.
     """
-    state, age_s = stats.get("state", "ok"), stats.get("age_s", 0.0)
+    state, age_s = str(stats.get("state", "ok")), stats.get("age_s", 0.0)
     if state == "ok":
         return ""
     if state != "busy":

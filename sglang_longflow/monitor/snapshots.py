@@ -156,7 +156,7 @@ class Snapshots:
         self._patience_s = patience_s
         self._last: Snapshot | None = None
         self._last_asked_at = float("-inf")
-        self._question: asyncio.Task | None = None
+        self._question: asyncio.Task[None] | None = None
 
     async def get(self, max_age_s: float = DEFAULT_MAX_AGE_S) -> Look:
         """The last answer if it was asked for at most `max_age_s` ago, else a new one.

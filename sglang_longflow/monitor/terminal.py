@@ -47,7 +47,7 @@ def owners(stats: dict[str, Any]) -> dict[str, int]:
 
 def _used(stats: dict[str, Any]) -> int:
     pool = stats["pool"]
-    return pool["total_tokens"] - pool["available_tokens"] - pool["evictable_tokens"]
+    return int(pool["total_tokens"] - pool["available_tokens"] - pool["evictable_tokens"])
 
 
 def _speed(speed: dict[str, float] | None) -> str:

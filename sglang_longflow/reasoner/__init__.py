@@ -11,7 +11,7 @@ from sglang_longflow.reasoner.problems import (
     make_problems,
 )
 
-#: Folder of the model that solves them; scripts/train_reasoner.py makes it.
+#: Folder of the model that solves them; research/train_reasoner.py makes it.
 MODEL_DIR = Path(__file__).parent / "model"
 
 __all__ = [

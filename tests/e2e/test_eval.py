@@ -32,7 +32,7 @@ def model(tmp_path_factory) -> Path:
     """From the training script itself, far from finished."""
     folder = tmp_path_factory.mktemp("reasoner")
     small = "--steps=40 --batch-tokens=3000 --longest=120 --hidden=128 --layers=2 --every=20"
-    command = [sys.executable, "-W", "ignore", str(ROOT / "scripts" / "train_reasoner.py")]
+    command = [sys.executable, "-W", "ignore", str(ROOT / "research" / "train_reasoner.py")]
     command += [f"--out={folder}", *small.split(), "--check=6", "--workers=1", "--device=cpu"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr

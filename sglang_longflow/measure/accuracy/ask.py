@@ -43,7 +43,9 @@ def ask_one(
         "max_new_tokens": question.max_new_tokens,
         "custom_params": params,
     }
-    return post(f"{url}/generate", {**question.prompt, "sampling_params": sampling})
+    body = {**question.prompt, "sampling_params": sampling}
+    answer: dict[str, Any] = post(f"{url}/generate", body)
+    return answer
 
 
 def ask_all(

@@ -58,7 +58,7 @@ class Records:
     `kind` is their class: a dataclass with `key`.
     """
 
-    def __init__(self, folder: Path, settings: dict, kind: type = Record):
+    def __init__(self, folder: Path, settings: dict[str, Any], kind: type = Record):
         folder.mkdir(parents=True, exist_ok=True)
         known, self.path = folder / "settings.json", folder / "answers.jsonl"
         text = json.dumps(settings, indent=2, sort_keys=True) + "\n"

@@ -64,7 +64,7 @@ class Task(Protocol):
 
 
 class Reasoner:
-    """Problems with long chains for the model of ``scripts/train_reasoner.py``."""
+    """Problems with long chains for the model of ``research/train_reasoner.py``."""
 
     name = "reasoner"
 
@@ -121,7 +121,7 @@ class MathQuestions:
 
 def is_finished(answer: dict[str, Any]) -> bool:
     """Whether the model stopped by itself."""
-    return answer["meta_info"]["finish_reason"]["type"] == "stop"
+    return bool(answer["meta_info"]["finish_reason"]["type"] == "stop")
 
 
 def judge_math(gold: str, text: str, finished: bool = True) -> tuple[str | None, bool]:

@@ -12,7 +12,7 @@ import json
 import pickle
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ class Board:
 
     ARRAYS = ("tokens", "log_probs", "top", "results")
 
-    def __init__(self, folder: Path, mode: str = "r+"):
+    def __init__(self, folder: Path, mode: Literal["r+", "r"] = "r+"):
         self.tokens, self.log_probs, self.top, self.results = (
             np.load(folder / f"{name}.npy", mmap_mode=mode) for name in self.ARRAYS
         )
@@ -56,7 +56,7 @@ class Board:
             (np.float32, (2, lines, steps)),
         ]
         for name, (dtype, shape) in zip(cls.ARRAYS, shapes, strict=True):
-            np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
+            np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)  # type: ignore[no-untyped-call]
         return cls(folder)
 
     @staticmethod
@@ -102,10 +102,11 @@ class ForcedText:
             kept = [i for i, line in enumerate(lines) if line is None]
             compared = [i for i, line in enumerate(lines) if line is not None]
             if kept:
-                keep_rows(board, *_taken(kept, places, steps), own[kept])
+                where, when = _taken(kept, places, steps)
+                keep_rows(board, where, when, own[kept])
             if compared:
-                where = _taken(compared, lines, places, steps)
-                compare_rows(board, *where, own[compared])
+                which, where, when = _taken(compared, lines, places, steps)
+                compare_rows(board, which, where, when, own[compared])
         forced = torch.from_numpy(board.tokens[places, steps].astype(np.int64)).to(logits.device)
         logits[rows] = torch.full_like(own, float("-inf")).to(logits.dtype)
         logits[rows, forced] = 0.0
@@ -119,7 +120,7 @@ def step_of(req: Any) -> int:
     step behind under overlap scheduling. A row that was retracted starts over with its output as
     a part of the prompt.
     """
-    return req.extend_range.end - len(req.origin_input_ids) + req.decode_batch_idx
+    return int(req.extend_range.end - len(req.origin_input_ids) + req.decode_batch_idx)
 
 
 def _taken(which: list[int], *lists: list[int]) -> list[list[int]]:

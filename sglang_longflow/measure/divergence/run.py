@@ -70,7 +70,7 @@ def check_room(setup: Setup, folder: Path) -> int:
             f"{free / 2**30:.1f} GiB free: enough for "
             f"{free // Board.size_bytes(1, steps, vocabulary)}"
         )
-    return vocabulary
+    return int(vocabulary)
 
 
 def measure(setup: Setup, parts: list[Part], keep: Callable[[TextRecord], None]) -> None:
@@ -210,7 +210,7 @@ class _Passes:
                 f"text {one.number} at budget {one.budget}: the server did not follow it to the "
                 f"end; it answered {len(answer['output_ids'])} of {task.forced_tokens} tokens"
             )
-        meta = answer["meta_info"]
+        meta: dict[str, Any] = answer["meta_info"]
         if one.budget and meta.get("num_retractions"):
             raise EvalError(
                 f"text {one.number} at budget {one.budget}: was retracted and started over; give "

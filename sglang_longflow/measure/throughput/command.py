@@ -126,7 +126,7 @@ class Bench:
             *(system.arguments, system.name, self.args.verbose, system.environment),
             most_tokens=most,
         ) as url:
-            info = get_json(f"{url}/server_info")
+            info: dict[str, Any] = get_json(f"{url}/server_info")
             self.settings["servers"][system.name] = {
                 "arguments": system.arguments,
                 "pool_tokens": info.get("max_total_num_tokens"),

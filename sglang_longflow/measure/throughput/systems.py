@@ -185,4 +185,4 @@ def vocabulary_of(model: str) -> int:
         raise ConfigError(
             f"model={model!r}: no configuration ({reason}); give --vocab-size"
         ) from None
-    return config.get_text_config().vocab_size
+    return int(config.get_text_config().vocab_size)
