@@ -15,8 +15,8 @@ lines beside the one that it needs. With ``--drop`` single layers miss tokens th
 as rules of eviction choose in each layer by itself: what is lost in one is to be read in another.
 ``--start`` goes on from a model, at chains of all lengths.
 
-    python research/train_reasoner.py --start reasoner --hide 0.8 --drop 0.4 --steps 2000 --lr 5e-4 \
-      --out robust
+    python research/train_reasoner.py --start reasoner --hide 0.8 --drop 0.4 \
+      --steps 2000 --lr 5e-4 --out robust
 """
 
 from __future__ import annotations

@@ -8,17 +8,13 @@ bf16's rounding explains. What it explains is measured: the oracle runs once mor
 
 from __future__ import annotations
 
-import copy
-from typing import NamedTuple
-
 import pytest
 import torch
-from test_churn import churn
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import harness
-import longflow_oracle
 import probe
+from churn import churn
+from gpu_judge import NOISE_LIMIT, Reference, judge, load_reference, parting
 from harness import greedy, outputs, prompt
 from sglang_longflow.settings.config import config_from
 from sglang_longflow.settings.flags import DEFAULT_POLICY
@@ -30,7 +26,6 @@ pytestmark = [
     ),
 ]
 NEW_TOKENS = 220
-NOISE_LIMIT = 5.0  # standard deviations; there are thousands of tokens, and the tails are heavy
 CASES = [
     (prompt(length, seed), budget)
     for seed, length in enumerate((9, 47, 96, 200, 700))
@@ -39,72 +34,9 @@ CASES = [
 PARITY = [prompt(length, 300 + length) for length in (5, 33, 64, 129, 300)]
 
 
-class Reference(NamedTuple):
-    """The server's bf16 weights, to be computed with in float32 and in bf16."""
-
-    exact: PreTrainedModel
-    rounded: PreTrainedModel
-
-
-def load_reference(folder) -> Reference:
-    rounded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).cuda().eval()
-    return Reference(copy.deepcopy(rounded).float(), rounded)
-
-
 @pytest.fixture(scope="module")
 def reference(tiny_models) -> Reference:
     return load_reference(tiny_models("llama"))
-
-
-def replay(reference: Reference, ids, budget, tokens, **forced):
-    """The oracle fed with a server's choices, and how far bf16 moves its margins (rms)."""
-    results = [
-        longflow_oracle.generate(model, ids, budget, len(tokens), forced_ids=tokens, **forced)
-        for model in reference
-    ]
-    exact, rounded = (torch.tensor(result.margins) for result in results)
-    return results[0], (exact - rounded).square().mean().sqrt().item()
-
-
-def judge(reference, ids, budget, item, trace) -> None:
-    """The oracle, fed the server's tokens and evictions, would have chosen the same but for ties.
-
-    Random 16-bit models amplify a different choice between two equally useless slots into other
-    tokens, so the choices themselves are judged: each by the oracle's own scores.
-    """
-    tokens = item["output_ids"]
-    row = trace[item["meta_info"]["id"]]
-    victims = {int(n): slots for n, slots in row["victims"].items()}
-    assert len(victims) >= min(len(ids) + len(tokens) - 1 - budget, len(tokens) - 2)
-    result, noise = replay(
-        reference, ids, budget, tokens, forced_victims=victims, forced_keep=row["keep"]
-    )
-    differ = [i for i, token in enumerate(result.output_ids) if token != tokens[i]]
-    worst = max((result.margins[i] for i in differ), default=0.0)
-    exact = sum(regret == 0 for regret in result.regrets) / max(len(result.regrets), 1)
-    kept = min(result.keep_agreement, default=1.0)
-    print(
-        f"JUDGE prompt={len(ids)} budget={budget}: tokens {len(tokens) - len(differ)}/"
-        f"{len(tokens)}, largest margin where they differ {worst:.3f}, {worst / noise:.1f} "
-        f"times bf16's noise; "
-        f"victims {len(result.regrets)}, arg-min {exact:.1%}, worst regret "
-        f"{max(result.regrets, default=0):.4f}; cut agrees {kept:.1%}"
-    )
-    assert worst < NOISE_LIMIT * noise and len(differ) < 0.12 * len(tokens)
-    assert max(result.regrets, default=0) < 0.05 and exact > 0.5
-    assert kept > 0.9
-
-
-def parting(reference, ids, ours, theirs) -> tuple[int | None, float]:
-    """Where two full-KV outputs part, and how clear the reference's choice was there.
-
-    The distance of the two best logits over bf16's noise in it; (None, 0.0) where they are equal.
-    """
-    first = harness.first_difference(ours, theirs)
-    if first is None:
-        return None, 0.0
-    judged, noise = replay(reference, ids, None, ours)
-    return first, judged.margins[first] / noise
 
 
 def rids(name: str, count: int) -> list[str]:
@@ -146,7 +78,7 @@ def stock(tiny_models):
     return runs[0]
 
 
-def test_1_tokens_alone_and_in_a_batch(engine, reference):
+def test_tokens_alone_and_in_a_batch(engine, reference):
     params = [greedy(NEW_TOKENS, kv_budget=budget) for _, budget in CASES]
     prompts = [ids for ids, _ in CASES]
     items = engine.generate(
@@ -163,7 +95,7 @@ def test_1_tokens_alone_and_in_a_batch(engine, reference):
         judge(reference, ids, budget, item, report["trace"])
 
 
-def test_2_a_budget_that_is_not_reached_gives_stock_tokens(engine, reference, stock):
+def test_a_budget_that_is_not_reached_gives_stock_tokens(engine, reference, stock):
     """The reference decode attends as stock does; the fused kernel rounds in another order."""
     first_differences, margins = {}, []
     for budget in (0, 450):
@@ -182,7 +114,7 @@ def test_2_a_budget_that_is_not_reached_gives_stock_tokens(engine, reference, st
 
 
 @pytest.mark.parametrize("budget", [96, 300])
-def test_3_a_shared_prefix_is_hit_and_not_written(engine, reference, budget):
+def test_a_shared_prefix_is_hit_and_not_written(engine, reference, budget):
     harness.cold(engine)
     common = prompt(200, 1)
     prompts = [common + prompt(40, 2), common + prompt(55, 3), common + prompt(40, 2)]
@@ -202,7 +134,7 @@ def test_3_a_shared_prefix_is_hit_and_not_written(engine, reference, budget):
         judge(reference, ids, budget, item, trace)
 
 
-def test_4_nothing_leaks_and_no_budget_is_exceeded(engine):
+def test_nothing_leaks_and_no_budget_is_exceeded(engine):
     done = engine.loop.run_until_complete(churn(engine, 300, seed=6))
     report = engine.probe_report()  # strict checks of SGLang and of the probe after every step
     report.pop("trace")
@@ -212,7 +144,7 @@ def test_4_nothing_leaks_and_no_budget_is_exceeded(engine):
     assert report["idle_protected"] == 0
 
 
-def test_5_peak_running_is_pool_over_budget(tiny_models):
+def test_peak_running_is_pool_over_budget(tiny_models):
     peaks = {}
     with harness.engine(
         tiny_models("llama"),
@@ -236,7 +168,7 @@ def test_5_peak_running_is_pool_over_budget(tiny_models):
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3_moe"])
-def test_6_starts_with_sglang_defaults(tiny_models, kind):
+def test_a_server_starts_with_sglang_defaults(tiny_models, kind):
     """`launch_server --kv-budget` and nothing else: overlap scheduling and radix cache are on."""
     arguments = ["--model-path", str(tiny_models(kind)), "--skip-tokenizer-init"]
     arguments += ["--dtype", "bfloat16", "--kv-budget", "256"]
@@ -258,7 +190,7 @@ def test_6_starts_with_sglang_defaults(tiny_models, kind):
 
 
 @pytest.mark.parametrize("budget, policy", [(128, "longflow"), (128, DEFAULT_POLICY), (0, None)])
-def test_7_a_decode_step_never_waits_for_the_gpu(tiny_models, budget, policy):
+def test_a_decode_step_never_waits_for_the_gpu(tiny_models, budget, policy):
     """Rows that grow, overwrite and are cut, in CUDA graphs: nothing but the tokens comes back."""
     wait = probe.count_synchronisations(lambda: torch.ones(1, device="cuda").item())
     assert wait[0] == 1.0 and len(wait[1]) == 1  # the counter does count
@@ -284,7 +216,7 @@ def test_7_a_decode_step_never_waits_for_the_gpu(tiny_models, budget, policy):
         assert all("flashinfer" in place for place in report["synchronisations"])
 
 
-def test_8_an_fp8_kv_cache(tiny_models):
+def test_tokens_with_an_fp8_kv_cache(tiny_models):
     """Half the bytes a slot: the same bookkeeping, and mostly the tokens of a 16-bit cache."""
     prompts = [prompt(length, length) for length in (20, 90, 300)]
     found = {}
@@ -313,7 +245,7 @@ def test_8_an_fp8_kv_cache(tiny_models):
     assert any(place != 0 for place in first)
 
 
-def test_9_the_default_policy(tiny_models):
+def test_the_default_policy_in_mixed_requests(tiny_models):
     """What it remembers of slots, rows and the ring follows requests that come, go and abort."""
     prompts = [prompt(length, length) for length in (20, 90, 300)]
     with harness.engine(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from test_churn import churn
 
 import census
 import harness
+from churn import churn
 
 pytestmark = pytest.mark.e2e
 REQUESTS = 120

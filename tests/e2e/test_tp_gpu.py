@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_churn import churn
-from test_gpu import NOISE_LIMIT, load_reference, parting
 
 import harness
+from churn import churn
+from gpu_judge import NOISE_LIMIT, load_reference, parting
 from harness import greedy, outputs, prompt
 
 pytestmark = [

@@ -1,4 +1,4 @@
-"""Scores and rankings beside NVIDIA's kvpress (Apache-2.0), recorded by research/compare_kvpress.py.
+"""Scores and rankings of NVIDIA's kvpress (Apache-2.0), by research/compare_kvpress.py.
 
 What is meant to differ:
 

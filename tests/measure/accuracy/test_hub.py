@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from sglang_longflow.cli.eval import task_of
 from sglang_longflow.errors import ConfigError
 from sglang_longflow.measure.accuracy import hub
+from sglang_longflow.measure.accuracy.command import task_of
 from sglang_longflow.measure.accuracy.hub import DATA_SETS, digest, download
 from sglang_longflow.measure.accuracy.tasks import MathQuestions, judge_math
 

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from sglang_longflow.cli.eval import task_of
 from sglang_longflow.errors import ConfigError
+from sglang_longflow.measure.accuracy.command import task_of
 from sglang_longflow.measure.accuracy.tasks import Question, Reasoner, judge_math, read_questions
 from sglang_longflow.measure.variants import parse_budget
 from sglang_longflow.reasoner.vocabulary import TOKEN_IDS, encode
