@@ -242,8 +242,9 @@ HELPERS = {
     "http:static",
     "http:stats",
     "request:bounded_row",
+    "request:longest",
+    "request:resident_row",
     "request:row_of",
-    "slots:decode_row",
     "stats:snapshot",
 }
 

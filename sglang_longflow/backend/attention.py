@@ -19,6 +19,7 @@ from sglang_longflow.backend.prompt_cut import PromptCut
 from sglang_longflow.backend.victim_state import DecodeState
 from sglang_longflow.core import runtime
 from sglang_longflow.core.contracts import DecodeView, PrefillView, PromptRow
+from sglang_longflow.core.counters import row_capacity
 from sglang_longflow.errors import UnsupportedSetup
 
 #: What a layer may ask of attention that neither decode kernel nor scores know: attribute of
@@ -132,12 +133,9 @@ class LongFlowAttnBackend(AttentionBackend):
     def _set_graph_batch_sizes(model_runner, budget: int) -> None:
         """Have decode CUDA graphs captured for every batch that fits the pool at the budget."""
         graphs = model_runner.server_args.cuda_graph_config.decode
-        if (
-            budget
-            and graphs.bs
-            and getattr(model_runner.server_args, "kv_graphs_cover_rows", False)
-        ):
-            graphs.bs = graph_batch_sizes(graphs.bs, model_runner.max_total_num_tokens // budget)
+        rows = row_capacity(model_runner.max_total_num_tokens, budget)
+        if rows and graphs.bs and getattr(model_runner.server_args, "kv_graphs_cover_rows", False):
+            graphs.bs = graph_batch_sizes(graphs.bs, rows)
             graphs.max_bs = graphs.bs[-1]
 
     def __getattr__(self, name):

@@ -2,7 +2,7 @@
 
 Accounting, in slots: everything that is free or evictable must cover the future needs of all rows
 that run. A row that will overwrite ends with `budget` slots of its own. Slots of the radix tree
-that it shares are copied when it first overwrites (`flow.slots`); a tree node that only such rows
+that it shares are copied when it first overwrites (`core.slots`); a tree node that only such rows
 hold is released by the last of them in the same step, so it is counted for one of them as slots
 already had. A node that anyone else holds is not.
 """
@@ -10,30 +10,11 @@ already had. A node that anyone else holds is not.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 from sglang_longflow.core.contracts import KVBudget
-
-
-class TreeNode(Protocol):
-    """What is read of SGLang's radix tree nodes."""
-
-    key: object  # has a length
-    lock_ref: int
-    parent: TreeNode | None
-
-
-def path_to_root(node: TreeNode | None) -> Iterator[TreeNode]:
-    """The nodes from `node` up to, not including, the root (or nothing without a tree)."""
-    while node is not None and node.parent is not None:
-        yield node
-        node = node.parent
-
-
-def node_tokens(node: TreeNode) -> int:
-    return len(node.key)  # type: ignore[arg-type]
+from sglang_longflow.core.rows import ResidentRow, node_tokens, path_to_root
 
 
 def peak_slots(budget: KVBudget, prompt_tokens: int, max_new_tokens: int) -> int:
@@ -61,42 +42,6 @@ def prefill_slots(prompt_tokens: int) -> int:
 
 
 @dataclass(frozen=True)
-class LiveRow:
-    """One request that holds slots, as admission sees it.
-
-    Attributes
-    ----------
-    budget : KVBudget
-        Bounded (not full KV).
-    total_tokens : int
-        Prompt plus max_new_tokens.
-    allocated_slots : int
-        Slots in its row.
-    tree_slots : int
-        How many of them belong to the radix tree.
-    owned : bool
-        Cut or overwriting already: it holds its budget and will take nothing more.
-    must_cut : bool
-        Prefilled with a prompt over budget - 1 and not cut yet.
-    last_node : TreeNode or None
-        Deepest tree node it holds a lock on.
-    """
-
-    budget: KVBudget
-    total_tokens: int
-    allocated_slots: int
-    tree_slots: int
-    owned: bool
-    must_cut: bool
-    last_node: TreeNode | None
-
-    @property
-    def will_own(self) -> bool:
-        """The row ends with `budget` slots of its own and gives its tree nodes back."""
-        return not self.owned and (self.must_cut or self.total_tokens > self.budget.tokens)
-
-
-@dataclass(frozen=True)
 class Reserve:
     """Future needs of the running rows.
 
@@ -116,8 +61,8 @@ class Reserve:
         return sum(self.per_row)
 
 
-def reserve_for(rows: Iterable[LiveRow]) -> Reserve:
-    """Slots the running rows may still take, tree nodes that they will give back counted once."""
+def reserve_for(rows: Iterable[ResidentRow]) -> Reserve:
+    """Slots rows with a budget may still take; tree nodes that they give back count once."""
     rows = list(rows)
     lockers: Counter[int] = Counter()
     for row in rows:
@@ -129,6 +74,7 @@ def reserve_for(rows: Iterable[LiveRow]) -> Reserve:
         if row.owned:
             per_row.append(0)
         elif row.will_own:
+            assert row.budget is not None
             need = max(0, row.budget.tokens - (row.allocated_slots - row.tree_slots))
             credit = 0
             for node in path_to_root(row.last_node):

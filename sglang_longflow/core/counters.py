@@ -100,6 +100,14 @@ def gauges(rows: list[RowStats]) -> LiveGauges:
     )
 
 
-def row_capacity(pool_tokens: int, kv_budget: int, max_running_requests: int) -> int | None:
-    """Requests that run at once at the default budget; None where the default is full KV."""
-    return min(pool_tokens // kv_budget, max_running_requests) if kv_budget else None
+def row_capacity(
+    pool_tokens: int, kv_budget: int, max_running_requests: int | None = None
+) -> int | None:
+    """Requests that the pool holds at the default budget; None where the default is full KV.
+
+    With `max_running_requests`: those that run at once.
+    """
+    if not kv_budget:
+        return None
+    fits = pool_tokens // kv_budget
+    return fits if max_running_requests is None else min(fits, max_running_requests)

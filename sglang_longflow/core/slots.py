@@ -3,87 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 
-from sglang_longflow.core.admission import TreeNode, node_tokens, path_to_root
-from sglang_longflow.core.contracts import KVBudget
-
-
-class Step(Enum):
-    """What a row does with its next token's K/V."""
-
-    APPEND = "append"  # takes a new slot at its end
-    OVERWRITE = "overwrite"  # overwrites its victim; the row owns all its slots
-    OWN = "own"  # overwrites for the first time: slots shared with the tree are copied first
-    CUT = "cut"  # first decode step of an over-long prompt: moves into `budget` own slots
+from sglang_longflow.core.contracts import FullRow, KVRow
+from sglang_longflow.core.rows import ResidentRow, Step, TreeNode, node_tokens, path_to_root
 
 
-@dataclass(frozen=True)
-class DecodeRow:
-    """A row before its next decode step.
-
-    Attributes
-    ----------
-    budget : KVBudget or None
-        None: a request the plugin does not manage.
-    kv_len : int
-        Slots in the row that hold K/V.
-    tree_slots : int
-        How many of them (the first ones) belong to the radix tree.
-    owned : bool
-    has_pick : bool
-        The prefill has said which prompt positions stay.
-    last_node : TreeNode or None
-    decode_steps : int
-        Decode steps since prefill.
-    """
-
-    budget: KVBudget | None
-    kv_len: int
-    tree_slots: int = 0
-    owned: bool = False
-    has_pick: bool = False
-    last_node: TreeNode | None = None
-    decode_steps: int = 0
-
-    @property
-    def must_cut(self) -> bool:
-        """It has no free place in its budget, and no victim: one is chosen in decode only."""
-        if self.budget is None or self.budget.is_full or self.owned:
-            return False
-        no_victim = self.kv_len == self.budget.tokens and self.decode_steps == 0
-        return self.has_pick or no_victim or self.kv_len > self.budget.tokens
-
-    @property
-    def lacks_pick(self) -> bool:
-        """A row to cut for which no prefill has said what stays: nobody knows why it is here."""
-        return self.must_cut and not self.has_pick
-
-    @property
-    def step(self) -> Step:
-        if self.budget is None or self.budget.is_full:
-            return Step.APPEND
-        if self.must_cut:
-            return Step.CUT
-        if self.kv_len < self.budget.tokens:
-            return Step.APPEND
-        return Step.OVERWRITE if self.owned else Step.OWN
-
-    @property
-    def new_slots(self) -> int:
-        """Slots the row takes from the pool in this step, before any come back."""
-        step = self.step
-        if step is Step.APPEND:
-            return 1
-        if step is Step.CUT:
-            assert self.budget is not None
-            return self.budget.tokens
-        return self.tree_slots if step is Step.OWN else 0
-
-
-def slots_required(rows: Sequence[DecodeRow]) -> int:
+def slots_required(rows: Sequence[ResidentRow]) -> int:
     """Slots that must be free or evictable before the step so that it cannot fail, >= 0.
 
     Rows that become owners give their tree nodes back first; a node comes back only when no one
@@ -102,6 +29,92 @@ def slots_required(rows: Sequence[DecodeRow]) -> int:
                 nodes[id(node)] = node
     returned += sum(node_tokens(nodes[i]) for i, n in lockers.items() if nodes[i].lock_ref == n)
     return max(0, taken - returned)
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """A decode step of a batch, rows by their place in it; nothing of it is done yet.
+
+    Attributes
+    ----------
+    taken_slots : int
+        Slots to take from the pool, after the new owners have given theirs back.
+    appends : dict of int to int
+        By row that appends: its place among the slots taken.
+    moves : dict of int to slice
+        By row that moves: its part of the slots taken.
+    owners : dict of int to Step
+        By row that becomes owner of its slots: CUT or OWN. Those with slots of the tree, or to
+        cut, are in `moves` too.
+    bounded : list of int
+        Rows with a budget that could be read; this is a decode step more for each.
+    kv_lens, overwrite, fresh, full_rows
+        As in `DecodeView`.
+    """
+
+    taken_slots: int
+    appends: dict[int, int]
+    moves: dict[int, slice]
+    owners: dict[int, Step]
+    bounded: list[int]
+    kv_lens: list[int]
+    overwrite: list[bool]
+    fresh: list[bool]
+    full_rows: list[FullRow]
+
+    @property
+    def overwritten_tokens(self) -> int:
+        """Rows that overwrite a slot in this step; a row that is cut does not."""
+        return sum(self.overwrite) - sum(self.fresh)
+
+
+def plan_step(managed: Sequence[KVRow | None], unsettled: Mapping[int, ResidentRow]) -> StepPlan:
+    """Decide what each row of a batch does in its next decode step.
+
+    Parameters
+    ----------
+    managed : sequence of KVRow or None
+        The row of each request; None where the plugin does not manage it.
+    unsettled : mapping of int to ResidentRow
+        By place in the batch, the rows that may still take or return slots: all that do not own
+        theirs. The others overwrite.
+    """
+    taken = 0
+    appends: dict[int, int] = {}
+    moves: dict[int, slice] = {}
+    owners: dict[int, Step] = {}
+    bounded: list[int] = []
+    kv_lens: list[int] = []
+    overwrite: list[bool] = []
+    fresh: list[bool] = []
+    full_rows: list[FullRow] = []
+    for i, row in enumerate(managed):
+        resident = unsettled.get(i)
+        step = Step.OVERWRITE if resident is None else resident.step
+        if step is Step.APPEND:
+            assert resident is not None
+            kv_len = resident.kv_len + 1
+            appends[i] = taken
+            taken += 1
+        else:
+            assert row is not None
+            kv_len = row.budget.tokens
+            if resident is not None and step is not Step.OVERWRITE:
+                owners[i] = step
+                if new := resident.new_slots:
+                    moves[i] = slice(taken, taken + new)
+                    taken += new
+        kv_lens.append(kv_len)
+        overwrite.append(step is not Step.APPEND)
+        fresh.append(step is Step.CUT)
+        if row is None or row.budget.is_full or (resident is not None and resident.budget is None):
+            continue
+        bounded.append(i)
+        if kv_len == row.budget.tokens:
+            overwrites = row.overwritten_tokens + (step in (Step.OVERWRITE, Step.OWN))
+            steps = row.decode_steps + 1
+            full_rows.append(FullRow(i, row.budget, overwrites, steps, row.cut_tokens > 0))
+    return StepPlan(taken, appends, moves, owners, bounded, kv_lens, overwrite, fresh, full_rows)
 
 
 def retraction_order(order: Sequence[int], bounded: Sequence[bool]) -> list[int]:

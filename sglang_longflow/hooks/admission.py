@@ -5,37 +5,19 @@ from __future__ import annotations
 from sglang.srt.managers.schedule_policy import AddReqResult
 
 from sglang_longflow.core import runtime
-from sglang_longflow.core.admission import (
-    LiveRow,
-    admission_need,
-    node_tokens,
-    path_to_root,
-    reserve_for,
-    total_tokens,
-)
+from sglang_longflow.core.admission import admission_need, reserve_for
+from sglang_longflow.core.rows import ResidentRow, node_tokens, path_to_root
 from sglang_longflow.hooks.guard import blaming
-from sglang_longflow.hooks.request import bounded_row
+from sglang_longflow.hooks.request import bounded_row, longest, resident_row
 
 
-def _total_tokens(req) -> int:
-    return total_tokens(len(req.origin_input_ids), req.sampling_params.max_new_tokens)
-
-
-def live_row(req) -> LiveRow | None:
+def live_row(req) -> ResidentRow | None:
     """A running request as admission sees it; None where nothing is to be reserved for it."""
     row = bounded_row(req)
     # A row that owns its slots takes nothing more.
     if row is None or row.owned or req.kv is None or req.finished():
         return None
-    return LiveRow(
-        budget=row.budget,
-        total_tokens=_total_tokens(req),
-        allocated_slots=req.kv.kv_allocated_len,
-        tree_slots=req.cache_protected_len,
-        owned=row.owned,
-        must_cut=row.prompt_keep is not None,
-        last_node=req.last_node,
-    )
+    return resident_row(req)
 
 
 def adder_init(result, self, *args, **kwargs) -> None:
@@ -67,7 +49,7 @@ def _need(req, *, lock_held: bool) -> int:
     return admission_need(
         bounded_row(req).budget,
         prompt_tokens=len(req.full_untruncated_fill_ids),
-        total_tokens=_total_tokens(req),
+        total_tokens=longest(req),
         hit_tokens=len(req.prefix_indices),
         own_hit_tokens=own_hit,
         held_hit_tokens=held_by_others,

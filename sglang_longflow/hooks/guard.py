@@ -41,6 +41,19 @@ def end_request(req: Any, problem: str) -> None:
         )
 
 
+def send_abort(scheduler: Any, request: Any, status: HTTPStatus, message: str) -> dict[str, Any]:
+    """Answer a request that the scheduler will not run; returns SGLang's reason for it.
+
+    `request` is a ``Req``, or what the HTTP process sent of one.
+    """
+    from sglang.srt.managers.io_struct import AbortReq
+
+    reason = {"type": "abort", "status_code": status, "message": message}
+    answer = AbortReq(finished_reason=reason, rid=request.rid)
+    scheduler.ipc_channels.send_to_tokenizer.send_output(answer, request)
+    return reason
+
+
 @contextlib.contextmanager
 def blaming(req: Any, what: str) -> Iterator[None]:
     """Where the block fails, `req` ends with an error that names `what`; nothing is raised."""

@@ -20,7 +20,7 @@ from sglang_longflow.core.fields import (
 )
 from sglang_longflow.errors import BudgetError
 from sglang_longflow.hooks import metrics
-from sglang_longflow.hooks.guard import watching
+from sglang_longflow.hooks.guard import send_abort, watching
 from sglang_longflow.settings.config import config_from
 
 logger = logging.getLogger(__name__)
@@ -163,18 +163,8 @@ def handle_generate_request(original, self, recv_req) -> None:
         logger.exception("longflow: request %s could not be taken", recv_req.rid)
         runtime.current().counters.failed_hooks += 1
         self.waiting_queue = [req for req in self.waiting_queue if req.rid != recv_req.rid]
-        self.ipc_channels.send_to_tokenizer.send_output(_abort(recv_req.rid, error), recv_req)
-
-
-def _abort(rid: str, error: Exception) -> Any:
-    from sglang.srt.managers.io_struct import AbortReq
-
-    reason = {
-        "type": "abort",
-        "status_code": HTTPStatus.INTERNAL_SERVER_ERROR,
-        "message": f"the scheduler could not take the request: {type(error).__name__}: {error}",
-    }
-    return AbortReq(finished_reason=reason, rid=rid)
+        message = f"the scheduler could not take the request: {type(error).__name__}: {error}"
+        send_abort(self, recv_req, HTTPStatus.INTERNAL_SERVER_ERROR, message)
 
 
 def dispatch(original, self, obj) -> Any:

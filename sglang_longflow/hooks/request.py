@@ -6,7 +6,7 @@ import logging
 from http import HTTPStatus
 
 from sglang_longflow.core import runtime
-from sglang_longflow.core.admission import prefill_slots
+from sglang_longflow.core.admission import prefill_slots, total_tokens
 from sglang_longflow.core.contracts import KVRow
 from sglang_longflow.core.fields import check_fields
 from sglang_longflow.core.request import (
@@ -17,8 +17,10 @@ from sglang_longflow.core.request import (
     resolve_budget,
     stop_ids_in_vocabulary,
 )
+from sglang_longflow.core.rows import ResidentRow
 from sglang_longflow.errors import BudgetError
 from sglang_longflow.hooks import metrics
+from sglang_longflow.hooks.guard import send_abort
 from sglang_longflow.hooks.report import CUSTOMIZED_INFO_KEY, LatestReport
 from sglang_longflow.settings.config import config_from
 
@@ -34,6 +36,29 @@ def bounded_row(req) -> KVRow | None:
     """The row of a request that has a budget; None for full KV and unmanaged requests."""
     row = row_of(req)
     return None if row is None or row.budget.is_full else row
+
+
+def longest(req) -> int:
+    """Tokens that a request can reach."""
+    return total_tokens(len(req.origin_input_ids), req.sampling_params.max_new_tokens)
+
+
+def resident_row(req) -> ResidentRow:
+    """A running request as the accounting of `core` sees it."""
+    row = bounded_row(req)
+    if row is None:
+        return ResidentRow(None, req.kv_committed_len)
+    return ResidentRow(
+        budget=row.budget,
+        kv_len=req.kv_committed_len,
+        allocated_slots=req.kv.kv_allocated_len,
+        total_tokens=longest(req),
+        tree_slots=req.cache_protected_len,
+        owned=row.owned,
+        has_pick=row.prompt_keep is not None,
+        last_node=req.last_node,
+        decode_steps=row.decode_steps,
+    )
 
 
 def validate_one_request(self, obj, input_ids) -> None:
@@ -121,24 +146,15 @@ def add_request_to_queue(original, self, req, is_retracted=False) -> None:
     tokens = len(req.origin_input_ids) + len(req.output_ids)
     if row is None or not req.is_retracted or prefill_slots(tokens) <= self.max_total_num_tokens:
         return original(self, req, is_retracted)
-    from sglang.srt.managers.io_struct import AbortReq
-
     metrics.count_refusal("outgrew_pool")
     message = (
         f"kv_budget={row.budget.tokens}: the request was retracted with {tokens} tokens, more than "
         f"this server's pool of {self.max_total_num_tokens} can prefill again; it ends with what "
         f"it had. pause_generation with mode in_place keeps its row"
     )
-    reason = {
-        "type": "abort",
-        "status_code": HTTPStatus.SERVICE_UNAVAILABLE,
-        "message": message,
-    }
     logger.warning("longflow: request %s: %s", req.rid, message)
+    reason = send_abort(self, req, HTTPStatus.SERVICE_UNAVAILABLE, message)
     req.time_stats.trace_ctx.abort(abort_info=reason)
-    self.ipc_channels.send_to_tokenizer.send_output(
-        AbortReq(finished_reason=reason, rid=req.rid), req
-    )
 
 
 def _extend_to_context(scheduler, req, wanted: int | None) -> None:

@@ -35,20 +35,18 @@ def init(original, self, server_args, *args, **kwargs) -> None:
             state.config.kv_budget,
             state.config.kv_policy,
             self.max_total_num_tokens,
-            self.max_total_num_tokens // state.config.kv_budget if state.config.kv_budget else "-",
+            row_capacity(self.max_total_num_tokens, state.config.kv_budget) or "-",
             state.device_state_bytes / 2**20,
             state.l2_set_aside_bytes / 2**20,
         )
-        _say_where_graphs_end(self, state)
+        _warn_if_graphs_end_early(self, state)
 
 
-def _say_where_graphs_end(scheduler, state: runtime.Runtime) -> None:
+def _warn_if_graphs_end_early(scheduler, state: runtime.Runtime) -> None:
     """Warn where more requests fit at the budget than decode CUDA graphs take."""
     runner = scheduler.tp_worker.model_runner.decode_cuda_graph_runner
-    if not state.config.kv_budget or not hasattr(runner, "max_bs"):
-        return
-    rows = scheduler.max_total_num_tokens // state.config.kv_budget
-    if rows > runner.max_bs:
+    rows = row_capacity(scheduler.max_total_num_tokens, state.config.kv_budget)
+    if rows is not None and hasattr(runner, "max_bs") and rows > runner.max_bs:
         logger.warning(
             "longflow: %d requests fit at the budget, decode CUDA graphs end at %d: set "
             "--cuda-graph-max-bs-decode %d",

@@ -19,32 +19,17 @@ from sglang.srt.mem_cache.allocation import alloc_token_slots
 from sglang.srt.mem_cache.common import maybe_cache_unfinished_req
 
 from sglang_longflow.core import runtime
-from sglang_longflow.core.contracts import DecodeView, FullRow, RowMove
-from sglang_longflow.core.slots import DecodeRow, Step, retraction_order, slots_required
+from sglang_longflow.core.contracts import DecodeView, KVRow, RowMove
+from sglang_longflow.core.rows import ResidentRow, Step
+from sglang_longflow.core.slots import StepPlan, plan_step, retraction_order, slots_required
 from sglang_longflow.hooks import metrics
 from sglang_longflow.hooks.guard import blaming, end_request
-from sglang_longflow.hooks.request import bounded_row, row_of
+from sglang_longflow.hooks.request import bounded_row, resident_row, row_of
 
 logger = logging.getLogger(__name__)
 
 
-def decode_row(req) -> DecodeRow:
-    """A running request as `flow.slots` sees it."""
-    row = bounded_row(req)
-    if row is None:
-        return DecodeRow(None, req.kv_committed_len)
-    return DecodeRow(
-        budget=row.budget,
-        kv_len=req.kv_committed_len,
-        tree_slots=req.cache_protected_len,
-        owned=row.owned,
-        has_pick=row.prompt_keep is not None,
-        last_node=req.last_node,
-        decode_steps=row.decode_steps,
-    )
-
-
-def _read(reqs) -> dict[int, DecodeRow]:
+def _read(reqs) -> dict[int, ResidentRow]:
     """The rows of `reqs` that may still take or return slots, by their place in the batch.
 
     A request whose row cannot be read ends; in the step that is left to it, it takes a slot.
@@ -53,9 +38,9 @@ def _read(reqs) -> dict[int, DecodeRow]:
     for i, req in enumerate(reqs):
         if _is_settled(req):
             continue
-        rows[i] = DecodeRow(None, req.kv_committed_len)
+        rows[i] = ResidentRow(None, req.kv_committed_len)
         with blaming(req, "its row before a decode step"):
-            rows[i] = decode_row(req)
+            rows[i] = resident_row(req)
     return rows
 
 
@@ -114,67 +99,49 @@ def alloc_for_decode(original, batch, token_per_req):
     rows = _read(batch.reqs)
     _pick_where_nobody_did(batch, rows)
     _insert_prompts(batch, rows)
+    managed = [row_of(req) for req in batch.reqs]
+    plan = plan_step(managed, rows)
     # Give back first, take afterwards: a node that no one else holds can be evicted to make room
     # for its own copy, which is safe because the backend reads every source slot of the step
     # before it writes any.
-    sources = {i: _give_back(batch, batch.reqs[i], row) for i, row in rows.items()}
-    counts = {i: row.new_slots for i, row in rows.items()}
-    taken = alloc_token_slots(batch.tree_cache, sum(counts.values()))
-
-    kv_lens, overwrite, fresh, full_rows, moves = [], [], [], [], []
-    offsets: dict[int, int] = {}  # of appending rows, in `taken`
-    offset = 0
-    for i, req in enumerate(batch.reqs):
-        managed = row_of(req)
-        row = rows.get(i)
-        step = Step.OVERWRITE if row is None else row.step
-        if step is Step.APPEND:
-            offsets[i] = offset
-            offset += 1
-            req.kv.kv_allocated_len += 1
-            kv_len = row.kv_len + 1
-        else:
-            kv_len = managed.budget.tokens
-            if row is not None and counts[i]:
-                slots = taken[offset : offset + counts[i]]
-                offset += counts[i]
-                place = (req.req_pool_idx, slice(0, counts[i]))
-                batch.req_to_token_pool.write(place, slots.to(torch.int32))
-                moves.append(_move(managed, step, sources[i], slots))
-            if step is Step.CUT:
-                req.kv.kv_allocated_len = kv_len
-                managed.prompt_keep = None
-                batch.batch_is_full = False  # the prompt's slots are free for others now
-                state.counters.cut_tokens += managed.cut_tokens
-            else:
-                managed.overwritten_tokens += 1
-            # SGLang adds 1 for every row after this call; a full row does not grow.
-            req.kv_committed_len = kv_len - 1
-        kv_lens.append(kv_len)
-        overwrite.append(step is not Step.APPEND)
-        fresh.append(step is Step.CUT)
-        if managed is None or managed.budget.is_full or (row is not None and row.budget is None):
-            continue
-        managed.decode_steps += 1
-        if kv_len == managed.budget.tokens:
-            full_rows.append(
-                FullRow(
-                    i,
-                    managed.budget,
-                    managed.overwritten_tokens,
-                    managed.decode_steps,
-                    managed.cut_tokens > 0,
-                )
-            )
-    state.counters.overwritten_tokens += sum(overwrite) - sum(fresh)
-
-    out_cache_loc = _write_appended(batch, offsets, taken)
-    batch.longflow_view = DecodeView(kv_lens, overwrite, fresh, full_rows, moves)
+    sources = {i: _give_back(batch, batch.reqs[i], rows[i]) for i in plan.owners}
+    taken = alloc_token_slots(batch.tree_cache, plan.taken_slots)
+    moves = [
+        _move(batch, batch.reqs[i], plan.owners[i], sources[i], taken[part])
+        for i, part in plan.moves.items()
+    ]
+    _record_step(batch, managed, plan)
+    state.counters.overwritten_tokens += plan.overwritten_tokens
+    state.counters.cut_tokens += sum(
+        row_of(batch.reqs[i]).cut_tokens for i, step in plan.owners.items() if step is Step.CUT
+    )
+    out_cache_loc = _write_appended(batch, plan.appends, taken)
+    batch.longflow_view = DecodeView(
+        plan.kv_lens, plan.overwrite, plan.fresh, plan.full_rows, moves
+    )
     metrics.observe_batch(state, batch)
     return out_cache_loc
 
 
-def _pick_where_nobody_did(batch, rows: dict[int, DecodeRow]) -> None:
+def _record_step(batch, managed: list[KVRow | None], plan: StepPlan) -> None:
+    """Lengths and counts of the requests after a step; SGLang adds 1 to each committed length."""
+    steps = zip(batch.reqs, managed, plan.kv_lens, plan.overwrite, plan.fresh, strict=True)
+    for req, row, kv_len, overwrites, is_cut in steps:
+        if not overwrites:
+            req.kv.kv_allocated_len += 1
+            continue
+        req.kv_committed_len = kv_len - 1  # a full row does not grow
+        if is_cut:
+            req.kv.kv_allocated_len = kv_len
+            row.prompt_keep = None
+            batch.batch_is_full = False  # the prompt's slots are free for others now
+        else:
+            row.overwritten_tokens += 1
+    for i in plan.bounded:
+        managed[i].decode_steps += 1
+
+
+def _pick_where_nobody_did(batch, rows: dict[int, ResidentRow]) -> None:
     """A row to cut that no prefill has picked for keeps its newest tokens, and ends with an error.
 
     Nothing leads here that we know of. What does must not leave a row over its budget.
@@ -198,10 +165,10 @@ def _pick_where_nobody_did(batch, rows: dict[int, DecodeRow]) -> None:
         managed = row_of(req)
         managed.prompt_keep = keep.expand(batch.model_config.num_hidden_layers, -1)
         managed.cut_tokens = row.kv_len - budget.tokens + 1
-        rows[i] = decode_row(req)
+        rows[i] = resident_row(req)
 
 
-def _insert_prompts(batch, rows: dict[int, DecodeRow]) -> None:
+def _insert_prompts(batch, rows: dict[int, ResidentRow]) -> None:
     """Leave prompts that are about to be cut in the radix tree, whole, for later requests.
 
     SGLang does it when it processes the prefill's result, which under overlap scheduling comes
@@ -212,16 +179,14 @@ def _insert_prompts(batch, rows: dict[int, DecodeRow]) -> None:
     for i, row in rows.items():
         if row.step is Step.CUT:
             maybe_cache_unfinished_req(batch.reqs[i], batch.tree_cache)
-            rows[i] = decode_row(batch.reqs[i])
+            rows[i] = resident_row(batch.reqs[i])
 
 
-def _give_back(batch, req, row: DecodeRow) -> torch.Tensor | None:
+def _give_back(batch, req, row: ResidentRow) -> torch.Tensor:
     """Turn a row into an owner: its tree nodes (or old slots) may be evicted from here on.
 
-    Returns the pool slots [n] int64 that hold what the row must keep; None where nothing moves.
+    Returns the pool slots [n] int64 that hold what the row must keep.
     """
-    if row.step not in (Step.OWN, Step.CUT):
-        return None
     moved = row.kv_len if row.step is Step.CUT else row.tree_slots
     source = batch.req_to_token_pool.req_to_token[req.req_pool_idx, :moved].to(torch.int64)
     tree = batch.tree_cache
@@ -238,9 +203,13 @@ def _give_back(batch, req, row: DecodeRow) -> torch.Tensor | None:
     return source
 
 
-def _move(managed, step: Step, source: torch.Tensor, slots: torch.Tensor) -> RowMove:
+def _move(batch, req, step: Step, source: torch.Tensor, slots: torch.Tensor) -> RowMove:
+    """Write a new owner's slots to its row; returns what is to be copied into them."""
+    place = (req.req_pool_idx, slice(0, len(slots)))
+    batch.req_to_token_pool.write(place, slots.to(torch.int32))
+    row = row_of(req)
     if step is Step.CUT:
-        return RowMove(source, slots[: managed.budget.tokens - 1], managed.prompt_keep)
+        return RowMove(source, slots[: row.budget.tokens - 1], row.prompt_keep)
     return RowMove(source, slots)
 
 

@@ -8,12 +8,11 @@ import pytest
 
 from pool_simulation import budget
 from sglang_longflow.core.admission import (
-    LiveRow,
     admission_need,
-    path_to_root,
     peak_slots,
     reserve_for,
 )
+from sglang_longflow.core.rows import ResidentRow, path_to_root
 
 
 @dataclass(eq=False)
@@ -33,7 +32,7 @@ def node(length, parent=ROOT, locks=0):
 
 
 def row(tokens, total, allocated, tree, last, *, owned=False, must_cut=False):
-    return LiveRow(budget(tokens), total, allocated, tree, owned, must_cut, last)
+    return ResidentRow(budget(tokens), allocated, allocated, total, tree, owned, must_cut, last)
 
 
 # peak_slots

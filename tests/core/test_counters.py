@@ -18,6 +18,8 @@ def test_row_capacity_is_what_the_pool_holds_or_the_server_runs():
     assert row_capacity(pool_tokens=1200, kv_budget=96, max_running_requests=64) == 12
     assert row_capacity(pool_tokens=1200, kv_budget=96, max_running_requests=8) == 8
     assert row_capacity(pool_tokens=1200, kv_budget=0, max_running_requests=8) is None
+    assert row_capacity(pool_tokens=1299, kv_budget=96) == 13
+    assert row_capacity(pool_tokens=1299, kv_budget=0) is None
 
 
 def test_a_stall_lasts_while_requests_wait_and_nothing_runs():

@@ -1,11 +1,15 @@
 """Which row takes a slot, which overwrites, and what a whole step needs from the pool."""
 
 import random
+from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from sglang_longflow.core.contracts import KVBudget
-from sglang_longflow.core.slots import DecodeRow, Step, retraction_order, slots_required
+from sglang_longflow.core.contracts import KVBudget, KVRow
+from sglang_longflow.core.rows import ResidentRow, Step
+from sglang_longflow.core.slots import plan_step, retraction_order, slots_required
 from sglang_longflow.policies import make_policy
 
 POLICY = make_policy("streaming")
@@ -20,13 +24,14 @@ ROOT = Node(0, locks=1)
 
 
 def row(tokens, kv_len, tree=0, last=ROOT, *, owned=False, must_cut=False, steps=1):
-    return DecodeRow(KVBudget(tokens, POLICY), kv_len, tree, owned, must_cut, last, steps)
+    budget = KVBudget(tokens, POLICY)
+    return ResidentRow(budget, kv_len, kv_len, 0, tree, owned, must_cut, last, steps)
 
 
 @pytest.mark.parametrize("kv_len", [0, 1, 19, 20, 21, 10**6])
 def test_unbounded_rows_always_append(kv_len):
     for budget in (None, KVBudget(0, POLICY)):
-        plain = DecodeRow(budget, kv_len)
+        plain = ResidentRow(budget, kv_len)
         assert plain.step is Step.APPEND
         assert plain.new_slots == 1
 
@@ -78,7 +83,7 @@ def test_no_rows_require_nothing():
 
 
 def test_appending_rows_require_one_each():
-    assert slots_required([row(20, 5), row(20, 6), DecodeRow(None, 900)]) == 3
+    assert slots_required([row(20, 5), row(20, 6), ResidentRow(None, 900)]) == 3
 
 
 def test_full_owners_require_nothing():
@@ -175,6 +180,110 @@ def test_required_slots_equal_a_naive_count_over_single_slots(case):
         if all(kind in ("own", "cut") for kind in kinds):
             back += len(n.key)
     assert slots_required(rows) == max(0, taken - back)
+
+
+# plan_step
+
+
+def managed(tokens, overwritten=0, steps=0, cut=0, *, owned=False):
+    budget = KVBudget(tokens, POLICY)
+    return KVRow(budget, owned, cut, overwritten, steps)
+
+
+def test_a_step_of_every_kind_side_by_side():
+    rows = [
+        managed(20, 7, 9, owned=True),  # overwrites
+        managed(20, 0, 2),  # appends, and is full then
+        None,  # not ours: appends
+        managed(30, 0, 3),  # overwrites for the first time, with 12 slots of the tree
+        managed(10, 0, 0, cut=41),  # a prompt of 50, cut
+        managed(0),  # full KV: appends
+        managed(20, 0, 1),  # full with slots that are all its own
+    ]
+    unsettled = {
+        1: row(20, 19),
+        2: ResidentRow(None, 900),
+        3: row(30, 30, 12),
+        4: row(10, 50, 50, must_cut=True, steps=0),
+        5: ResidentRow(None, 5),
+        6: row(20, 20, 0),
+    }
+    plan = plan_step(rows, unsettled)
+    assert plan.taken_slots == 1 + 1 + 12 + 10 + 1
+    assert plan.appends == {1: 0, 2: 1, 5: 24}
+    assert plan.moves == {3: slice(2, 14), 4: slice(14, 24)}
+    assert plan.owners == {3: Step.OWN, 4: Step.CUT, 6: Step.OWN}
+    assert plan.bounded == [0, 1, 3, 4, 6]
+    assert plan.kv_lens == [20, 20, 901, 30, 10, 6, 20]
+    assert plan.overwrite == [True, False, False, True, True, False, True]
+    assert plan.fresh == [False, False, False, False, True, False, False]
+    assert plan.overwritten_tokens == 3
+    found = [(f.batch_index, f.overwrites, f.decode_steps, f.was_cut) for f in plan.full_rows]
+    assert found == [(0, 8, 10, False), (1, 0, 3, False), (3, 1, 4, False), (4, 0, 1, True),
+                     (6, 1, 2, False)]  # fmt: skip
+
+
+def test_a_row_that_could_not_be_read_takes_a_slot_and_counts_no_step():
+    plan = plan_step([managed(20, 0, 4)], {0: ResidentRow(None, 20)})
+    assert plan.appends == {0: 0} and plan.kv_lens == [21]
+    assert plan.bounded == [] and plan.full_rows == []
+
+
+@st.composite
+def batches(draw):
+    """(rows, those that may still take slots): any history that a batch may have."""
+    rows, unsettled = [], {}
+    for i in range(draw(st.integers(0, 8))):
+        tokens = draw(st.integers(2, 40))
+        kind = draw(st.sampled_from(["none", "full", "owned", "unread", "bounded"]))
+        steps = draw(st.integers(0, 3))
+        if kind == "none" or kind == "full":
+            rows.append(None if kind == "none" else managed(0))
+            unsettled[i] = ResidentRow(None, draw(st.integers(1, 90)))
+        elif kind == "owned":
+            rows.append(managed(tokens, draw(st.integers(0, 5)), steps, owned=True))
+        else:
+            kv_len = draw(st.integers(1, 80))
+            rows.append(managed(tokens, 0, steps))
+            unsettled[i] = ResidentRow(None, kv_len)
+            if kind == "bounded":
+                tree = draw(st.integers(0, kv_len))
+                must_cut = kv_len >= tokens and draw(st.booleans())
+                unsettled[i] = row(tokens, kv_len, tree, must_cut=must_cut, steps=steps)
+    return rows, unsettled
+
+
+@given(batches())
+def test_a_plan_hands_out_every_slot_once_and_keeps_rows_within_their_budgets(batch):
+    rows, unsettled = batch
+    before = [None if one is None else replace(one) for one in rows]
+    plan = plan_step(rows, unsettled)
+    assert rows == before, "planning changed a row"
+    handed_out = [*plan.appends.values()]
+    for part in plan.moves.values():
+        handed_out += range(part.start, part.stop)
+    assert sorted(handed_out) == list(range(plan.taken_slots))
+    assert plan.taken_slots == sum(one.new_slots for one in unsettled.values())
+    assert len(plan.kv_lens) == len(plan.overwrite) == len(plan.fresh) == len(rows)
+    victims = {full.batch_index: full for full in plan.full_rows}
+    for i, one in enumerate(rows):
+        resident = unsettled.get(i)
+        appends = i in plan.appends
+        assert appends is not plan.overwrite[i]
+        assert plan.fresh[i] is (plan.owners.get(i) is Step.CUT)
+        assert (i in plan.owners) is (not appends and resident is not None)
+        if appends:
+            assert plan.kv_lens[i] == resident.kv_len + 1
+        is_read = one is not None and not one.budget.is_full
+        is_read = is_read and (resident is None or resident.budget is not None)
+        assert (i in plan.bounded) is is_read
+        assert (i in victims) is (is_read and plan.kv_lens[i] == one.budget.tokens)
+        if is_read:
+            assert plan.kv_lens[i] <= one.budget.tokens
+        if i in victims:
+            grown = plan.overwrite[i] and not plan.fresh[i]
+            assert victims[i].overwrites == one.overwritten_tokens + grown
+            assert victims[i].decode_steps == one.decode_steps + 1
 
 
 @pytest.mark.parametrize(

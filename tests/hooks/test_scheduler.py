@@ -25,6 +25,6 @@ def test_rows_beyond_the_cuda_graphs_are_told(monkeypatch, budget, runner, warns
     fake = SimpleNamespace(
         tp_worker=SimpleNamespace(model_runner=model_runner), max_total_num_tokens=10_000
     )
-    hook._say_where_graphs_end(fake, Runtime(LongFlowConfig(kv_budget=budget)))
+    hook._warn_if_graphs_end_early(fake, Runtime(LongFlowConfig(kv_budget=budget)))
     text = "100 requests fit at the budget, decode CUDA graphs end at 99: set --cuda-graph-max-bs-d"
     assert (text in "".join(said)) == warns

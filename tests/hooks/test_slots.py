@@ -37,6 +37,7 @@ class Request:
         self.skip_radix_cache_insert, self.to_finish, self.req_pool_idx = False, None, None
         self.kv_committed_len = len(tokens)
         self.kv = SimpleNamespace(kv_allocated_len=len(tokens))
+        self.sampling_params = SimpleNamespace(max_new_tokens=1000)
 
     def get_fill_ids(self):
         return self.full_untruncated_fill_ids[: self.extend_range.end]
@@ -154,7 +155,7 @@ def test_after_any_step_lengths_agree_and_no_slot_is_lost(rows, radix):
         )
         if required > room:
             return  # SGLang retracts first
-        before = [row is not None and slots.decode_row(req).lacks_pick for req, (_, row, _) in
+        before = [row is not None and slots.resident_row(req).lacks_pick for req, (_, row, _) in
                   zip(pools.reqs, rows, strict=True)]  # fmt: skip
         locations = slots.alloc_for_decode(stock, batch, 1)
         assert locations.shape == (len(pools.reqs),)
@@ -179,14 +180,14 @@ def test_a_row_that_cannot_be_read_ends_and_its_neighbours_go_on(monkeypatch):
     for length in (20, 30, 25):
         row = KVRow(KVBudget(40, STREAMING))
         assert pools.prefill([1] * length, row, in_tree=True)
-    real = slots.decode_row
+    real = slots.resident_row
 
     def fails(req):
         if req.rid == "r1":
             raise AttributeError("'list' object has no attribute 'items'")
         return real(req)
 
-    monkeypatch.setattr(slots, "decode_row", fails)
+    monkeypatch.setattr(slots, "resident_row", fails)
     slots.alloc_for_decode(inspect.unwrap(allocation.alloc_for_decode), pools.batch(), 1)
     assert [req.to_finish is None for req in pools.reqs] == [True, False, True]
     assert "'list' object" in pools.reqs[1].to_finish.message

@@ -20,7 +20,7 @@ FUNCTIONS = (
     "prompt:compute_max_prefix_len",
     "prompt:set_extend_range",
     "prompt:_to_cut",
-    "slots:decode_row",
+    "slots:resident_row",
     "slots:reset_for_retract",
     "report:_latest",
 )

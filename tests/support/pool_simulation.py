@@ -8,16 +8,12 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 
-from sglang_longflow.core.admission import (
-    LiveRow,
-    admission_need,
-    path_to_root,
-    reserve_for,
-)
+from sglang_longflow.core.admission import admission_need, reserve_for
 from sglang_longflow.core.contracts import KVBudget
 from sglang_longflow.core.prompt import chunk_end, max_prefix_tokens
 from sglang_longflow.core.request import check_fits
-from sglang_longflow.core.slots import DecodeRow, Step, slots_required
+from sglang_longflow.core.rows import ResidentRow, Step, path_to_root
+from sglang_longflow.core.slots import slots_required
 from sglang_longflow.errors import BudgetError
 from sglang_longflow.policies import make_policy
 
@@ -144,13 +140,10 @@ class Request:
         cut = self.budget.must_cut(len(self.prompt))
         return self.budget.policy.prompt_window_tokens if cut else 0
 
-    def live_row(self):
-        return LiveRow(self.budget, self.total, len(self.slots), self.tree_slots, self.owned,
-                       self.must_cut, self.last_node)  # fmt: skip
-
-    def decode_row(self):
-        return DecodeRow(self.budget, len(self.slots), self.tree_slots, self.owned, self.must_cut,
-                         self.last_node, self.decode_steps)  # fmt: skip
+    def resident_row(self):
+        held = len(self.slots)
+        return ResidentRow(self.budget, held, held, self.total, self.tree_slots, self.owned,
+                           self.must_cut, self.last_node, self.decode_steps)  # fmt: skip
 
     def tokens(self):
         """Token ids of its slots; output tokens are its own (never shared)."""
@@ -262,7 +255,7 @@ class Simulation:
 
     def prefill_pass(self):
         """`PrefillAdder` with the hooks of `hooks.admission`; returns the requests to prefill."""
-        reserve = reserve_for([r.live_row() for r in self.running if not r.finished])
+        reserve = reserve_for([r.resident_row() for r in self.running if not r.finished])
         offset = reserve.total_slots
         chosen, left_in_chunk = [], self.chunk
         if self.chunked is not None:
@@ -331,12 +324,12 @@ class Simulation:
 
     def launch_decode(self):
         rows = self.running
-        required = slots_required([r.decode_row() for r in rows])
+        required = slots_required([r.resident_row() for r in rows])
         assert required <= self.room(), "the decode memory check asks for retraction"
         for r in rows:  # `hooks.slots._insert_prompts`
-            if r.decode_row().step is Step.CUT:
+            if r.resident_row().step is Step.CUT:
                 self.cache_unfinished(r)
-        plans = [r.decode_row() for r in rows]
+        plans = [r.resident_row() for r in rows]
         again = slots_required(plans)
         assert again <= self.room()
         steps = [p.step for p in plans]
