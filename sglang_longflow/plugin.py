@@ -8,6 +8,7 @@ budget can be set: one that is asked for ends the process here.
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 
@@ -16,17 +17,14 @@ from sglang_longflow.settings.flags import budget_words
 from sglang_longflow.settings.release import FIX, refusal, untested_sglang
 
 logger = logging.getLogger(__name__)
-_registered = False
 
 #: What keeps requests from asking for a budget where none can be set.
 REFUSALS = ("request:validate_one_request", "http:setup_and_run_http_server")
 
 
+@functools.cache  # once a process: SGLang may call it again
 def load_plugin() -> None:
     """Register every row of the manifest with SGLang's HookRegistry; idempotent."""
-    global _registered
-    if _registered:
-        return
     if problem := untested_sglang():
         if word := budget_words(sys.argv[1:]):
             start_check.stop(refusal(word))
@@ -35,7 +33,6 @@ def load_plugin() -> None:
     else:
         start_check.arm()
         _register(None)
-    _registered = True
 
 
 def _register(only: tuple[str, ...] | None) -> None:

@@ -230,6 +230,28 @@ def test_every_replacement_is_a_row_of_the_manifest():
     assert found == {patch.made_by for patch in PATCHES}
 
 
+#: Names of modules that functions assign anew, each with the reason that it cannot lie elsewhere.
+GLOBALS = {
+    "sglang_longflow/core/runtime.py": {"_current"},  # SGLang gives many hooks no scheduler
+}
+
+
+@pytest.mark.parametrize("path", SOURCES + KERNEL_SOURCES, ids=name_of)
+def test_modules_have_no_state(path):
+    """No name is assigned anew by a function, and no module makes an object that it fills later."""
+    tree = tree_of(path)
+    names = {name for here in ast.walk(tree) if isinstance(here, ast.Global) for name in here.names}
+    assert names == GLOBALS.get(name_of(path), set())
+    empty = [
+        ast.unparse(here)
+        for here in tree.body
+        if isinstance(here, ast.Assign | ast.AnnAssign)
+        and here.value is not None
+        and ast.unparse(here.value) in ("[]", "{}", "set()", "dict()", "list()")
+    ]
+    assert empty == []
+
+
 #: Public functions of hooks/*.py that other modules call; everything else is a handler.
 HELPERS = {
     "admission:live_row",
@@ -237,6 +259,7 @@ HELPERS = {
     "metrics:observe_batch",
     "metrics:row_stats",
     "http:page",
+    "drain:drain_of",
     "inbox:guard_answers",
     "http:plan",
     "http:static",

@@ -17,9 +17,9 @@ from sglang_longflow.backend.policy_memory import PolicyMemory
 from sglang_longflow.backend.prefill_plan import PrefillPlan
 from sglang_longflow.backend.prompt_cut import PromptCut
 from sglang_longflow.backend.victim_state import DecodeState
-from sglang_longflow.core import runtime
 from sglang_longflow.core.contracts import DecodeView, PrefillView, PromptRow
 from sglang_longflow.core.counters import row_capacity
+from sglang_longflow.core.runtime import Runtime
 from sglang_longflow.errors import UnsupportedSetup
 
 #: What a layer may ask of attention that neither decode kernel nor scores know: attribute of
@@ -73,10 +73,11 @@ class LongFlowAttnBackend(AttentionBackend):
       the next one, on the device.
     """
 
-    def __init__(self, inner: AttentionBackend, model_runner):
+    def __init__(self, inner: AttentionBackend, model_runner, runtime: Runtime):
         super().__init__()
-        config = runtime.current().config
+        config = runtime.config
         self.inner = inner
+        self.runtime = runtime
         self.req_to_token_pool = model_runner.req_to_token_pool
         self.token_to_kv_pool = model_runner.token_to_kv_pool
         self.num_layers = model_runner.model_config.num_hidden_layers
@@ -124,7 +125,7 @@ class LongFlowAttnBackend(AttentionBackend):
             self.prompt_cut.compile(num_q_heads, model_runner.dtype)
             self._set_graph_batch_sizes(model_runner, config.kv_budget)
         self._record_state_bytes()
-        runtime.current().l2_set_aside_bytes = self.decode.l2_bytes
+        runtime.l2_set_aside_bytes = self.decode.l2_bytes
         self._prepare_prefill = inner.init_forward_metadata
         if device.type == "cuda" and PrefillPlan.can_plan(inner):
             self._prepare_prefill = PrefillPlan(inner).prepare
@@ -158,7 +159,7 @@ class LongFlowAttnBackend(AttentionBackend):
     # preparation of a step
 
     def init_forward_metadata(self, forward_batch):
-        view = runtime.current().take_view(forward_batch.rids)
+        view = self.runtime.take_view(forward_batch.rids)
         self.prompt_cut.begin(view.rows if isinstance(view, PrefillView) else ())
         if not forward_batch.forward_mode.is_decode():
             self._prepare_prefill(forward_batch)
@@ -171,7 +172,7 @@ class LongFlowAttnBackend(AttentionBackend):
         self._record_state_bytes()
 
     def _record_state_bytes(self) -> None:
-        runtime.current().device_state_bytes = self.state.state_bytes + self.decode.nbytes
+        self.runtime.device_state_bytes = self.state.state_bytes + self.decode.nbytes
 
     def init_forward_metadata_out_graph(self, forward_batch, in_capture: bool = False):
         """Before a decode graph is captured or replayed; nothing else has graphs with a budget."""
@@ -184,7 +185,7 @@ class LongFlowAttnBackend(AttentionBackend):
             self.decode.begin_capture(forward_batch.batch_size)
             return
         real = forward_batch.batch_size - forward_batch.num_padding
-        view = runtime.current().take_replay_view(real)
+        view = self.runtime.take_replay_view(real)
         self._begin_moved_rows(forward_batch.req_pool_indices, view)
         self.decode.begin_replay(forward_batch, view)
 

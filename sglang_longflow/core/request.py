@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sglang_longflow.core.admission import peak_slots, prefill_slots
 from sglang_longflow.core.contracts import KVBudget
 from sglang_longflow.errors import BudgetError
 from sglang_longflow.settings.config import LongFlowConfig, unknown_policy
@@ -175,8 +176,6 @@ def check_fits(budget: KVBudget, prompt_tokens: int, max_new_tokens: int, pool_t
     BudgetError
         The row's peak footprint, or what its prefill needs (`flow.admission`), exceeds the pool.
     """
-    from sglang_longflow.core.admission import peak_slots, prefill_slots
-
     peak = max(peak_slots(budget, prompt_tokens, max_new_tokens), prefill_slots(prompt_tokens))
     if peak > pool_tokens:
         raise BudgetError(

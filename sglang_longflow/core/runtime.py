@@ -2,6 +2,11 @@
 
 SGLang runs the HTTP server and each scheduler in processes of their own. In a scheduler's, every
 hook asks `current()` and does nothing where it is None: a server without a budget stays stock.
+
+This is the one module with state of the process. Hooks of SGLang's free functions and of its
+requests, batches and adders (``alloc_for_decode``, ``Req``, ``PrefillAdder``) are given no object
+that knows its scheduler, and a scheduler's process has one scheduler. It is written once, by the
+hook of ``Scheduler.__init__``. What is given an object of SGLang keeps its state there.
 """
 
 from __future__ import annotations

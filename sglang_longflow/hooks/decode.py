@@ -20,8 +20,9 @@ def enable_fused_set_kv_buffer(original, forward_batch) -> bool:
 
 def attn_backend_wrapper(backend, runner, full_attn_backend):
     """After ``attn_backend_wrapper``: the backend the server would use, wrapped."""
-    if runtime.current() is None or runner.is_draft_worker:
+    state = runtime.current()
+    if state is None or runner.is_draft_worker:
         return None
     from sglang_longflow.backend.attention import LongFlowAttnBackend
 
-    return LongFlowAttnBackend(backend, runner)
+    return LongFlowAttnBackend(backend, runner, state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import Any
 
 from sglang_longflow.settings.config import config_from
 
@@ -14,13 +15,16 @@ FLUSH_S = 1.0
 
 @dataclass
 class Drain:
-    """What the HTTP process knows of its responses; one for the process."""
+    """What an HTTP server knows of its responses."""
 
     open_responses: int = 0
     draining: bool = False
 
 
-STATE = Drain()
+def drain_of(manager: Any) -> Drain:
+    """That of a tokenizer manager, which keeps it for SGLang's watchdog and our middleware."""
+    found: Drain = manager.__dict__.setdefault("longflow_drain", Drain())
+    return found
 
 
 class CountResponses:
@@ -30,24 +34,24 @@ class CountResponses:
     would otherwise go on sending its requests to a server that is about to end.
     """
 
-    def __init__(self, app):
-        self.app = app
+    def __init__(self, app, drain: Drain):
+        self.app, self.drain = app, drain
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
         counted = True
-        STATE.open_responses += 1
+        self.drain.open_responses += 1
 
         def end() -> None:
             nonlocal counted
-            STATE.open_responses -= counted
+            self.drain.open_responses -= counted
             counted = False
 
         async def answer(message) -> None:
             starts = message["type"] == "http.response.start"
-            if starts and STATE.draining and scope["http_version"].startswith("1"):
+            if starts and self.drain.draining and scope["http_version"].startswith("1"):
                 headers = [*message.get("headers", ()), (b"connection", b"close")]
                 message = {**message, "headers": headers}
             await send(message)
@@ -66,12 +70,13 @@ async def sigterm_watchdog(original, self) -> None:
     from sglang.srt.utils import get_bool_env_var
 
     if config_from(self.server_args) is not None:
+        drain = drain_of(self)
         while not self.gracefully_exit:
             await asyncio.sleep(POLL_INTERVAL_S)
-        STATE.draining = True
+        drain.draining = True
         # The two cases in which SGLang does not drain are left to it.
         while (
-            STATE.open_responses
+            drain.open_responses
             and self.server_status != ServerStatus.UnHealthy
             and not get_bool_env_var("SGL_FORCE_SHUTDOWN")
         ):

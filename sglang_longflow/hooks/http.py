@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, HTTPException, Query, Response
+from fastapi import APIRouter, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
@@ -14,7 +16,7 @@ from starlette.middleware import Middleware
 from sglang_longflow import __version__
 from sglang_longflow.core.http_budget import BudgetFields
 from sglang_longflow.hooks import verify
-from sglang_longflow.hooks.drain import CountResponses
+from sglang_longflow.hooks.drain import CountResponses, drain_of
 from sglang_longflow.hooks.metrics import count_refusal
 from sglang_longflow.hooks.stats import OUR_QUESTION
 from sglang_longflow.monitor import what_if
@@ -23,6 +25,7 @@ from sglang_longflow.monitor.page import DATA_HEADERS, FILE_HEADERS, PAGE, load_
 from sglang_longflow.monitor.snapshots import (
     DEFAULT_MAX_AGE_S,
     MAX_AGE_LIMIT_S,
+    Look,
     SchedulerSilent,
     Snapshots,
     merge,
@@ -80,119 +83,129 @@ _DATA = {
     },
 }
 router = APIRouter(prefix="/longflow", tags=["longflow"], route_class=_Route)
-_files: dict[str, tuple[bytes, str]] = {}
-_server: what_if.RunningServer | None = None
 
 
-def _manager():
-    from sglang.srt.entrypoints.http_server import get_global_state
+class HttpState:
+    """What our routes need of the server that they are part of; it lies in ``app.state.longflow``.
 
-    return get_global_state().tokenizer_manager
+    Parameters
+    ----------
+    manager : TokenizerManager
+    scheduler_info : mapping
+        What the first scheduler said of itself when it was ready.
+    """
 
+    def __init__(self, manager: Any, scheduler_info: Mapping[str, Any]):
+        self.manager = manager
+        self.scheduler_info = scheduler_info
+        self.files = load_files()
+        self.snapshots = Snapshots(self.ask, self.ended)
 
-def _server_facts() -> dict:
-    """What the HTTP process itself knows."""
-    return {"model": _manager().served_model_name, "longflow": __version__}
+    def facts(self) -> dict[str, Any]:
+        """What the HTTP process itself knows."""
+        return {"model": self.manager.served_model_name, "longflow": __version__}
 
+    async def ask(self) -> dict[str, Any]:
+        """The schedulers' numbers of now."""
+        from sglang.srt.managers.io_struct import GetInternalStateReq
 
-async def _ask() -> dict:
-    from sglang.srt.managers.io_struct import GetInternalStateReq
+        self.manager.auto_create_handle_loop()
+        question = GetInternalStateReq(rid=OUR_QUESTION)
+        answers = await self.manager.get_internal_state_communicator(question)
+        found = [a.internal_state["longflow"] for a in answers if "longflow" in a.internal_state]
+        if not found:
+            raise SchedulerSilent("the schedulers have no KV budget")
+        return merge(found, self.facts())
 
-    manager = _manager()
-    manager.auto_create_handle_loop()
-    question = GetInternalStateReq(rid=OUR_QUESTION)
-    answers = await manager.get_internal_state_communicator(question)
-    found = [a.internal_state["longflow"] for a in answers if "longflow" in a.internal_state]
-    if not found:
-        raise SchedulerSilent("the schedulers have no KV budget")
-    return merge(found, _server_facts())
-
-
-def _ended() -> str:
-    """Which scheduler's process has ended; empty while all live."""
-    # SGLang's own watch over them, which ends the server a second after one of them.
-    watchdog = _manager()._subprocess_watchdog
-    if watchdog is None:  # none of them is a process of this machine
+    def ended(self) -> str:
+        """Which scheduler's process has ended; empty while all live."""
+        # SGLang's own watch over them, which ends the server a second after one of them.
+        watchdog = self.manager._subprocess_watchdog
+        if watchdog is None:  # none of them is a process of this machine
+            return ""
+        for process, name in zip(watchdog._processes, watchdog._names):
+            if name.startswith("scheduler") and not process.is_alive():
+                return f"{name} (process {process.pid}) has ended with status {process.exitcode}"
         return ""
-    for process, name in zip(watchdog._processes, watchdog._names):
-        if name.startswith("scheduler") and not process.is_alive():
-            return f"{name} (process {process.pid}) has ended with status {process.exitcode}"
-    return ""
+
+    @functools.cached_property
+    def server(self) -> what_if.RunningServer:
+        """The model and pool that plans are made for."""
+        model, arguments = self.manager.model_config, self.manager.server_args
+        folder = model.model_path if Path(model.model_path).is_dir() else None
+        return what_if.RunningServer(
+            geometry_from(model.hf_config.to_dict(), arguments.served_model_name, folder),
+            pool_tokens=self.scheduler_info["max_total_num_tokens"],
+            tp=arguments.tp_size,
+            dtype=str(model.dtype).removeprefix("torch."),
+            kv_cache_dtype=arguments.kv_cache_dtype,
+        )
+
+    async def look(self, max_age_s: float) -> Look:
+        """A snapshot, at most so old where the scheduler answers; HTTP 503 where it has ended."""
+        try:
+            return await self.snapshots.get(max_age_s)
+        except SchedulerSilent as error:
+            raise HTTPException(503, str(error)) from error
 
 
-_snapshots = Snapshots(_ask, _ended)
+def _state(request: Request) -> HttpState:
+    found: HttpState = request.app.state.longflow
+    return found
+
+
 _Age = Annotated[float, Query(ge=0, le=MAX_AGE_LIMIT_S, allow_inf_nan=False)]
 _Tokens = Annotated[int, Query(ge=1, le=what_if.MAX_OUTPUT_TOKENS)]
 
 
-async def _look(max_age_s: float):
-    try:
-        return await _snapshots.get(max_age_s)
-    except SchedulerSilent as error:
-        raise HTTPException(503, str(error)) from error
-
-
 @router.get("/stats", **_DATA)
 async def stats(
+    request: Request,
     max_age_s: _Age = DEFAULT_MAX_AGE_S,
 ) -> Response:
     """Settings, pool and running requests; no prompt text. docs/operate/console.md has the shape.
 
     Answers are shared: one may be up to `max_age_s` old, and older while `state` is "busy".
     """
-    look = await _look(max_age_s)
-    return _json(look.body({} if look.snapshot else not_known(_server_facts())))
+    state = _state(request)
+    look = await state.look(max_age_s)
+    return _json(look.body({} if look.snapshot else not_known(state.facts())))
 
 
 @router.get("/plan", **_DATA)
 async def plan(
+    request: Request,
     budget: Annotated[int, Query(ge=MIN_BUDGET_TOKENS, le=what_if.MAX_OUTPUT_TOKENS)],
     output_tokens: _Tokens = DEFAULT_OUTPUT_TOKENS,
     prompt_tokens: _Tokens = DEFAULT_PROMPT_TOKENS,
     users: Annotated[int | None, Query(ge=1, le=what_if.MAX_USERS)] = None,
 ) -> Response:
     """What a budget would buy in this server's pool, as ``longflow plan`` works it out."""
-    snapshot = (await _look(MAX_AGE_LIMIT_S)).snapshot
+    state = _state(request)
+    snapshot = (await state.look(MAX_AGE_LIMIT_S)).snapshot
     if snapshot is None:
         raise HTTPException(503, "the scheduler is in its first long step; ask again later")
     settings = snapshot.stats["settings"]
     try:
-        found = _running_server().plan(settings, budget, prompt_tokens, output_tokens, users)
+        found = state.server.plan(settings, budget, prompt_tokens, output_tokens, users)
     except PlanError as error:
         raise HTTPException(400, str(error)) from error
     return _json(json.dumps(found).encode())
 
 
-def _running_server() -> what_if.RunningServer:
-    global _server
-    if _server is None:
-        from sglang.srt.entrypoints.http_server import get_global_state
-
-        state = get_global_state()
-        model, arguments = state.tokenizer_manager.model_config, state.tokenizer_manager.server_args
-        folder = model.model_path if Path(model.model_path).is_dir() else None
-        _server = what_if.RunningServer(
-            geometry_from(model.hf_config.to_dict(), arguments.served_model_name, folder),
-            pool_tokens=state.scheduler_info["max_total_num_tokens"],
-            tp=arguments.tp_size,
-            dtype=str(model.dtype).removeprefix("torch."),
-            kv_cache_dtype=arguments.kv_cache_dtype,
-        )
-    return _server
-
-
 @router.get("", response_class=Response, include_in_schema=False)
-async def page() -> Response:
+async def page(request: Request) -> Response:
     """The console; it holds no data of the server."""
-    return await static(PAGE)
+    return await static(request, PAGE)
 
 
 @router.get("/static/{name}", response_class=Response, include_in_schema=False)
-async def static(name: str) -> Response:
+async def static(request: Request, name: str) -> Response:
     """A file of the console."""
-    if name not in _files:
+    files = _state(request).files
+    if name not in files:
         raise HTTPException(404, f"name={name!r}: the console has no such file")
-    content, media_type = _files[name]
+    content, media_type = files[name]
     return Response(content, 200, FILE_HEADERS, media_type)
 
 
@@ -216,7 +229,9 @@ class PlainMetrics:
         await self.app(scope, receive, send)
 
 
-def setup_and_run_http_server(server_args, *args, **kwargs) -> None:
+def setup_and_run_http_server(
+    server_args, tokenizer_manager, template_manager, port_args, scheduler_infos, *args, **kwargs
+) -> None:
     """Before ``_setup_and_run_http_server``, in the process that serves HTTP."""
     from sglang.srt.entrypoints.http_server import app
 
@@ -227,8 +242,8 @@ def setup_and_run_http_server(server_args, *args, **kwargs) -> None:
     if config is None:
         return
     verify.require_all()
-    _files.update(load_files())
+    state = app.state.longflow = HttpState(tokenizer_manager, scheduler_infos[0])
     app.include_router(router)
-    app.add_middleware(CountResponses)
+    app.add_middleware(CountResponses, drain=drain_of(tokenizer_manager))
     app.add_middleware(PlainMetrics)
-    app.add_middleware(StalledIsUnhealthy, look=_snapshots.get)
+    app.add_middleware(StalledIsUnhealthy, look=state.snapshots.get)

@@ -29,14 +29,18 @@ logger = logging.getLogger(__name__)
 _NOT_CHECKED = {"custom_params", "input_embeds", "input_ids", "input_text", "sampling_params"}
 
 
-#: Whether this is the HTTP process of a server with a budget.
-_answers_guarded = False
+#: Attribute of a tokenizer manager with a budget, and of the dispatcher of its answers.
+_GUARDED = "longflow_guarded"
 
 
-def guard_answers() -> None:
-    """From now on an answer that the HTTP process cannot deal with does not end it."""
-    global _answers_guarded
-    _answers_guarded = True
+def guard_answers(manager: Any) -> None:
+    """From now on an answer that a tokenizer manager cannot deal with does not end its process."""
+    setattr(manager, _GUARDED, True)
+    setattr(manager._result_dispatcher, _GUARDED, True)
+
+
+def _is_guarded(owner: Any) -> bool:
+    return getattr(owner, _GUARDED, False)
 
 
 @functools.cache
@@ -147,7 +151,7 @@ def collect_metrics(original, self, *args, **kwargs) -> None:
 
     It is called for every request of every step, so the settings are not read again here.
     """
-    if not _answers_guarded:
+    if not _is_guarded(self):
         return original(self, *args, **kwargs)
     with watching("the metrics of a request"):
         return original(self, *args, **kwargs)
@@ -175,7 +179,7 @@ def dispatch(original, self, obj) -> Any:
     does where the HTTP process cannot deal with an answer.
     """
     in_scheduler = runtime.current() is not None
-    if not in_scheduler and not _answers_guarded:
+    if not in_scheduler and not _is_guarded(self):
         return original(self, obj)
     try:
         return original(self, obj)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any
 
 from sglang_longflow.core import runtime
 from sglang_longflow.core.counters import RowStats, gauges
-from sglang_longflow.hooks import report as _report  # noqa: F401  (same stage, other direction)
 from sglang_longflow.hooks.guard import watching
 
 #: Gauges are set at most this often; a step costs nothing in between.
@@ -84,20 +84,18 @@ class Exporter:
         return time.monotonic() >= self._due
 
 
-_refusals: Any = None
+@functools.cache  # a process may register a metric once
+def _refusals() -> Any:
+    # Imported late: SGLang sets the multiprocess folder first.
+    from prometheus_client import Counter
+
+    return Counter("sglang_longflow_refusals", "Requests refused for their KV budget.", ["reason"])
 
 
 def count_refusal(reason: str) -> None:
     """Count a refused request by reason, in whichever process refused it."""
-    global _refusals
     with watching("the count of refusals"):
-        if _refusals is None:
-            from prometheus_client import Counter
-
-            _refusals = Counter(
-                "sglang_longflow_refusals", "Requests refused for their KV budget.", ["reason"]
-            )
-        _refusals.labels(reason=reason).inc()
+        _refusals().labels(reason=reason).inc()
 
 
 def row_stats(req) -> RowStats:

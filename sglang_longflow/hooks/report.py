@@ -69,7 +69,7 @@ async def generate_request(original, self, obj, request=None):
     apply_headers(obj, self.server_args)
     has_budgets = config_from(self.server_args) is not None
     if has_budgets:
-        inbox.guard_answers()
+        inbox.guard_answers(self)
         _check_size(obj, over_http=request is not None)
     async for out in original(self, obj, request):
         if has_budgets:

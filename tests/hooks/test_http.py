@@ -8,7 +8,6 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from sglang_longflow.hooks import http
-from sglang_longflow.monitor.page import load_files
 from sglang_longflow.monitor.snapshots import SchedulerSilent, Snapshots
 from sglang_longflow.monitor.what_if import RunningServer
 from sglang_longflow.planner.geometry import load_geometry
@@ -17,7 +16,7 @@ SETTINGS = {"device_name": "cpu", "device_memory_bytes": None, "weights_bytes": 
 
 
 @pytest.fixture
-def asked(monkeypatch):
+def asked():
     """Questions to the scheduler; set its ``answer`` to an exception to make them fail."""
 
     class Asked:
@@ -33,19 +32,16 @@ def asked(monkeypatch):
             return self.answer
 
     scheduler = Asked()
-    manager = SimpleNamespace(served_model_name="tiny", _subprocess_watchdog=None)
-    monkeypatch.setattr(http, "_manager", lambda: manager)
-    scheduler.manager = manager
-    server = RunningServer(load_geometry("qwen3-1.7b"), 5000, 1, "bfloat16", "auto")
-    monkeypatch.setattr(http, "_snapshots", Snapshots(scheduler, http._ended, 0, 0.1))
-    monkeypatch.setattr(http, "_server", server)
-    monkeypatch.setattr(http, "_files", load_files())
+    scheduler.manager = SimpleNamespace(served_model_name="tiny", _subprocess_watchdog=None)
     return scheduler
 
 
 @pytest.fixture
 def client(asked):
     app = FastAPI()
+    state = app.state.longflow = http.HttpState(asked.manager, {})
+    state.snapshots = Snapshots(asked, state.ended, 0, 0.1)
+    state.server = RunningServer(load_geometry("qwen3-1.7b"), 5000, 1, "bfloat16", "auto")
     app.include_router(http.router)
     with TestClient(app) as running:
         yield running

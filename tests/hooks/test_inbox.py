@@ -16,7 +16,6 @@ from sglang_longflow.settings.flags import FLAGS
 def active(monkeypatch):
     state = runtime.Runtime(LongFlowConfig(kv_budget=64))
     monkeypatch.setattr(runtime, "_current", state)
-    monkeypatch.setattr(inbox, "_answers_guarded", False)  # an engine of this process sets it
     return state
 
 
@@ -89,11 +88,13 @@ def test_what_sglang_has_no_answer_for_is_dropped():
 
 def test_an_answer_that_the_http_process_cannot_take_is_dropped_once_it_has_a_budget(monkeypatch):
     monkeypatch.setattr(runtime, "_current", None)
-    monkeypatch.setattr(inbox, "_answers_guarded", False)
+    manager = SimpleNamespace(_result_dispatcher=SimpleNamespace())
     with pytest.raises(ValueError, match="Overflow"):
-        inbox.dispatch(fails, None, object())
-    inbox.guard_answers()
-    assert inbox.dispatch(fails, None, object()) is None
+        inbox.dispatch(fails, manager._result_dispatcher, object())
+    inbox.guard_answers(manager)
+    assert inbox.dispatch(fails, manager._result_dispatcher, object()) is None
+    with pytest.raises(ValueError, match="Overflow"):
+        inbox.dispatch(fails, SimpleNamespace(), object())  # of another process's kind
 
 
 def test_weights_are_updated_one_after_the_other():
@@ -157,7 +158,8 @@ def test_metrics_of_a_request_end_nothing_but_on_a_plain_server(kv_budget):
     settings = {flag.name: flag.default for flag in FLAGS} | {"device": "cpu"}
     manager = SimpleNamespace(server_args=SimpleNamespace(**settings | {"kv_budget": kv_budget}))
     if kv_budget:
-        inbox.guard_answers()  # as its first request does
+        manager._result_dispatcher = SimpleNamespace()
+        inbox.guard_answers(manager)  # as its first request does
         inbox.collect_metrics(fails, manager, None, None, 0)
     else:
         with pytest.raises(ValueError, match="Overflow"):

@@ -57,7 +57,7 @@ def longflow_metrics() -> set[str]:
             if not sample.name.endswith("_created")
         }
     finally:
-        metrics._refusals = None
+        metrics._refusals.cache_clear()
         for collector in set(registry._collector_to_names) - before:
             registry.unregister(collector)
 
