@@ -135,7 +135,7 @@ class LongFlowAttnBackend(AttentionBackend):
         """Have decode CUDA graphs captured for every batch that fits the pool at the budget."""
         graphs = model_runner.server_args.cuda_graph_config.decode
         rows = row_capacity(model_runner.max_total_num_tokens, budget)
-        if rows and graphs.bs and getattr(model_runner.server_args, "kv_graphs_cover_rows", False):
+        if rows and graphs.bs and model_runner.server_args.kv_graphs_cover_rows:
             graphs.bs = graph_batch_sizes(graphs.bs, rows)
             graphs.max_bs = graphs.bs[-1]
 

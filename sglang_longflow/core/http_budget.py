@@ -241,7 +241,7 @@ class BudgetFields:
             asked = self._read_headers(endpoint, scope["headers"])
             body = await _whole(receive, messages)
             if b'"kv_' in body:
-                self._judge(endpoint, body, asked)
+                self._check_body(endpoint, body, asked)
         except BudgetError as error:
             if self.config is not None:
                 self.count(error.reason)
@@ -265,7 +265,7 @@ class BudgetFields:
             resolve_budget(asked, self.config)
         return asked
 
-    def _judge(self, endpoint: str, body: bytes, asked: dict[str, Any]) -> None:
+    def _check_body(self, endpoint: str, body: bytes, asked: dict[str, Any]) -> None:
         try:
             content = orjson.loads(body)
         except ValueError:

@@ -174,7 +174,7 @@ def check_fits(budget: KVBudget, prompt_tokens: int, max_new_tokens: int, pool_t
     Raises
     ------
     BudgetError
-        The row's peak footprint, or what its prefill needs (`flow.admission`), exceeds the pool.
+        The row's peak footprint, or what its prefill needs (`core.admission`), exceeds the pool.
     """
     peak = max(peak_slots(budget, prompt_tokens, max_new_tokens), prefill_slots(prompt_tokens))
     if peak > pool_tokens:

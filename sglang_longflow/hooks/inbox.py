@@ -25,7 +25,7 @@ from sglang_longflow.settings.config import config_from
 
 logger = logging.getLogger(__name__)
 
-#: Checked elsewhere (`flow.request`), made by SGLang itself, or of types of its own.
+#: Checked elsewhere (`core.request`), made by SGLang itself, or of types of its own.
 _NOT_CHECKED = {"custom_params", "input_embeds", "input_ids", "input_text", "sampling_params"}
 
 

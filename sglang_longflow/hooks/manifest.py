@@ -135,7 +135,7 @@ MANIFEST: tuple[Hook, ...] = (
         "SGLang's scheduler answers a request that it cannot take",
         Fails.GUARD,
     ),
-    # 1 request
+    # request
     Hook(
         f"{_TOKENIZER}._validate_one_request",
         "before",
@@ -165,7 +165,7 @@ MANIFEST: tuple[Hook, ...] = (
         Fails.REQUEST,
         blames="req",
     ),
-    # 2 admission
+    # admission
     Hook(
         f"{_ADDER}.__init__",
         "after",
@@ -210,7 +210,7 @@ MANIFEST: tuple[Hook, ...] = (
         Fails.REQUEST,
         blames="req",
     ),
-    # 3 slots
+    # slots
     Hook(
         f"{_ALLOC}.alloc_for_decode",
         "around",
@@ -248,7 +248,7 @@ MANIFEST: tuple[Hook, ...] = (
         Fails.REQUEST,
         blames="self",
     ),
-    # 4 prompt
+    # prompt
     Hook(
         f"{_ALLOC}.alloc_for_extend",
         "after",
@@ -278,7 +278,7 @@ MANIFEST: tuple[Hook, ...] = (
         Fails.REQUEST,
         blames="self",
     ),
-    # 5 decode
+    # decode
     Hook(
         "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new",
         "after",
@@ -324,7 +324,7 @@ MANIFEST: tuple[Hook, ...] = (
         "SGLang's decode takes rows without token_ids_logprob beside rows with it",
         Fails.ROWS,
     ),
-    # 6 and 7 what a request and the server report
+    # report and metrics: what a request and the server report
     Hook(
         f"{_TOKENIZER}.generate_request",
         "around",

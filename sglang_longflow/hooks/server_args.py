@@ -11,12 +11,12 @@ from sglang_longflow.errors import LongFlowError, UnsupportedSetup
 from sglang_longflow.hooks import start_check
 from sglang_longflow.settings import compatibility
 from sglang_longflow.settings.config import LongFlowConfig, config_from
-from sglang_longflow.settings.flags import FLAG_NAMES, FLAGS
+from sglang_longflow.settings.flags import FLAG_NAMES, FLAGS, HIDDEN_FLAGS
 from sglang_longflow.settings.release import TESTED_SGLANG
 
 logger = logging.getLogger(__name__)
 #: Attribute of settings that came past `post_init`, which raises where it refuses: the budget.
-JUDGED = "longflow_judged"
+CHECKED = "longflow_checked"
 
 # from_cli_args of SGLang passes only its own fields to ServerArgs(...); ours travel here.
 _from_command_line: contextvars.ContextVar[dict[str, Any] | None] = contextvars.ContextVar(
@@ -75,14 +75,14 @@ def _refuse_lost(values: dict[str, Any], settings: Any) -> None:
 
 
 def init(original, self, *args, **kwargs):
-    values = {flag.name: flag.default for flag in FLAGS}
+    values = {flag.name: flag.default for flag in (*FLAGS, *HIDDEN_FLAGS)}
     values.update(_from_command_line.get() or {})
     values.update({name: kwargs.pop(name) for name in FLAG_NAMES if name in kwargs})
     # Before the original: its __post_init__, which is hooked too, reads them.
     for name, value in values.items():
         setattr(self, name, value)
     original(self, *args, **kwargs)
-    if self.kv_budget is not None and getattr(self, JUDGED, None) != self.kv_budget:
+    if self.kv_budget is not None and getattr(self, CHECKED, None) != self.kv_budget:
         raise UnsupportedSetup(
             f"kv_budget={self.kv_budget!r}: SGLang made its settings without ServerArgs."
             f"__post_init__, where they are judged; drop --kv-budget"
@@ -99,7 +99,9 @@ def post_init(original, self) -> None:
     _refuse_rust_server()
     compatibility.refuse_flags(self)
     changed = compatibility.apply_defaults(self, config)
-    setattr(self, JUDGED, config.kv_budget)  # now: SGLang seals its settings once they are resolved
+    setattr(
+        self, CHECKED, config.kv_budget
+    )  # now: SGLang seals its settings once they are resolved
     original(self)
     _refuse_unresolved(self, config)
     compatibility.refuse_flags(self)

@@ -32,7 +32,7 @@ def get_internal_state(original, self, recv_req):
 
 
 def snapshot(scheduler, state: runtime.Runtime) -> dict[str, Any]:
-    """Lengths and owners, no text; `console.snapshots.merge` makes the answer of it.
+    """Lengths and owners, no text; `monitor.snapshots.merge` makes the answer of it.
 
     The scheduler does nothing else meanwhile: names and sums are left to the HTTP process.
     """
