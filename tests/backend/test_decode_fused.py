@@ -162,6 +162,7 @@ def test_an_eager_step_equals_the_reference(policy, done):
     view = view_of(world, kv_lens, full={0: done, 2: 0}, overwrite={0})
     q, k, v = qkv(3)
     saved = world.snapshot()
+    assert world.decode.rule == expected_rule(policy)  # a weight alone need not change a victim
     world.decode.begin(batch, view)
     got = world.decode.forward(q, k, v, LAYER, batch)
     step = world.decode._step
