@@ -305,8 +305,8 @@ def test_the_fused_kernels_in_a_server(tmp_path):
         assert report["overlap"] and report["radix"] and report["peak_full_rows"] == 8
 
 
-def test_likeness_in_the_fused_kernels_of_a_server(tmp_path):
-    """`longflow-novel`, interpreted: cut prompts, a radix prefix hit, and policies without likeness
+def test_similarity_in_the_fused_kernels_of_a_server(tmp_path):
+    """`longflow-novel`, interpreted: cut prompts, a radix prefix hit, and policies without novelty
     beside it, for which the server keeps the same first and last tokens."""
     folder = harness.build_tiny_model("llama", tmp_path, num_hidden_layers=2)
     model = load(folder)

@@ -165,7 +165,7 @@ def test_the_kernels_have_one_decay_the_servers():
     assert not fused.serves(other)
     peak = LongFlowConfig(**{**NOVEL, "kv_policy": "longflow-peak"})
     served = [name for name in policy_names() if peak.serves(peak.policy(name))]
-    assert served == [*FUSED, "longflow-peak"]  # it has no memory of likeness
+    assert served == [*FUSED, "longflow-peak"]  # it has no memory of similarity
     reference = LongFlowConfig(**{**NOVEL, "kv_decode_kernel": "reference"})
     assert reference.serves(replace(reference.policy("longflow-peak"), decay=0.9))
 
