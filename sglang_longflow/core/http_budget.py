@@ -98,7 +98,7 @@ def read_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, Any]:
     return found
 
 
-def merge(params: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
+def merge(params: Any, asked: Mapping[str, Any]) -> Any:
     """``custom_params`` with what the headers ask for; `params` is not changed.
 
     Raises

@@ -10,11 +10,11 @@ from sglang_longflow.planner.plan import (
     DEFAULT_MEM_FRACTION,
     DEFAULT_OUTPUT_TOKENS,
     DEFAULT_PROMPT_TOKENS,
-    MIN_BUDGET_TOKENS,
     Plan,
     make_plan,
 )
 from sglang_longflow.planner.step_time import GIB, GPUS
+from sglang_longflow.settings.flags import MIN_BUDGET_TOKENS
 
 
 def integer(flag: str, value: object, minimum: int = 1) -> int:

@@ -30,7 +30,7 @@ class Fake(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, looks: list):
-        self.looks, self.asked, self.flushes = looks, 0, []
+        self.looks, self.asked, self.flushes, self.dies = looks, 0, [], False
         self.over = threading.Event()
         super().__init__(("127.0.0.1", 0), Handler)
 
@@ -81,7 +81,7 @@ class Handler(BaseHTTPRequestHandler):
             server.flushes.append(self.path)
             return self.answer(400, "requests are running")
         server.over.wait(20)
-        if server.looks == ["dies"]:
+        if server.dies:
             return None
         event = {"text": "a", "meta_info": {"completion_tokens": 3}}
         self.answer(200, f"data: {json.dumps(event)}\n\ndata: [DONE]\n\n")
@@ -122,8 +122,7 @@ def test_a_look_that_fails_is_no_sample():
 def test_a_server_that_is_gone_ends_it():
     """Its connections tell, not the looks."""
     with Fake([STATS]) as server:
-        server.over.set()
-        server.looks = ["dies"]
+        server.dies = True
         with pytest.raises(DemoError, match=r"budget 64, request 1: .*(disconnected|closed|reset)"):
             phase_of(server, [])
 
