@@ -34,7 +34,7 @@ from bench_geometries import GEOMETRIES, model_folder
 from sglang_longflow.measure.throughput.streams import (
     Stream,
     ask,
-    emptied,
+    flush_cache,
     latencies,
     percentile,
     session_for,
@@ -166,7 +166,7 @@ async def drive(url: str, point: Point, requests: list[dict]) -> tuple[list[Stre
             task.cancel()
         await asyncio.gather(*unfinished, return_exceptions=True)
     async with session_for() as control:
-        await emptied(control, url)
+        await flush_cache(control, url)
     for stream in streams:
         stream.messages = [message for message in stream.messages if message[0] <= ended]
     return streams, began

@@ -155,7 +155,7 @@ def run_phase(
     return phase
 
 
-def empty_cache(url: str) -> None:
+def flush_cache(url: str) -> None:
     """No phase profits from prompts that the other left in the prefix cache.
 
     Raises
@@ -280,7 +280,7 @@ def run(args: argparse.Namespace) -> int:
         phases = []
         try:
             for budget in (args.budget, 0):
-                empty_cache(settings.url)
+                flush_cache(settings.url)
                 with (
                     _Show(len(questions), args.max_new_tokens) as show,
                     progress.sign_of_life(lambda: ""),  # the bars and lines are one

@@ -7,7 +7,7 @@ import importlib
 from sglang_longflow.errors import ConfigError
 
 
-def require(module: str, setting: str, instead: str = "") -> None:
+def require_extra(module: str, setting: str, instead: str = "") -> None:
     """Say at once, and not after hours of answers, that a package is missing.
 
     Parameters

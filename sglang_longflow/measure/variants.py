@@ -77,7 +77,7 @@ def point_title(variant: str, budget: int) -> str:
 
 
 #: A variant, a budget, and which questions are to be asked there.
-Part = tuple[Variant, int, list[tuple[int, ...]]]
+WorkItem = tuple[Variant, int, list[tuple[int, ...]]]
 
 
 def parse_budget(text: str, mean_chain_tokens: float | None) -> int:
@@ -108,7 +108,7 @@ def plan(
     budgets: list[int],
     wanted: Sequence[tuple[int, ...]],
     done: Set[tuple[Any, ...]],
-) -> list[Part]:
+) -> list[WorkItem]:
     """What is left of `wanted` for each (variant, budget), those that share a server together.
 
     `wanted` are the last parts of a record's key, after variant and budget.

@@ -130,7 +130,7 @@ def test_a_server_that_is_gone_ends_it():
 def test_a_cache_that_cannot_be_emptied_is_one_line():
     with Fake([]) as server:
         with pytest.raises(DemoError, match=r"flush_cache: HTTP 400: requests are running"):
-            demo.empty_cache(server.url)
+            demo.flush_cache(server.url)
         assert server.flushes == ["/flush_cache?timeout=600"]
     with pytest.raises(DemoError, match="refused"):
-        demo.empty_cache("http://127.0.0.1:9")
+        demo.flush_cache("http://127.0.0.1:9")

@@ -11,7 +11,7 @@ from sglang_longflow.errors import EvalError
 from sglang_longflow.measure.accuracy.records import Record
 from sglang_longflow.measure.accuracy.sampling import Sampling
 from sglang_longflow.measure.accuracy.tasks import Question, Task, is_finished
-from sglang_longflow.measure.variants import FULL, Part, Variant
+from sglang_longflow.measure.variants import FULL, Variant, WorkItem
 
 
 def post(url: str, body: dict[str, Any]) -> Any:
@@ -51,7 +51,7 @@ def ask_one(
 def ask_all(
     url: str,
     task: Task,
-    parts: Sequence[Part],
+    parts: Sequence[WorkItem],
     sampling: Sampling,
     concurrency: int,
     take: Callable[[Record], None],

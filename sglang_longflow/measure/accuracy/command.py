@@ -28,12 +28,12 @@ from sglang_longflow.measure.divergence.summary import (
     summarise_texts,
 )
 from sglang_longflow.measure.divergence.texts import PREFIX, TextTask, load_texts
-from sglang_longflow.measure.extra import require
+from sglang_longflow.measure.extra import require_extra
 from sglang_longflow.measure.plot import draw
 from sglang_longflow.measure.servers import running_server
 from sglang_longflow.measure.variants import (
-    Part,
     Variant,
+    WorkItem,
     budget_text,
     parse_budget,
     parse_variant,
@@ -49,7 +49,7 @@ from sglang_longflow.server.progress import Bars, shared
 class _Tally(AbstractContextManager["_Tally"]):
     """Right answers so far, at each point; a line for every tenth of one in a log."""
 
-    def __init__(self, parts: Sequence[Part]):
+    def __init__(self, parts: Sequence[WorkItem]):
         self.totals = {(variant.name, budget): len(left) for variant, budget, left in parts}
         self.done: Counter[tuple[str, int]] = Counter()
         self.right: Counter[tuple[str, int]] = Counter()
@@ -159,7 +159,7 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) < 1:
             raise ConfigError(f"{name}={getattr(args, name)}: expected at least 1")
     if args.plot:
-        require("matplotlib", "plot=True", "add --no-plot")
+        require_extra("matplotlib", "plot=True", "add --no-plot")
     variants = [parse_variant(text) for text in args.policies]
     sampling = Sampling(args.temperature, args.top_p, args.samples)
     # What is measured is kept as it comes: SIGTERM ends the blocks below like Ctrl+C.
@@ -198,7 +198,7 @@ def run(args: argparse.Namespace) -> int:
 def _with_server(
     args: argparse.Namespace,
     key: tuple[str, int, int],
-    parts: list[Part],
+    parts: list[WorkItem],
     task: Task,
     sampling: Sampling,
     keep: Callable[[Record], None],

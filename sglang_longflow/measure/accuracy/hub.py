@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sglang_longflow.errors import ConfigError
-from sglang_longflow.measure.extra import require
+from sglang_longflow.measure.extra import require_extra
 
 
 def after_hashes(answer: str) -> str:
@@ -59,7 +59,7 @@ def download(name: str) -> list[tuple[str, str]]:
         `datasets` is not installed, the set is neither in the cache nor to be reached, or it is not
         as it was known.
     """
-    require("datasets", f"task={name!r}", "--task FILE with JSON lines")
+    require_extra("datasets", f"task={name!r}", "--task FILE with JSON lines")
     import datasets
 
     known = DATA_SETS[name]

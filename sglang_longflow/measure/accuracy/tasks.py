@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from sglang_longflow.errors import ConfigError
 from sglang_longflow.measure.accuracy.hub import DATA_SETS
 from sglang_longflow.measure.accuracy.solved_files import read_pairs
-from sglang_longflow.measure.extra import require
+from sglang_longflow.measure.extra import require_extra
 from sglang_longflow.reasoner import answer_of, make_problems
 from sglang_longflow.reasoner.vocabulary import decode, encode
 
@@ -106,7 +106,7 @@ class MathQuestions:
     def __init__(
         self, kind: str, questions: list[tuple[str, str]], model: Path, max_new_tokens: int
     ):
-        require("math_verify", "task")
+        require_extra("math_verify", "task")
         self.mean_chain_tokens: float | None = None
         self.questions = [
             Question(kind, {"input_ids": ids}, answer, max_new_tokens)

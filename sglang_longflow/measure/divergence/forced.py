@@ -22,19 +22,19 @@ KEY = "forced_text"
 LOWEST = -1e4
 
 
-class Board:
-    """Arrays in a folder: a place for each text, a line for each time that one is compared.
+class DistributionStore:
+    """Arrays in a folder: of every text forced at once, and of every time that one is compared.
 
     Attributes
     ----------
-    tokens : int32 [places, steps]
+    tokens : int32 [texts, steps]
         What is forced.
-    log_probs : float16 [places, steps, vocabulary]
+    log_probs : float16 [texts, steps, vocabulary]
         Natural logarithms with full KV.
-    top : int32 [places, steps]
+    top : int32 [texts, steps]
         The token with the largest logit with full KV; -1 where none was kept yet. float16 would
         not tell close ones apart.
-    results : float32 [2, lines, steps]
+    results : float32 [2, results, steps]
         KL(full || budget) in nats, and 1 where the two most likely tokens are the same, else 0;
         NaN where nothing was compared yet.
     """
@@ -47,67 +47,69 @@ class Board:
         )
 
     @classmethod
-    def create(cls, folder: Path, places: int, steps: int, vocabulary: int, lines: int) -> Board:
+    def create(
+        cls, folder: Path, texts: int, steps: int, vocabulary: int, results: int
+    ) -> DistributionStore:
         """New files; they take their room on the disk as they are written."""
         shapes: list[tuple[Any, tuple[int, ...]]] = [
-            (np.int32, (places, steps)),
-            (np.float16, (places, steps, vocabulary)),
-            (np.int32, (places, steps)),
-            (np.float32, (2, lines, steps)),
+            (np.int32, (texts, steps)),
+            (np.float16, (texts, steps, vocabulary)),
+            (np.int32, (texts, steps)),
+            (np.float32, (2, results, steps)),
         ]
         for name, (dtype, shape) in zip(cls.ARRAYS, shapes, strict=True):
             np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)  # type: ignore[no-untyped-call]
         return cls(folder)
 
     @staticmethod
-    def size_bytes(places: int, steps: int, vocabulary: int) -> int:
-        """Room that a full board takes on the disk, but for its results."""
-        return places * steps * (2 * vocabulary + 4 + 4)
+    def size_bytes(texts: int, steps: int, vocabulary: int) -> int:
+        """What a full store takes on the disk, its results excepted."""
+        return texts * steps * (2 * vocabulary + 4 + 4)
 
 
-# A mapped file keeps its room on the disk until it is closed: one server, one board.
+# A mapped file keeps its room on the disk until it is closed: one server, one store.
 @lru_cache(maxsize=1)
-def _board(folder: str) -> Board:
-    return Board(Path(folder))
+def _store(folder: str) -> DistributionStore:
+    return DistributionStore(Path(folder))
 
 
 class ForcedText:
     """SGLang's custom logit processor; ``custom_params`` has `KEY` with these fields.
 
     folder : str
-        Of the board.
-    place : int
-        Of the text on the board.
-    line : int or None
+        Of the store.
+    text_index : int
+        Of the text in the store.
+    result_index : int or None
         Where what comparing finds goes; None keeps the distributions, with nothing to compare.
     """
 
     def __call__(
         self, logits: torch.Tensor, custom_param_list: list[dict[str, Any]]
     ) -> torch.Tensor:
-        rows, places, steps, lines = [], [], [], []
+        rows, texts, steps, results = [], [], [], []
         for row, params in enumerate(custom_param_list):
-            board = _board(params[KEY]["folder"])
+            store = _store(params[KEY]["folder"])
             step = step_of(params["__req__"])
             # Neither a chunk in the midst of the prompt, nor overlap's step beyond the end.
-            if 0 <= step < board.tokens.shape[1]:
+            if 0 <= step < store.tokens.shape[1]:
                 rows.append(row)
-                places.append(params[KEY]["place"])
+                texts.append(params[KEY]["text_index"])
                 steps.append(step)
-                lines.append(params[KEY]["line"])
+                results.append(params[KEY]["result_index"])
         if not rows:
             return logits
         own = logits[rows].float()
         if _is_first_rank():
-            kept = [i for i, line in enumerate(lines) if line is None]
-            compared = [i for i, line in enumerate(lines) if line is not None]
+            kept = [i for i, result in enumerate(results) if result is None]
+            compared = [i for i, result in enumerate(results) if result is not None]
             if kept:
-                where, when = _taken(kept, places, steps)
-                keep_rows(board, where, when, own[kept])
+                where, when = _taken(kept, texts, steps)
+                keep_rows(store, where, when, own[kept])
             if compared:
-                which, where, when = _taken(compared, lines, places, steps)
-                compare_rows(board, which, where, when, own[compared])
-        forced = torch.from_numpy(board.tokens[places, steps].astype(np.int64)).to(logits.device)
+                which, where, when = _taken(compared, results, texts, steps)
+                compare_rows(store, which, where, when, own[compared])
+        forced = torch.from_numpy(store.tokens[texts, steps].astype(np.int64)).to(logits.device)
         logits[rows] = torch.full_like(own, float("-inf")).to(logits.dtype)
         logits[rows, forced] = 0.0
         return logits
@@ -127,21 +129,27 @@ def _taken(which: list[int], *lists: list[int]) -> list[list[int]]:
     return [[each[i] for i in which] for each in lists]
 
 
-def keep_rows(board: Board, places: list[int], steps: list[int], logits: torch.Tensor) -> None:
+def keep_rows(
+    store: DistributionStore, texts: list[int], steps: list[int], logits: torch.Tensor
+) -> None:
     """Keep the distributions of logits [n, vocabulary]."""
     log_probs = logits.log_softmax(-1).clamp(min=LOWEST)
-    board.log_probs[places, steps] = log_probs.half().cpu().numpy()
-    board.top[places, steps] = logits.argmax(-1).int().cpu().numpy()
+    store.log_probs[texts, steps] = log_probs.half().cpu().numpy()
+    store.top[texts, steps] = logits.argmax(-1).int().cpu().numpy()
 
 
 def compare_rows(
-    board: Board, lines: list[int], places: list[int], steps: list[int], logits: torch.Tensor
+    store: DistributionStore,
+    results: list[int],
+    texts: list[int],
+    steps: list[int],
+    logits: torch.Tensor,
 ) -> None:
-    """Compare logits [n, vocabulary] with what was kept at the same places, in float32."""
-    kept = torch.from_numpy(board.log_probs[places, steps]).to(logits.device)
-    board.results[0][lines, steps] = kl_of(kept, logits).cpu().numpy()
-    same = logits.argmax(-1).cpu().numpy() == board.top[places, steps]
-    board.results[1][lines, steps] = same
+    """Compare logits [n, vocabulary] with what was kept of the same texts and steps, in float32."""
+    kept = torch.from_numpy(store.log_probs[texts, steps]).to(logits.device)
+    store.results[0][results, steps] = kl_of(kept, logits).cpu().numpy()
+    same = logits.argmax(-1).cpu().numpy() == store.top[texts, steps]
+    store.results[1][results, steps] = same
 
 
 def kl_of(kept: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:

@@ -16,11 +16,11 @@ import numpy as np
 
 from sglang_longflow.errors import ConfigError, EvalError
 from sglang_longflow.measure.accuracy.ask import post
-from sglang_longflow.measure.divergence.forced import KEY, Board, processor_text
+from sglang_longflow.measure.divergence.forced import KEY, DistributionStore, processor_text
 from sglang_longflow.measure.divergence.summary import TextRecord
 from sglang_longflow.measure.divergence.texts import TextTask
 from sglang_longflow.measure.servers import running_server
-from sglang_longflow.measure.variants import FULL, Part, Variant, point_title
+from sglang_longflow.measure.variants import FULL, Variant, WorkItem, point_title
 from sglang_longflow.monitor.client import activity
 from sglang_longflow.server.pool_cap import tokens_for
 from sglang_longflow.server.progress import shared
@@ -62,18 +62,18 @@ def check_room(setup: Setup, folder: Path) -> int:
 
     vocabulary = AutoConfig.from_pretrained(setup.model).get_text_config().vocab_size
     steps, free = setup.task.forced_tokens, shutil.disk_usage(folder).free
-    needed = Board.size_bytes(setup.at_once, steps, vocabulary)
+    needed = DistributionStore.size_bytes(setup.at_once, steps, vocabulary)
     if needed > free:
         raise ConfigError(
             f"concurrency={setup.at_once}: the distributions of so many texts ({steps:,} tokens, "
             f"{vocabulary:,} words, float16) take {needed / 2**30:.1f} GiB in {folder}, which has "
             f"{free / 2**30:.1f} GiB free: enough for "
-            f"{free // Board.size_bytes(1, steps, vocabulary)}"
+            f"{free // DistributionStore.size_bytes(1, steps, vocabulary)}"
         )
     return int(vocabulary)
 
 
-def measure(setup: Setup, parts: list[Part], keep: Callable[[TextRecord], None]) -> None:
+def measure(setup: Setup, parts: list[WorkItem], keep: Callable[[TextRecord], None]) -> None:
     """Measure what `plan` left; `keep` gets each record as it comes.
 
     Each server is compared with its own full KV: what remains is the budget, not the kernels.
@@ -92,68 +92,72 @@ def measure(setup: Setup, parts: list[Part], keep: Callable[[TextRecord], None])
             shared().sign_of_life(lambda: f"  {activity(url)}"),
         ):
             path = Path(folder).resolve()
-            lines = setup.at_once * len(of_server)
-            board = Board.create(path, setup.at_once, setup.task.forced_tokens, vocabulary, lines)
-            _Passes(setup, url, board, path).run(of_server, keep)
+            results = setup.at_once * len(of_server)
+            store = DistributionStore.create(
+                path, setup.at_once, setup.task.forced_tokens, vocabulary, results
+            )
+            _ForcedRuns(setup, url, store, path).run(of_server, keep)
 
 
 @dataclass(frozen=True)
-class Pass:
+class ForcedRun:
     """One text forced once.
 
     Attributes
     ----------
-    number, place : int
-        Of the text in the task, and on the board.
-    line : int or None
-        Of the board's results; None keeps the distributions.
+    number, text_index : int
+        Of the text in the task, and in the store.
+    result_index : int or None
+        Of the store's results; None keeps the distributions.
     """
 
     variant: Variant
     budget: int
     number: int
-    place: int
-    line: int | None = None
+    text_index: int
+    result_index: int | None = None
 
 
-class _Passes:
+class _ForcedRuns:
     """Texts through one server: first with full KV, then at all budgets side by side."""
 
-    def __init__(self, setup: Setup, url: str, board: Board, folder: Path):
-        self.setup, self.url, self.board, self.folder = setup, url, board, folder
+    def __init__(self, setup: Setup, url: str, store: DistributionStore, folder: Path):
+        self.setup, self.url, self.store, self.folder = setup, url, store, folder
 
-    def run(self, parts: list[Part], keep: Callable[[TextRecord], None]) -> None:
+    def run(self, parts: list[WorkItem], keep: Callable[[TextRecord], None]) -> None:
         size = self.setup.at_once
         wanted = sorted({number for _, _, left in parts for (number,) in left})
         for first in range(0, len(wanted), size):
             together = wanted[first : first + size]
-            for place, number in enumerate(together):
+            for text_index, number in enumerate(together):
                 text = self.setup.texts[number]
-                self.board.tokens[place] = text[self.setup.task.prompt_tokens :]
-            self.board.top[:] = -1
+                self.store.tokens[text_index] = text[self.setup.task.prompt_tokens :]
+            self.store.top[:] = -1
             started = time.monotonic()
-            for _ in self._forced([Pass(*FULL_KV, n, place) for place, n in enumerate(together)]):
+            for _ in self._forced(
+                [ForcedRun(*FULL_KV, n, text_index) for text_index, n in enumerate(together)]
+            ):
                 pass
-            if (self.board.top[: len(together)] < 0).any():
+            if (self.store.top[: len(together)] < 0).any():
                 raise EvalError(f"{self.url}: the server left tokens out with full KV")
             self._report("full KV, kept", len(together), started)
             self._compare(parts, together, keep)
 
     def _compare(
-        self, parts: list[Part], together: list[int], keep: Callable[[TextRecord], None]
+        self, parts: list[WorkItem], together: list[int], keep: Callable[[TextRecord], None]
     ) -> None:
         started = time.monotonic()
-        self.board.results[:] = np.nan
-        lines = itertools.count()
-        passes = [
-            Pass(variant, budget, number, place, next(lines))
+        self.store.results[:] = np.nan
+        results = itertools.count()
+        runs = [
+            ForcedRun(variant, budget, number, text_index, next(results))
             for variant, budget, left in parts
-            for place, number in enumerate(together)
+            for text_index, number in enumerate(together)
             if (number,) in left
         ]
         found: dict[tuple[str, int], list[float]] = {}
-        for done, meta in self._forced(passes):
-            kl, agreement = np.array(self.board.results[:, done.line], dtype=np.float64)
+        for done, meta in self._forced(runs):
+            kl, agreement = np.array(self.store.results[:, done.result_index], dtype=np.float64)
             if np.isnan(kl).any():
                 raise EvalError(f"{self.url}: the server left tokens out at budget {done.budget}")
             record = TextRecord(
@@ -174,20 +178,24 @@ class _Passes:
             mean = sum(values) / len(values)
             self._report(f"{point_title(*point)}: KL {mean:.4g}", len(values), started)
 
-    def _forced(self, passes: list[Pass]) -> Iterator[tuple[Pass, dict[str, Any]]]:
+    def _forced(self, runs: list[ForcedRun]) -> Iterator[tuple[ForcedRun, dict[str, Any]]]:
         """Each pass with its `meta_info`, in order; the server gets them all at once."""
         # Waits, since the last rows may not be free yet.
         post(f"{self.url}/flush_cache?timeout=60", {})
-        pool = ThreadPoolExecutor(len(passes))
+        pool = ThreadPoolExecutor(len(runs))
         try:
-            yield from zip(passes, pool.map(self._force_one, passes), strict=True)
+            yield from zip(runs, pool.map(self._force_one, runs), strict=True)
         finally:
             # After an error or Ctrl+C nobody waits for the other texts: the server ends them.
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _force_one(self, one: Pass) -> dict[str, Any]:
+    def _force_one(self, one: ForcedRun) -> dict[str, Any]:
         task, text = self.setup.task, self.setup.texts[one.number]
-        where = {"folder": str(self.folder), "place": one.place, "line": one.line}
+        where = {
+            "folder": str(self.folder),
+            "text_index": one.text_index,
+            "result_index": one.result_index,
+        }
         params: dict[str, Any] = {"kv_budget": one.budget, KEY: where}
         if one.variant.policy != FULL:
             params["kv_policy"] = one.variant.policy

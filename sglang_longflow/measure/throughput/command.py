@@ -12,7 +12,7 @@ from typing import Any
 
 from sglang_longflow.client.http import first_port
 from sglang_longflow.errors import ConfigError
-from sglang_longflow.measure.extra import require
+from sglang_longflow.measure.extra import require_extra
 from sglang_longflow.measure.servers import started
 from sglang_longflow.measure.throughput import BASELINES, NONE
 from sglang_longflow.measure.throughput.point import Result, Work, measure
@@ -204,7 +204,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure every point, then write and print the tables."""
     _check(args)
     if args.plot:
-        require("matplotlib", "plot=True", "add --no-plot")
+        require_extra("matplotlib", "plot=True", "add --no-plot")
     variant = parse_variant(args.policy, "policy")
     total = args.input_tokens + args.output_tokens
     budgets = list(dict.fromkeys(parse_budget(text, total) for text in args.budgets))

@@ -16,7 +16,7 @@ from sglang_longflow.errors import BenchError
 from sglang_longflow.measure.throughput.streams import (
     Stream,
     ask,
-    emptied,
+    flush_cache,
     gaps,
     latencies,
     percentile,
@@ -231,13 +231,13 @@ async def _measure(
 
     async with session_for(api_key) as session:
         try:
-            await emptied(session, url)
+            await flush_cache(session, url)
             warm = Stream()
             tokens = min(WARM_UP_TOKENS, work.output)
             await ask(session, url, body_of(work.warm_up_prompt(), tokens, custom_params), warm)
             if warm.problem:
                 raise BenchError(f"{where}: {warm.problem}")
-            await emptied(session, url)
+            await flush_cache(session, url)
         except (aiohttp.ClientError, OSError) as error:
             raise BenchError(f"{where}: {url} does not answer: {error}") from None
         peaks: list[int] = []

@@ -82,7 +82,7 @@ def _take(event: dict[str, Any], stream: Stream) -> None:
     stream.finished = stream.meta["finish_reason"] is not None
 
 
-async def emptied(session: aiohttp.ClientSession, url: str, timeout_s: float = 600) -> None:
+async def flush_cache(session: aiohttp.ClientSession, url: str, timeout_s: float = 600) -> None:
     """Wait until nothing runs, and empty the radix cache.
 
     Raises

@@ -14,7 +14,7 @@ from sglang_longflow.errors import ConfigError
 from sglang_longflow.measure.accuracy.command import model_of, whole_points
 from sglang_longflow.measure.accuracy.records import Record, Records
 from sglang_longflow.measure.accuracy.summary import save, summarise, wilson
-from sglang_longflow.measure.extra import require
+from sglang_longflow.measure.extra import require_extra
 from sglang_longflow.measure.plot import draw
 from sglang_longflow.measure.variants import FULL, Variant, parse_budget, parse_variant, plan
 from sglang_longflow.reasoner import MODEL_DIR
@@ -118,14 +118,14 @@ def test_the_plot_is_drawn_and_its_absence_is_said_early(tmp_path, monkeypatch):
     draw(summarise(records), tmp_path / "accuracy.png")
     image = (tmp_path / "accuracy.png").read_bytes()
     assert image.startswith(b"\x89PNG") and len(image) > 10_000
-    require("matplotlib", "plot=True", "add --no-plot")
+    require_extra("matplotlib", "plot=True", "add --no-plot")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(
         ConfigError,
         match=r"plot=True: matplotlib is not installed; pip install 'sglang-longflow\[eval\]', "
         "or add --no-plot",
     ):
-        require("matplotlib", "plot=True", "add --no-plot")
+        require_extra("matplotlib", "plot=True", "add --no-plot")
 
 
 def test_summary(tmp_path):

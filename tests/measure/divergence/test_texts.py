@@ -14,7 +14,13 @@ from sglang_longflow.measure.accuracy import ask
 from sglang_longflow.measure.accuracy.records import Records
 from sglang_longflow.measure.accuracy.summary import save
 from sglang_longflow.measure.divergence import run as text_run
-from sglang_longflow.measure.divergence.forced import KEY, Board, ForcedText, kl_of, step_of
+from sglang_longflow.measure.divergence.forced import (
+    KEY,
+    DistributionStore,
+    ForcedText,
+    kl_of,
+    step_of,
+)
 from sglang_longflow.measure.divergence.run import Setup, check_room
 from sglang_longflow.measure.divergence.summary import (
     TextRecord,
@@ -107,16 +113,21 @@ def row(folder, place, step, line, prompt=7):
         decode_batch_idx=max(step, 0),
     )
     assert step_of(request) == step
-    return {KEY: {"folder": str(folder), "place": place, "line": line}, "__req__": request}
+    return {
+        KEY: {"folder": str(folder), "text_index": place, "result_index": line},
+        "__req__": request,
+    }
 
 
 @pytest.fixture
-def board(tmp_path):
-    board = Board.create(tmp_path, places=2, steps=STEPS, vocabulary=VOCABULARY, lines=2)
+def store(tmp_path):
+    store = DistributionStore.create(
+        tmp_path, texts=2, steps=STEPS, vocabulary=VOCABULARY, results=2
+    )
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, VOCABULARY, (2, STEPS), generator=generator)
-    board.tokens[:], board.top[:], board.results[:] = tokens.numpy(), -1, np.nan
-    return board
+    store.tokens[:], store.top[:], store.results[:] = tokens.numpy(), -1, np.nan
+    return store
 
 
 def test_a_retracted_row_goes_on_at_its_token():
@@ -128,7 +139,7 @@ def test_a_retracted_row_goes_on_at_its_token():
     assert step_of(request) == 5
 
 
-def test_kept_and_compared_as_plain_torch_does(board, tmp_path):
+def test_kept_and_compared_as_plain_torch_does(store, tmp_path):
     torch.manual_seed(1)
     full = 4 * torch.randn(2, STEPS, VOCABULARY)
     ours = full + torch.randn(2, STEPS, VOCABULARY)
@@ -139,20 +150,20 @@ def test_kept_and_compared_as_plain_torch_does(board, tmp_path):
             rows = [row(tmp_path, place, step, 1 - place if compared else None) for place in (1, 0)]
             given = logits[[1, 0], step].clone()
             forced = force(given, rows)
-            assert forced.argmax(-1).tolist() == board.tokens[[1, 0], step].tolist()
+            assert forced.argmax(-1).tolist() == store.tokens[[1, 0], step].tolist()
             assert torch.isinf(forced).sum(-1).tolist() == [VOCABULARY - 1] * 2
     expected = torch.nn.functional.kl_div(
         ours.log_softmax(-1), full.log_softmax(-1), log_target=True, reduction="none"
     ).sum(-1)
-    kl, agreement = torch.from_numpy(np.array(board.results))
+    kl, agreement = torch.from_numpy(np.array(store.results))
     torch.testing.assert_close(kl[1], expected[0], rtol=2e-3, atol=1e-5)
     assert kl[0].abs().max() < 1e-5
     assert torch.equal(agreement.bool(), (full.argmax(-1) == ours.argmax(-1))[[1, 0]])
-    assert (board.top == full.argmax(-1).numpy()).all()
+    assert (store.top == full.argmax(-1).numpy()).all()
 
 
-def test_a_chunk_and_the_step_beyond_the_end_are_passed_over(board, tmp_path):
-    """One batch may hold rows of both passes, and rows that are not measured."""
+def test_a_chunk_and_the_step_beyond_the_end_are_passed_over(store, tmp_path):
+    """One batch may hold rows of both runs, and rows that are not measured."""
     torch.manual_seed(2)
     logits = torch.randn(4, VOCABULARY)
     rows = [
@@ -161,14 +172,14 @@ def test_a_chunk_and_the_step_beyond_the_end_are_passed_over(board, tmp_path):
         row(tmp_path, 1, STEPS, None),
         row(tmp_path, 1, 0, 1),
     ]
-    board.log_probs[1, 0], board.top[1, 0] = logits[3].log_softmax(-1).half(), logits[3].argmax()
+    store.log_probs[1, 0], store.top[1, 0] = logits[3].log_softmax(-1).half(), logits[3].argmax()
     forced = ForcedText()(logits.clone(), rows)
     assert torch.equal(forced[[0, 2]], logits[[0, 2]])
-    assert forced[[1, 3]].argmax(-1).tolist() == [board.tokens[0, 2], board.tokens[1, 0]]
-    assert (board.top >= 0).nonzero()[0].tolist() == [0, 1]
-    assert board.top[0, 2] == logits[1].argmax() and (board.top[0, [0, 1, 3, 4]] == -1).all()
-    assert np.isnan(board.results[0]).sum() == 2 * STEPS - 1
-    assert board.results[1, 1, 0] == 1
+    assert forced[[1, 3]].argmax(-1).tolist() == [store.tokens[0, 2], store.tokens[1, 0]]
+    assert (store.top >= 0).nonzero()[0].tolist() == [0, 1]
+    assert store.top[0, 2] == logits[1].argmax() and (store.top[0, [0, 1, 3, 4]] == -1).all()
+    assert np.isnan(store.results[0]).sum() == 2 * STEPS - 1
+    assert store.results[1, 1, 0] == 1
 
 
 def test_words_that_cannot_come_do_not_spoil_the_sum():
@@ -230,7 +241,7 @@ def test_more_than_the_disk_holds_is_refused_before_a_server_starts(tmp_path, mo
     (tmp_path / "config.json").write_text('{"model_type": "llama", "vocab_size": 50000}')
     setup = Setup(tmp_path, TASK, [], at_once=8, out=tmp_path)
     assert check_room(setup, tmp_path) == 50000
-    usage = SimpleNamespace(free=3 * Board.size_bytes(1, 40, 50000))
+    usage = SimpleNamespace(free=3 * DistributionStore.size_bytes(1, 40, 50000))
     monkeypatch.setattr(text_run.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(ConfigError, match=r"concurrency=8: .* GiB free: enough for 3"):
         check_room(setup, tmp_path)
@@ -251,13 +262,15 @@ class FakeServer:
         params, ids = body["sampling_params"]["custom_params"], body["input_ids"]
         number = next(n for n, text in enumerate(self.texts) if text[: self.prompt] == ids)
         budget = params["kv_budget"]
-        self.seen.append((number, budget, params.get("kv_policy"), params[KEY]["line"]))
+        self.seen.append((number, budget, params.get("kv_policy"), params[KEY]["result_index"]))
         output = []
         for step in range(STEPS):
             logits = self.logits[number, step]
             if budget:
                 logits = logits + self.noise[number, step] / budget
-            given = row(params[KEY]["folder"], params[KEY]["place"], step, params[KEY]["line"])
+            given = row(
+                params[KEY]["folder"], params[KEY]["text_index"], step, params[KEY]["result_index"]
+            )
             output.append(int(ForcedText()(logits[None].clone(), [given]).argmax()))
         meta = dict(prompt_tokens=self.prompt, completion_tokens=STEPS, kv_resident_tokens=9)
         meta |= dict(kv_overwritten_tokens=2 if budget else 0, kv_cut_tokens=0)
@@ -275,20 +288,20 @@ def seeded(seed):
 
 
 @pytest.fixture
-def passes(tmp_path, monkeypatch):
+def runs(tmp_path, monkeypatch):
     """Three texts, two at once, on a server that is none."""
     texts = torch.randint(0, VOCABULARY, (3, 4 + STEPS), generator=seeded(5)).tolist()
     task = TextTask(Path("solved.jsonl"), 4 + STEPS, 4, count=3, seed=0)
     server = FakeServer(texts, 4)
     monkeypatch.setattr(text_run, "post", server.post)
     monkeypatch.setattr(ask, "post", server.post)
-    board = Board.create(tmp_path, 2, STEPS, VOCABULARY, lines=6)
+    store = DistributionStore.create(tmp_path, 2, STEPS, VOCABULARY, results=6)
     setup = Setup(tmp_path, task, texts, at_once=2, out=tmp_path)
-    return text_run._Passes(setup, "http://none", board, tmp_path), server
+    return text_run._ForcedRuns(setup, "http://none", store, tmp_path), server
 
 
-def test_every_text_is_compared_with_its_own_full_kv(passes):
-    run, server = passes
+def test_every_text_is_compared_with_its_own_full_kv(runs):
+    run, server = runs
     records = []
     everything = [(number,) for number in range(3)]
     parts = [
@@ -313,8 +326,8 @@ def test_every_text_is_compared_with_its_own_full_kv(passes):
     assert sorted(lines[:4]) == [0, 1, 2, 3] and sorted(lines[4:]) == [0, 1, 2]
 
 
-def test_a_text_that_was_not_followed_or_began_again_is_an_error(passes):
-    run, server = passes
+def test_a_text_that_was_not_followed_or_began_again_is_an_error(runs):
+    run, server = runs
     parts = [(Variant("tova"), 1, [(0,)])]
     server.retractions = 1
     with pytest.raises(EvalError, match="text 0 at budget 1: was retracted"):
