@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import ssl
+import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -107,6 +109,25 @@ def test_where_nobody_is(url):
     with pytest.raises(NoResponse) as found:
         ask(url, timeout_s=5)
     assert str(found.value)
+
+
+@pytest.fixture
+def https(server, tmp_path):
+    """The server with a certificate that no authority has signed."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"]
+    command += ["-subj", "/CN=another.host", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    return server.url.replace("http:", "https:")
+
+
+def test_a_certificate_is_checked_unless_told_not_to(https):
+    with pytest.raises(NoResponse, match="CERTIFICATE_VERIFY_FAILED"):
+        ask(https, timeout_s=5)
+    assert ask(https, timeout_s=5, verify=False).status_code == 200
 
 
 def test_a_stream_that_breaks_off_while_it_is_read(server):
