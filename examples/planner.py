@@ -24,7 +24,7 @@ for budget in (800, 1600, 3200, 6400):
     gain = "" if found.throughput_gain is None else f"{found.throughput_gain:.2f}x"
     print(f"{budget:>8,}{found.rows_budget:>10,}{found.rows_full:>10,}{gain:>13}")
 
-# The other way round: the largest budget with which so many requests run at once.
+# The other way round: the largest budget with which all users run at once.
 found = plan(args.model, users=args.users, **setup)
 if found.budget_tokens is None:
     print(f"{args.users} users: full KV is enough ({found.verdict})")

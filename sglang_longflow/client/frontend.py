@@ -78,7 +78,7 @@ def kv_budget(tokens: int | None, policy: str | None = None) -> Iterator[None]:
     -----
     It acts where the expression is made, inside the program. A plain ``sgl.gen`` is not seen: use
     `gen` of this module or wrap it in `budgeted`. Around ``program.run_batch(...)`` it has no
-    effect, because SGLang starts the programs in threads of their own: use
+    effect, because SGLang starts the programs in other threads: use
     `BudgetedEndpoint.with_budget` there.
     """
     token = _current.set(_over(Budget(tokens, policy), _current.get()))

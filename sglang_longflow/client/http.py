@@ -2,7 +2,7 @@
 
 One place decides what requests must not do: follow a redirect (a key is for the server it was given
 for), or take a proxy from the environment to a server on this machine. `measure.throughput.streams`
-alone has a client of its own, and says why.
+alone has another client, and says why.
 """
 
 from __future__ import annotations

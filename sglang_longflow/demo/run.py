@@ -90,7 +90,7 @@ def render_prompts(model: Path, questions: list[str]) -> tuple[list[Question], i
 
 
 def _ask(url: str, answer: Answer, parameters: dict[str, Any]) -> None:
-    """Stream one request into `answer`; runs in a thread of its own."""
+    """Stream one request into `answer`; each runs in a thread."""
     body = {**answer.question.prompt, "sampling_params": parameters, "stream": True}
     try:
         # No limit: the connection ends with the server, and a slow machine may take any time.

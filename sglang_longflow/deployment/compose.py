@@ -13,7 +13,7 @@ COMPOSE = "compose"
 
 
 def compose_file(sizing: Sizing, settings: Settings) -> dict[str, Any]:
-    """The shipped compose.yaml for an image that exists, on so many GPUs."""
+    """The shipped compose.yaml for an image that exists, on `gpus` GPUs."""
     content: dict[str, Any] = load(f"{COMPOSE}/compose.yaml")
     endpoint = content["services"]["endpoint"]
     endpoint.pop("build", None)  # there is no source beside it

@@ -14,7 +14,7 @@ CHART = "helm/sglang-longflow"
 def values(sizing: Sizing, settings: Settings) -> dict[str, Any]:
     """Values of the chart that differ from its own."""
     config = sizing.server_config()
-    # Helm merges maps: a key of the chart's configuration goes only where it is null.
+    # Helm merges maps: a key of the chart's configuration goes only if it is set to null.
     others = [key for key in load(f"{CHART}/values.yaml")["config"] if key not in config]
     memory, limit = sizing.memory_request_gib, sizing.memory_limit_gib
     found: dict[str, Any] = {

@@ -22,9 +22,9 @@ SHARED_MEMORY_GIB_PER_GPU = 8  # /dev/shm, which NCCL uses between the GPUs of a
 CPUS_PER_GPU = 4
 # Disk beyond the weights that are loaded: other formats in the repository, a second revision.
 DISK_FACTOR, DISK_EXTRA_GIB = 1.5, 5
-DEFAULT_GENERATION_S = 1800  # where the plan has no speed: a card that is not in its table
+DEFAULT_GENERATION_S = 1800  # if the plan has no speed: a card that is not in its table
 LEAST_GENERATION_S = 300
-SLOWER_THAN_PLANNED = 2  # a full server takes up to so many times the planned mean time
+SLOWER_THAN_PLANNED = 2  # a full server takes up to this many times the planned mean
 
 
 @dataclass(frozen=True)

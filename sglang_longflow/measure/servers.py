@@ -47,7 +47,7 @@ def started(
 ) -> Iterator[str]:
     """The url of a server that is ready; it ends with the block.
 
-    Where it dies in the block, which so gets an `EvalError` or a `BenchError`, that becomes
+    If it dies in the block, the `EvalError` or `BenchError` that the block raises becomes
     `ServerEnded`, with what its log says last.
 
     `arguments` are for `longflow serve`, `what` is printed, `environment` is added to the

@@ -51,13 +51,13 @@ def fetch_stats(
 ) -> dict[str, Any]:
     """The stats of the server at `url` (`base_url`); `max_age_s` as the route takes it.
 
-    Where the scheduler is busy with a long step they are old, see `state_text`; before its first
+    If the scheduler is busy with a long step they are old, see `state_text`; before its first
     answer, ``pool``, ``sums``, ``counters`` and ``uptime_s`` are None.
 
     Raises
     ------
     NoAnswer
-        One line: the server does not answer now, or only with an error of its own.
+        One line: the server does not answer now, or with an error (5xx).
     WatchError
         One line: it wants a key, has no budget, or is none of ours.
     """
@@ -120,7 +120,7 @@ def stats(url: str, api_key: str | None = None, *, timeout_s: float = 10) -> Sta
     ConfigError
         `url` is no address of a server.
     NoAnswer
-        The server does not answer now, or only with an error of its own.
+        The server does not answer now, or with an error (5xx).
     WatchError
         It wants a key, has no budget, or is none of ours.
     """

@@ -23,7 +23,7 @@ class StalledIsUnhealthy:
     """ASGI middleware: 503 on the health routes after `UNHEALTHY_AFTER_S` seconds of a stall.
 
     SGLang calls a server healthy whose scheduler answers anything at all, so one that serves
-    nobody any more would never be restarted. Where the scheduler does not say how it is, SGLang's
+    nobody any more would never be restarted. If the scheduler does not say how it is, SGLang's
     own check decides.
     """
 

@@ -161,7 +161,7 @@ class Snapshots:
     async def get(self, max_age_s: float = DEFAULT_MAX_AGE_S) -> Look:
         """The last answer if it was asked for at most `max_age_s` ago, else a new one.
 
-        Where that does not come in time the last one is told, however old, as a late one: who
+        If that does not come in time, the last one is told as late, however old: who
         watches never has to guess whether a busy server lives.
 
         Raises

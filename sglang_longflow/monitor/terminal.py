@@ -14,7 +14,7 @@ from sglang_longflow.monitor.client import state_text
 PLAIN_WIDTH = 100  # of a snapshot that goes to a file
 BAR_CELLS = 60
 OTHER_LINES = 13  # of a screen: all but the table's rows
-#: Kind of owner, its name, style and a letter for where there are no colours.
+#: Kind of owner, its name, style and a letter for terminals without colours.
 OWNERS = (
     ("budgeted", "with a budget", "green", "#"),
     ("full", "full KV", "yellow", "F"),

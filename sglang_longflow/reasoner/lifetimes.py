@@ -16,7 +16,7 @@ from sglang_longflow.reasoner.vocabulary import GROUPS
 
 
 def lifetimes(problem: Problem) -> list[int]:
-    """Of each token the first later one that can do without it, as places in the whole sequence.
+    """For each token, the first later one that can do without it, as positions in the sequence.
 
     The sequence is that of training: ``<bos>``, the prompt, the chain, ``<eos>``. Its length stands
     for tokens that are needed to the end: the prompt, a `machine`'s constants, the answer. A step

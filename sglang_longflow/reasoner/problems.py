@@ -236,7 +236,7 @@ def make_problem(kind: str, rng: random.Random, target_tokens: int) -> Problem:
 def make_problems(seed: int, count: int, longest: int = MAX_CHAIN_TOKENS) -> Iterator[Problem]:
     """`count` problems, the kinds in turn; each depends on the seed and its number only.
 
-    Training (``research/train_reasoner.py``) draws from seeds of its own, so none of these were
+    Training (``research/train_reasoner.py``) draws from other seeds, so none of these were
     seen there.
     """
     for number in range(count):

@@ -48,7 +48,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def _process_title() -> str:
-    """Such as ``sglang::scheduler_TP0``; empty where a process has no title of its own."""
+    """Such as ``sglang::scheduler_TP0``; empty if a process has set no title."""
     try:
         from setproctitle import getproctitle
     except ImportError:

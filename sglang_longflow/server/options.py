@@ -46,7 +46,7 @@ class Option:
         As written on the command line, the main one first.
     kind : str
         "int", "float", "str", "flag" (``--x``), "switch" (``--x`` or ``--no-x``), or "any" where
-        SGLang has a parser of its own for the value.
+        SGLang parses the value itself.
     nargs : str or None
         As in argparse.
     """

@@ -20,11 +20,11 @@ from sglang_longflow.planner.geometry import (
 )
 from sglang_longflow.server.free_memory import Free
 
-#: Of what is free beside weights and processes, the pool gets one part of so many.
+#: The pool gets one part in this many of what is free beside weights and processes.
 SHARES = 4
 #: What a server's three processes take before weights and pool.
 PROCESSES_BYTES = 3 << 30
-#: At least one part of so many of what is free is divided, where weights seem to take it all.
+#: If weights seem to take everything, one part in this many of what is free is divided.
 LEAST_SHARE = 8
 #: SGLang allocates a step ahead, and wants a pool that is larger than its longest request.
 REQUEST_SLACK_TOKENS = 16
@@ -39,7 +39,7 @@ class PoolCap:
 
 
 def tokens_for(requests: int, longest_tokens: int) -> int:
-    """KV slots that so many requests of full KV need at once, none over that length."""
+    """KV slots that this many requests need at once with full KV, each up to that length."""
     return requests * (longest_tokens + REQUEST_SLACK_TOKENS) + REQUEST_SLACK_TOKENS
 
 

@@ -112,7 +112,7 @@ def _end_with_parent() -> None:
 
 
 class Server:
-    """``python -m sglang.launch_server`` in a process group of its own.
+    """``python -m sglang.launch_server`` in a new process group.
 
     The group makes sure that nothing is left behind: SGLang's schedulers belong to it, and it is
     killed as a whole once the main process has ended. Signals go to the main process alone, which

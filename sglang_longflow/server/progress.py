@@ -28,7 +28,7 @@ LOOKS = 20
 
 @contextlib.contextmanager
 def every(seconds: float, call: Callable[[], object]) -> Iterator[None]:
-    """Call `call`, in a thread of its own, every so many seconds while the block runs."""
+    """Call `call` every `seconds` seconds, in another thread, while the block runs."""
     ended = threading.Event()
 
     def repeat() -> None:

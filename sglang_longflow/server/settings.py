@@ -142,7 +142,7 @@ def read_settings(argv: list[str]) -> Settings:
 def _fit_to_cpu(settings: Settings, most_tokens: int | None) -> None:
     """Choose dtype and pool for this machine, where the operator has set neither.
 
-    `most_tokens` is what all requests at once need, where that is known.
+    `most_tokens` is what all requests at once need, if that is known.
     """
     values, dtype = settings.values, settings.values.get("dtype", "auto")
     if dtype == "auto":
@@ -172,7 +172,7 @@ def prepare(argv: list[str], most_tokens: int | None = None) -> tuple[Settings, 
     argv : list of str
         The command line of ``longflow serve``.
     most_tokens : int, optional
-        KV slots that all requests at once need at most, where the caller knows them.
+        KV slots that all requests at once need at most, if the caller knows it.
 
     Raises
     ------

@@ -28,11 +28,11 @@ class DataSet:
     Attributes
     ----------
     repository, config, split : str
-        As `datasets.load_dataset` takes them; config "default" where there is only one.
+        As `datasets.load_dataset` takes them; config "default" if there is only one.
     question, answer : str
         Columns.
     gold : callable
-        The right answer out of the answer's column; ValueError where there is none.
+        The right answer out of the answer's column; ValueError if there is none.
     """
 
     repository: str

@@ -122,7 +122,7 @@ def summarise(records: Iterable[Record]) -> list[Line]:
 
 
 def save(folder: Path, lines: Sequence[Any], digits: int = 4) -> None:
-    """Write summary.csv and summary.json: dataclasses of one kind, floats with so many decimals."""
+    """Write dataclasses of one kind to summary.csv and summary.json; `digits` is of floats."""
     rows = [
         {k: round(v, digits) if isinstance(v, float) else v for k, v in asdict(line).items()}
         for line in lines

@@ -128,7 +128,7 @@ def judge_math(gold: str, text: str, finished: bool = True) -> tuple[str | None,
     """The answer in `text` as written, and whether it equals `gold` (LaTeX or plain).
 
     What follows a reasoning model's ``</think>`` is its answer. In it the last box counts, else the
-    expression; where the text is not `finished`, only a whole box.
+    expression; if the text is not `finished`, only a whole box.
     """
     from math_verify import parse, verify
 

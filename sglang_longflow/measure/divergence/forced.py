@@ -32,10 +32,10 @@ class DistributionStore:
     log_probs : float16 [texts, steps, vocabulary]
         Natural logarithms with full KV.
     top : int32 [texts, steps]
-        The token with the largest logit with full KV; -1 where none was kept yet. float16 would
+        The token with the largest logit with full KV; -1 if none is kept yet. float16 would
         not tell close ones apart.
     results : float32 [2, results, steps]
-        KL(full || budget) in nats, and 1 where the two most likely tokens are the same, else 0;
+        KL(full || budget) in nats, and 1 if the two most likely tokens are the same, else 0;
         NaN where nothing was compared yet.
     """
 

@@ -29,7 +29,7 @@ class TextRecord:
     kl : float
         KL(full || budget) of the next token's distribution in nats, mean over the forced tokens.
     agreement : float
-        Share of them where the most likely token is that of full KV.
+        Share of them whose most likely token is that of full KV.
     prompt_tokens, forced_tokens, resident_tokens, overwritten_tokens, cut_tokens : int
     """
 
@@ -58,7 +58,7 @@ class TextLine:
     forced_tokens : int
         In all texts together.
     kl, kl_low, kl_high : float
-        Nats a token: mean over the texts, and its 95 % interval; None for one text.
+        Nats per token: mean over the texts, and its 95 % interval; None for one text.
     agreement, agreement_low, agreement_high : float
         Share of 1, likewise.
     overwrote : float
@@ -130,7 +130,7 @@ def draw_kl(lines: Iterable[TextLine], path: Path) -> None:
             low = high = line.kl
         # A logarithmic axis has no 0 for a bar to end at.
         points.append(Point(line.variant, line.budget, line.kl, max(low, line.kl / 100), high))
-    draw_points(points, path, "KL(full || budget), nats a token", yscale="log")
+    draw_points(points, path, "KL(full || budget), nats per token", yscale="log")
 
 
 def show_texts(lines: Iterable[TextLine]) -> None:
@@ -149,5 +149,5 @@ def show_texts(lines: Iterable[TextLine]) -> None:
         for line in lines
     ]
     columns = ("texts", "KL", "95 %", "top-1", "overwrote", "resident")
-    title = "KL(full || budget) in nats a token, and top-1 agreement with full KV"
+    title = "KL(full || budget) in nats per token, and top-1 agreement with full KV"
     print_table(title, columns, rows)

@@ -30,7 +30,7 @@ class TextTask:
     text_tokens : int
         Tokens of every text, its prompt included.
     prompt_tokens : int
-        Of these the first so many are prefilled, the others forced one by one.
+        The first of these are prefilled, the others forced one by one.
     count : int
         Texts, at most.
     seed : int

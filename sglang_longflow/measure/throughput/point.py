@@ -84,13 +84,13 @@ class Result:
     inter_token_ms_* : float or None
         Mean over all tokens but the first ones; percentiles over the messages of the streams.
     running_peak : int or None
-        Most requests running at once, asked of the server every 0.25 s; None where it does not say.
+        Most requests running at once, asked of the server every 0.25 s; None if it does not say.
     retractions : int
         Times that requests lost their slots and started over.
     reached_share : float or None
         Of requests whose row was full at the end; None for full KV.
     resident_tokens_mean : float or None
-        KV slots that a request held at its end; None where the server has no plugin.
+        KV slots that a request held at its end; None if the server has no plugin.
     """
 
     system: str

@@ -35,7 +35,7 @@ class Stream:
         ``meta_info`` of the last message.
     finished : bool
     problem : str
-        Why there is no answer; empty where there is one.
+        Why there is no answer; empty if there is one.
     """
 
     sent: float = 0.0
@@ -46,7 +46,7 @@ class Stream:
 
 
 def session_for(api_key: str | None = None) -> aiohttp.ClientSession:
-    """A session without limits of its own: the server queues, not the client."""
+    """A session without limits: the server queues, not the client."""
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     return aiohttp.ClientSession(
         headers=headers,
