@@ -99,9 +99,9 @@ _DECLARED = (
         "kv_decode_kernel",
         str,
         "auto",
-        "triton: attention, score and victim in one kernel. reference: SGLang's attention, then "
-        "the score in PyTorch, without CUDA graphs. auto: triton on a GPU where it can rank by the "
-        "policy, else reference.",
+        "triton: attention, score and victim in Triton kernels. reference: SGLang's attention, "
+        "then the score in PyTorch, without CUDA graphs. auto: triton on a GPU where it can rank "
+        "by the policy, else reference.",
         ("auto", "triton", "reference"),
     ),
     Flag(
