@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -172,3 +173,31 @@ def test_types_travel_with_the_package():
     assert (ROOT / "sglang_longflow" / "py.typed").exists()
     content = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert "py.typed" in content["tool"]["setuptools"]["package-data"]["sglang_longflow"]
+
+
+def test_a_type_checker_knows_the_names_and_what_they_return(tmp_path):
+    (tmp_path / "program.py").write_text(
+        "from sglang_longflow import Budget, plan, stats\n"
+        "import sglang_longflow\n"
+        "reveal_type(plan('m', gpu='x', budget=99).helps)\n"
+        "reveal_type(Budget(99).params())\n"
+        "reveal_type(stats('u')['queued_requests'])\n"
+        "sglang_longflow.nothing\n"
+    )
+    command = [sys.executable, "-m", "mypy", "--follow-imports=silent", "--ignore-missing-imports"]
+    command += [
+        "--no-site-packages",
+        "--explicit-package-bases",
+        "--cache-dir",
+        str(tmp_path / "cache"),
+        "program.py",
+    ]
+    environment = {**os.environ, "MYPYPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    told = re.findall(r'type is "(.*)"|error: (.*)', done.stdout)
+    assert told == [
+        ("bool", ""),
+        ("dict[str, Any]", ""),
+        ("int | None", ""),
+        ("", 'Module has no attribute "nothing"  [attr-defined]'),
+    ], done.stdout + done.stderr
