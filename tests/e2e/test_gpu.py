@@ -139,7 +139,7 @@ def test_nothing_leaks_and_no_budget_is_exceeded(engine):
     report = engine.probe_report()  # strict checks of SGLang and of the probe after every step
     report.pop("trace")
     print("CHURN", done, report)
-    assert sum(done.values()) == 300 and done["finished"] >= 200
+    assert sum(done.values()) == 300 and done["finished"] >= 150 and done["aborted"] >= 10
     assert report["idle_available"] + report["idle_evictable"] == report["total"]
     assert report["idle_protected"] == 0
 
@@ -237,7 +237,7 @@ def test_tokens_with_an_fp8_kv_cache(tiny_models):
                 continue
             done = engine.loop.run_until_complete(churn(engine, 60, seed=9))
             report = engine.probe_report()
-            assert done["finished"] + done["aborted"] == 60
+            assert sum(done.values()) == 60 and done["finished"] >= 30
             assert report["idle_available"] + report["idle_evictable"] == report["total"]
     pairs = zip(found["auto"], found["fp8_e4m3"], strict=True)
     first = [harness.first_difference(*pair) for pair in pairs]
@@ -271,5 +271,5 @@ def test_the_default_policy_in_mixed_requests(tiny_models):
         report = engine.probe_report()
     assert [item["meta_info"]["kv_resident_tokens"] for item in before] == [96] * 3
     assert outputs(before) == outputs(after)
-    assert done["finished"] + done["aborted"] == 100
+    assert sum(done.values()) == 100 and done["finished"] >= 50
     assert report["idle_available"] + report["idle_evictable"] == report["total"]

@@ -64,7 +64,7 @@ async def churn(engine, count: int, seed: int) -> dict[str, int]:
         )
         # A chunk holds up to four tokens: later than half way it would often end by itself.
         chance, last_chunk = generator.random(), max(2, new_tokens // 8)
-        abort_after = generator.randrange(1, last_chunk) if chance < 0.25 else None
+        abort_after = generator.randrange(1, last_chunk) if chance < 0.15 else None
         chunks, last = 0, None
         async for chunk in stream:
             last, chunks = chunk, chunks + 1
