@@ -39,10 +39,13 @@ MAY_IMPORT = {
 }
 #: No SGLang here, so that all of it runs and is tested without.
 PURE = ("policies", "planner", "settings/config.py", "core", "monitor", "deployment", "errors.py")
+#: No handlers in these.
+NO_HOOKS = ("__init__", "guard", "hook", "manifest", "sglang_types", "start_check", "verify")
 HOOK_FILES = sorted(
     path
     for path in (PACKAGE / "hooks").glob("*.py")
-    if path.stem not in ("__init__", "guard", "hook", "manifest", "start_check", "verify")
+    if path.stem
+    not in ("__init__", "guard", "hook", "manifest", "sglang_types", "start_check", "verify")
 )
 
 

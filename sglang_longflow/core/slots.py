@@ -46,6 +46,8 @@ class StepPlan:
     owners : dict of int to Step
         By row that becomes owner of its slots: CUT or OWN. Those with slots of the tree, or to
         cut, are in `moves` too.
+    cut_tokens : int
+        Prompt tokens that its cuts drop.
     bounded : list of int
         Rows with a budget that could be read; this is a decode step more for each.
     kv_lens, overwrite, fresh, full_rows
@@ -61,6 +63,7 @@ class StepPlan:
     overwrite: list[bool]
     fresh: list[bool]
     full_rows: list[FullRow]
+    cut_tokens: int
 
     @property
     def overwritten_tokens(self) -> int:
@@ -79,7 +82,7 @@ def plan_step(managed: Sequence[KVRow | None], unsettled: Mapping[int, ResidentR
         By place in the batch, the rows that may still take or return slots: all that do not own
         theirs. The others overwrite.
     """
-    taken = 0
+    taken = cut_tokens = 0
     appends: dict[int, int] = {}
     moves: dict[int, slice] = {}
     owners: dict[int, Step] = {}
@@ -99,6 +102,7 @@ def plan_step(managed: Sequence[KVRow | None], unsettled: Mapping[int, ResidentR
         else:
             assert row is not None
             kv_len = row.budget.tokens
+            cut_tokens += row.cut_tokens if step is Step.CUT else 0
             if resident is not None and step is not Step.OVERWRITE:
                 owners[i] = step
                 if new := resident.new_slots:
@@ -114,7 +118,18 @@ def plan_step(managed: Sequence[KVRow | None], unsettled: Mapping[int, ResidentR
             overwrites = row.overwritten_tokens + (step in (Step.OVERWRITE, Step.OWN))
             steps = row.decode_steps + 1
             full_rows.append(FullRow(i, row.budget, overwrites, steps, row.cut_tokens > 0))
-    return StepPlan(taken, appends, moves, owners, bounded, kv_lens, overwrite, fresh, full_rows)
+    return StepPlan(
+        taken_slots=taken,
+        appends=appends,
+        moves=moves,
+        owners=owners,
+        bounded=bounded,
+        kv_lens=kv_lens,
+        overwrite=overwrite,
+        fresh=fresh,
+        full_rows=full_rows,
+        cut_tokens=cut_tokens,
+    )
 
 
 def retraction_order(order: Sequence[int], bounded: Sequence[bool]) -> list[int]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sglang.srt.managers.schedule_policy import AddReqResult
 
 from sglang_longflow.core import runtime
 from sglang_longflow.core.admission import admission_need, reserve_for
+from sglang_longflow.core.contracts import KVBudget
 from sglang_longflow.core.rows import ResidentRow, node_tokens, path_to_root
 from sglang_longflow.hooks.guard import blaming
 from sglang_longflow.hooks.request import bounded_row, longest, resident_row
+from sglang_longflow.hooks.sglang_types import Original, PrefillAdder, Req, SamplingParams
 
 
-def live_row(req) -> ResidentRow | None:
+def live_row(req: Req) -> ResidentRow | None:
     """A running request as admission sees it; None where nothing is to be reserved for it."""
     row = bounded_row(req)
     # A row that owns its slots takes nothing more.
@@ -20,7 +24,7 @@ def live_row(req) -> ResidentRow | None:
     return resident_row(req)
 
 
-def adder_init(result, self, *args, **kwargs) -> None:
+def adder_init(result: None, self: PrefillAdder, *args: Any, **kwargs: Any) -> None:
     """After ``PrefillAdder.__init__``."""
     if runtime.current() is None or self.running_batch is None:
         return
@@ -32,12 +36,12 @@ def adder_init(result, self, *args, **kwargs) -> None:
     self.rem_total_token_offset += reserve_for(rows).total_slots
 
 
-def running_offset(original, self, req):
+def running_offset(original: Original, self: PrefillAdder, req: Req) -> Any:
     """Around ``PrefillAdder._get_running_request_total_token_offset``."""
     return original(self, req) if bounded_row(req) is None else 0
 
 
-def _need(req, *, lock_held: bool) -> int:
+def _need(req: Req, budget: KVBudget, *, lock_held: bool) -> int:
     """Slots for `req` beyond its prefix hit; `lock_held` says whether it holds its lock already."""
     mine = 1 if lock_held else 0
     own_hit = held_by_others = 0
@@ -47,7 +51,7 @@ def _need(req, *, lock_held: bool) -> int:
         elif not lock_held:
             held_by_others += node_tokens(node)
     return admission_need(
-        bounded_row(req).budget,
+        budget,
         prompt_tokens=len(req.full_untruncated_fill_ids),
         total_tokens=longest(req),
         hit_tokens=len(req.prefix_indices),
@@ -66,14 +70,14 @@ class _PromptOnly:
     max_new_tokens = 0
     ignore_eos = False
 
-    def __init__(self, params):
+    def __init__(self, params: SamplingParams):
         self._params = params
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._params, name)
 
 
-def _stock_counts_prompt_only(original, adder, req, *args):
+def _stock_counts_prompt_only(original: Original, adder: PrefillAdder, req: Req, *args: Any) -> Any:
     params = req.sampling_params
     req.sampling_params = _PromptOnly(params)
     try:
@@ -82,11 +86,17 @@ def _stock_counts_prompt_only(original, adder, req, *args):
         req.sampling_params = params
 
 
-def _has_embeddings(req) -> bool:
+def _has_embeddings(req: Req) -> bool:
     return getattr(req, "input_embeds", None) is not None
 
 
-def add_one_req(original, self, req, has_chunked_req, truncation_align_size):
+def add_one_req(
+    original: Original,
+    self: PrefillAdder,
+    req: Req,
+    has_chunked_req: bool,
+    truncation_align_size: int | None,
+) -> Any:
     """Around ``PrefillAdder.add_one_req``."""
     if runtime.current() is None:
         return original(self, req, has_chunked_req, truncation_align_size)
@@ -100,7 +110,7 @@ def add_one_req(original, self, req, has_chunked_req, truncation_align_size):
     left = prompt_tokens - len(req.prefix_indices)
     if self.rem_chunk_tokens is not None and self.rem_chunk_tokens < min(left, window):
         return AddReqResult.OTHER  # the window goes into one chunk: wait for the next batch
-    need = _need(req, lock_held=False)
+    need = _need(req, row.budget, lock_held=False)
     with self._lock_node(req.last_node):
         if need > self.rem_total_tokens:
             return AddReqResult.NO_TOKEN
@@ -113,11 +123,12 @@ def add_one_req(original, self, req, has_chunked_req, truncation_align_size):
     return result
 
 
-def add_chunked_req(original, self, req):
+def add_chunked_req(original: Original, self: PrefillAdder, req: Req) -> Any:
     """Around ``PrefillAdder.add_chunked_req``: the next chunk of the one chunked request."""
-    if bounded_row(req) is None:
+    row = bounded_row(req)
+    if row is None:
         return original(self, req)
-    need = _need(req, lock_held=True)
+    need = _need(req, row.budget, lock_held=True)
     before = self.rem_total_token_offset
     result = _stock_counts_prompt_only(original, self, req)
     self.rem_total_token_offset = before + need

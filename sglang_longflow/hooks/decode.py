@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sglang_longflow.core import runtime
+from sglang_longflow.hooks.sglang_types import Original, ScheduleBatch
 
 
-def forward_batch_init_new(forward_batch, cls, batch, model_runner, **kwargs) -> None:
+def forward_batch_init_new(
+    forward_batch: Any, cls: type, batch: ScheduleBatch, model_runner: Any, **kwargs: Any
+) -> None:
     """After ``ForwardBatch.init_new``."""
     state = runtime.current()
     if state is not None:
@@ -13,12 +18,12 @@ def forward_batch_init_new(forward_batch, cls, batch, model_runner, **kwargs) ->
         state.pending_view = runtime.PendingView(forward_batch.rids, view)
 
 
-def enable_fused_set_kv_buffer(original, forward_batch) -> bool:
+def enable_fused_set_kv_buffer(original: Original, forward_batch: Any) -> Any:
     """Around ``enable_fused_set_kv_buffer``."""
     return False if runtime.current() is not None else original(forward_batch)
 
 
-def attn_backend_wrapper(backend, runner, full_attn_backend):
+def attn_backend_wrapper(backend: Any, runner: Any, full_attn_backend: Any) -> Any:
     """After ``attn_backend_wrapper``: the backend the server would use, wrapped."""
     state = runtime.current()
     if state is None or runner.is_draft_worker:

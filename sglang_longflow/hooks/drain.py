@@ -6,6 +6,9 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
+from starlette.types import Message, Receive, Scope, Send
+
+from sglang_longflow.hooks.sglang_types import Original, TokenizerManager
 from sglang_longflow.settings.config import config_from
 
 POLL_INTERVAL_S = 0.5
@@ -21,7 +24,7 @@ class Drain:
     draining: bool = False
 
 
-def drain_of(manager: Any) -> Drain:
+def drain_of(manager: TokenizerManager) -> Drain:
     """That of a tokenizer manager, which keeps it for SGLang's watchdog and our middleware."""
     found: Drain = manager.__dict__.setdefault("longflow_drain", Drain())
     return found
@@ -34,10 +37,10 @@ class CountResponses:
     would otherwise go on sending its requests to a server that is about to end.
     """
 
-    def __init__(self, app, drain: Drain):
+    def __init__(self, app: Any, drain: Drain):
         self.app, self.drain = app, drain
 
-    async def __call__(self, scope, receive, send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
@@ -49,7 +52,7 @@ class CountResponses:
             self.drain.open_responses -= counted
             counted = False
 
-        async def answer(message) -> None:
+        async def answer(message: Message) -> None:
             starts = message["type"] == "http.response.start"
             if starts and self.drain.draining and scope["http_version"].startswith("1"):
                 headers = [*message.get("headers", ()), (b"connection", b"close")]
@@ -64,7 +67,7 @@ class CountResponses:
             end()
 
 
-async def sigterm_watchdog(original, self) -> None:
+async def sigterm_watchdog(original: Original, self: TokenizerManager) -> None:
     """Around ``TokenizerManager.sigterm_watchdog``, which exits once no request is registered."""
     from sglang.srt.managers.tokenizer_manager import ServerStatus
     from sglang.srt.utils import get_bool_env_var

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,12 +12,14 @@ from fastapi import APIRouter, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
+from starlette.types import Receive, Scope, Send
 
 from sglang_longflow import __version__
 from sglang_longflow.core.http_budget import BudgetFields
 from sglang_longflow.hooks import verify
 from sglang_longflow.hooks.drain import CountResponses, drain_of
 from sglang_longflow.hooks.metrics import count_refusal
+from sglang_longflow.hooks.sglang_types import TokenizerManager
 from sglang_longflow.hooks.stats import OUR_QUESTION
 from sglang_longflow.monitor import what_if
 from sglang_longflow.monitor.health import StalledIsUnhealthy
@@ -43,10 +45,10 @@ from sglang_longflow.settings.flags import MIN_BUDGET_TOKENS
 class _Route(APIRoute):
     """Errors of our routes: one line in SGLang's form, with our headers."""
 
-    def get_route_handler(self):
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         original = super().get_route_handler()
 
-        async def handle(request) -> Response:
+        async def handle(request: Request) -> Response:
             try:
                 return await original(request)
             except RequestValidationError as error:
@@ -57,7 +59,7 @@ class _Route(APIRoute):
         return handle
 
 
-def _line(error: dict) -> str:
+def _line(error: dict[str, Any]) -> str:
     name = error["loc"][-1]
     if error["type"] == "missing":
         return f"{name}: is required"
@@ -74,7 +76,7 @@ def _json(body: bytes, status: int = 200) -> Response:
 
 
 _ERROR = {"content": {"application/json": {"schema": {"type": "object"}}}}
-_DATA = {
+_DATA: dict[str, Any] = {
     "response_class": Response,
     "responses": {
         200: {"description": "JSON", **_ERROR},
@@ -216,10 +218,10 @@ class PlainMetrics:
     (0.26) names the samples ``sglang_num_running_reqs``, and no query for ``sglang:...`` finds one.
     """
 
-    def __init__(self, app):
+    def __init__(self, app: Any):
         self.app = app
 
-    async def __call__(self, scope, receive, send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].startswith("/metrics"):
             accepted = b",".join(value for name, value in scope["headers"] if name == b"accept")
             if b"escaping=allow-utf-8" not in accepted:
@@ -230,7 +232,13 @@ class PlainMetrics:
 
 
 def setup_and_run_http_server(
-    server_args, tokenizer_manager, template_manager, port_args, scheduler_infos, *args, **kwargs
+    server_args: Any,
+    tokenizer_manager: TokenizerManager,
+    template_manager: Any,
+    port_args: Any,
+    scheduler_infos: Sequence[Mapping[str, Any]],
+    *args: Any,
+    **kwargs: Any,
 ) -> None:
     """Before ``_setup_and_run_http_server``, in the process that serves HTTP."""
     from sglang.srt.entrypoints.http_server import app

@@ -21,6 +21,7 @@ from sglang_longflow.core.fields import (
 from sglang_longflow.errors import BudgetError
 from sglang_longflow.hooks import metrics
 from sglang_longflow.hooks.guard import send_abort, watching
+from sglang_longflow.hooks.sglang_types import Original, Scheduler, TokenizerManager
 from sglang_longflow.settings.config import config_from
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ _NOT_CHECKED = {"custom_params", "input_embeds", "input_ids", "input_text", "sam
 _GUARDED = "longflow_guarded"
 
 
-def guard_answers(manager: Any) -> None:
+def guard_answers(manager: TokenizerManager) -> None:
     """From now on an answer that a tokenizer manager cannot deal with does not end its process."""
     setattr(manager, _GUARDED, True)
     setattr(manager._result_dispatcher, _GUARDED, True)
@@ -44,7 +45,7 @@ def _is_guarded(owner: Any) -> bool:
 
 
 @functools.cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: Any) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
@@ -53,7 +54,9 @@ def _fields(struct: Any) -> dict[str, Any]:
     return {name: getattr(struct, name) for name in names}
 
 
-def create_tokenized_object(original, self, obj, *args, **kwargs):
+def create_tokenized_object(
+    original: Original, self: TokenizerManager, obj: Any, *args: Any, **kwargs: Any
+) -> Any:
     """Around ``TokenizerManager._create_tokenized_object``: ValueError becomes HTTP 400."""
     if config_from(self.server_args) is None:
         return original(self, obj, *args, **kwargs)
@@ -67,7 +70,8 @@ def create_tokenized_object(original, self, obj, *args, **kwargs):
         check_fields({name: v for name, v in given.items() if v is not None}, hints)
         tokenized = original(self, obj, *args, **kwargs)
         request = _fields(tokenized)
-        check_fields(request, _hints(type(tokenized)))
+        kind: Any = type(tokenized)
+        check_fields(request, _hints(kind))
         check_sampling_bounds(_fields(tokenized.sampling_params))
         check_request_bounds(request, self.model_config.vocab_size)
         if isinstance(obj, GenerateReqInput):
@@ -82,7 +86,7 @@ def create_tokenized_object(original, self, obj, *args, **kwargs):
         raise BudgetError(f"the request cannot be read: {error}", "wrong_type") from error
 
 
-def _check_what_becomes_tensors(tokenized, model_config) -> None:
+def _check_what_becomes_tensors(tokenized: Any, model_config: Any) -> None:
     from sglang.srt.managers.embed_types import PositionalEmbeds
 
     if tokenized.input_embeds is not None:
@@ -116,7 +120,7 @@ def _check_processor(text: str | None) -> None:
         ) from error
 
 
-async def one_weight_update(original, self, obj):
+async def one_weight_update(original: Original, self: TokenizerManager, obj: Any) -> Any:
     """Around ``TokenizerManager._wait_for_model_update_from_disk``: one after the other.
 
     While generation is paused SGLang does not see to that: the second takes the first one's place,
@@ -129,7 +133,7 @@ async def one_weight_update(original, self, obj):
         return await original(self, obj)
 
 
-async def pause_generation(original, self, obj):
+async def pause_generation(original: Original, self: TokenizerManager, obj: Any) -> Any:
     """Around ``TokenizerManager.pause_generation``: one after the other, and ``abort`` ends.
 
     ``abort`` waits until nothing runs, and holds the lock that ``continue_generation`` needs. A
@@ -146,7 +150,7 @@ async def pause_generation(original, self, obj):
         return await original(self, obj)
 
 
-def collect_metrics(original, self, *args, **kwargs) -> None:
+def collect_metrics(original: Original, self: TokenizerManager, *args: Any, **kwargs: Any) -> Any:
     """Around ``TokenizerManager.collect_metrics``: a label that nobody declared is not counted.
 
     It is called for every request of every step, so the settings are not read again here.
@@ -157,21 +161,22 @@ def collect_metrics(original, self, *args, **kwargs) -> None:
         return original(self, *args, **kwargs)
 
 
-def handle_generate_request(original, self, recv_req) -> None:
+def handle_generate_request(original: Original, self: Scheduler, recv_req: Any) -> Any:
     """Around ``Scheduler.handle_generate_request``: a request that it cannot take is answered."""
-    if runtime.current() is None:
+    state = runtime.current()
+    if state is None:
         return original(self, recv_req)
     try:
         return original(self, recv_req)
     except Exception as error:
         logger.exception("longflow: request %s could not be taken", recv_req.rid)
-        runtime.current().counters.failed_hooks += 1
+        state.counters.failed_hooks += 1
         self.waiting_queue = [req for req in self.waiting_queue if req.rid != recv_req.rid]
         message = f"the scheduler could not take the request: {type(error).__name__}: {error}"
         send_abort(self, recv_req, HTTPStatus.INTERNAL_SERVER_ERROR, message)
 
 
-def dispatch(original, self, obj) -> Any:
+def dispatch(original: Original, self: Any, obj: Any) -> Any:
     """Around ``TypeBasedDispatcher.__call__``, in the scheduler's process and the HTTP process.
 
     What is no request for tokens is an operator's: weights, profiles, sessions. If it fails in the

@@ -9,6 +9,7 @@ from typing import Any
 from sglang_longflow.core import runtime
 from sglang_longflow.core.counters import RowStats, gauges
 from sglang_longflow.hooks.guard import watching
+from sglang_longflow.hooks.sglang_types import Req, ScheduleBatch, Scheduler
 
 #: Gauges are set at most this often; a step costs nothing in between.
 GAUGE_INTERVAL_S = 1.0
@@ -98,7 +99,7 @@ def count_refusal(reason: str) -> None:
         _refusals().labels(reason=reason).inc()
 
 
-def row_stats(req) -> RowStats:
+def row_stats(req: Req) -> RowStats:
     """A running request in the stats; ``seq_len`` and ``kv_len`` in tokens of stored K/V."""
     row = getattr(req, "longflow_row", None)
     kv_len, tree_tokens = req.kv_committed_len, req.cache_protected_len
@@ -113,7 +114,7 @@ def row_stats(req) -> RowStats:
     )
 
 
-def observe_batch(state: runtime.Runtime, batch) -> None:
+def observe_batch(state: runtime.Runtime, batch: ScheduleBatch) -> None:
     """Before each decode step: totals always, gauges once a second."""
     state.stall.running()
     counters = state.counters
@@ -124,7 +125,7 @@ def observe_batch(state: runtime.Runtime, batch) -> None:
             state.exporter.update(state, [row_stats(req) for req in batch.reqs])
 
 
-def on_idle(result, self) -> None:
+def on_idle(result: None, self: Scheduler) -> None:
     """After ``Scheduler.on_idle``, which is called in each turn of its loop that runs nothing."""
     state = runtime.current()
     if state is None:

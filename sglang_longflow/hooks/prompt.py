@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import accumulate
+from typing import Any
 
 import torch
 
@@ -11,9 +12,10 @@ from sglang_longflow.core.contracts import PrefillView, PromptRow
 from sglang_longflow.core.prompt import chunk_end, max_prefix_tokens
 from sglang_longflow.hooks.guard import blaming
 from sglang_longflow.hooks.request import bounded_row
+from sglang_longflow.hooks.sglang_types import Original, Req, ScheduleBatch
 
 
-def _window(req, prompt_tokens: int) -> int:
+def _window(req: Req, prompt_tokens: int) -> int:
     """Queries at the end of the prompt that must be computed together; 0 where it is not cut."""
     row = bounded_row(req)
     if row is None or not row.budget.must_cut(prompt_tokens):
@@ -21,18 +23,18 @@ def _window(req, prompt_tokens: int) -> int:
     return row.budget.policy.prompt_window_tokens
 
 
-def compute_max_prefix_len(result: int, self, input_len: int) -> int:
+def compute_max_prefix_len(result: int, self: Req, input_len: int) -> int:
     """After ``Req._compute_max_prefix_len``."""
     return max_prefix_tokens(result, input_len, _window(self, input_len))
 
 
-def set_extend_range(original, self, start: int, end: int) -> None:
+def set_extend_range(original: Original, self: Req, start: int, end: int) -> Any:
     """Around ``Req.set_extend_range``."""
     prompt_tokens = len(self.full_untruncated_fill_ids)
     return original(self, start, chunk_end(start, end, prompt_tokens, _window(self, prompt_tokens)))
 
 
-def alloc_for_extend(result, batch) -> None:
+def alloc_for_extend(result: Any, batch: ScheduleBatch) -> None:
     """After ``alloc_for_extend``: note the prompts that end in this batch and are too long."""
     batch.longflow_view = None
     if (state := runtime.current()) is None:
@@ -47,7 +49,7 @@ def alloc_for_extend(result, batch) -> None:
         batch.longflow_view = PrefillView(tuple(rows))
 
 
-def _to_cut(req, query_end: int, batch) -> PromptRow | None:
+def _to_cut(req: Req, query_end: int, batch: ScheduleBatch) -> PromptRow | None:
     """What the backend must know of a prompt that ends in this batch over budget - 1, else None.
 
     Also where `max_new_tokens` is 0 (each `n` > 1 and /v1/score): beside rows that decode, overlap

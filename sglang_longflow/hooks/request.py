@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from http import HTTPStatus
+from typing import Any
 
 from sglang_longflow.core import runtime
 from sglang_longflow.core.admission import prefill_slots, total_tokens
@@ -22,28 +23,29 @@ from sglang_longflow.errors import BudgetError
 from sglang_longflow.hooks import metrics
 from sglang_longflow.hooks.guard import send_abort
 from sglang_longflow.hooks.report import CUSTOMIZED_INFO_KEY, LatestReport
+from sglang_longflow.hooks.sglang_types import Original, Req, Scheduler, TokenizerManager
 from sglang_longflow.settings.config import config_from
 
 logger = logging.getLogger(__name__)
 
 
-def row_of(req) -> KVRow | None:
+def row_of(req: Req) -> KVRow | None:
     """The row of a request, None where the plugin does not manage it."""
     return getattr(req, "longflow_row", None)
 
 
-def bounded_row(req) -> KVRow | None:
+def bounded_row(req: Req) -> KVRow | None:
     """The row of a request that has a budget; None for full KV and unmanaged requests."""
     row = row_of(req)
     return None if row is None or row.budget.is_full else row
 
 
-def longest(req) -> int:
+def longest(req: Req) -> int:
     """Tokens that a request can reach."""
     return total_tokens(len(req.origin_input_ids), req.sampling_params.max_new_tokens)
 
 
-def resident_row(req) -> ResidentRow:
+def resident_row(req: Req) -> ResidentRow:
     """A running request as the accounting of `core` sees it."""
     row = bounded_row(req)
     if row is None:
@@ -61,7 +63,7 @@ def resident_row(req) -> ResidentRow:
     )
 
 
-def validate_one_request(self, obj, input_ids) -> None:
+def validate_one_request(self: TokenizerManager, obj: Any, input_ids: Any) -> None:
     """Before ``TokenizerManager._validate_one_request``: ValueError becomes HTTP 400."""
     config = config_from(self.server_args)
     sampling_params = obj.sampling_params
@@ -97,7 +99,7 @@ def validate_one_request(self, obj, input_ids) -> None:
         raise
 
 
-def init_req_max_new_tokens(original, self, req) -> None:
+def init_req_max_new_tokens(original: Original, self: Scheduler, req: Req) -> Any:
     """Around ``Scheduler.init_req_max_new_tokens``: the first call with the request built.
 
     SGLang bounds prompt + max_new_tokens by the pool; a budgeted request is bounded by the
@@ -136,7 +138,9 @@ def init_req_max_new_tokens(original, self, req) -> None:
     req.customized_info = {CUSTOMIZED_INFO_KEY: LatestReport(req)}
 
 
-def add_request_to_queue(original, self, req, is_retracted=False) -> None:
+def add_request_to_queue(
+    original: Original, self: Scheduler, req: Req, is_retracted: bool = False
+) -> Any:
     """Around ``Scheduler._add_request_to_queue``, through which new and retracted requests pass.
 
     SGLang counts on it that whatever waits can be admitted to an empty server. A row with a budget
@@ -157,7 +161,7 @@ def add_request_to_queue(original, self, req, is_retracted=False) -> None:
     req.time_stats.trace_ctx.abort(abort_info=reason)
 
 
-def _extend_to_context(scheduler, req, wanted: int | None) -> None:
+def _extend_to_context(scheduler: Scheduler, req: Req, wanted: int | None) -> None:
     room = scheduler.model_config.context_len - len(req.origin_input_ids) - 2
     limit = scheduler.max_new_tokens_limit
     if limit is not None and limit > 0:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from sglang_longflow.core import runtime
 
 
-def preprocess_logits(result, self, logits_output, sampling_info) -> None:
+def preprocess_logits(result: Any, self: Any, logits_output: Any, sampling_info: Any) -> None:
     """After ``ModelRunner._preprocess_logits``: in place, without a wait for the device.
 
     A grammar may allow no next token, and with ``min_new_tokens`` every token may be a stop token.
@@ -21,7 +23,7 @@ def preprocess_logits(result, self, logits_output, sampling_info) -> None:
     logits.masked_fill_(hopeless, 0.0)
 
 
-def _can_leave_nothing(sampling_info) -> bool:
+def _can_leave_nothing(sampling_info: Any) -> bool:
     """Whether anything but the model has a say in the logits."""
     penalties = sampling_info.penalizer_orchestrator
     return (
@@ -32,7 +34,9 @@ def _can_leave_nothing(sampling_info) -> bool:
     )
 
 
-def token_ids_logprobs(result, logprobs, token_ids_logprobs_list, stage, *args, **kwargs):
+def token_ids_logprobs(
+    result: Any, logprobs: Any, token_ids_logprobs_list: Any, stage: Any, *args: Any, **kwargs: Any
+) -> Any:
     """After ``get_token_ids_logprobs_raw``: rows that asked for nothing get empty tensors.
 
     SGLang puts lists for them beside the tensors of rows that asked, and its scheduler then ends on

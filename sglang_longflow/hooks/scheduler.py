@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from sglang_longflow.core import runtime
 from sglang_longflow.core.counters import row_capacity
 from sglang_longflow.errors import ConfigError, UnsupportedSetup
 from sglang_longflow.hooks import metrics, verify
+from sglang_longflow.hooks.sglang_types import Original, Scheduler
 from sglang_longflow.settings import compatibility
 
 logger = logging.getLogger(__name__)
 
 
-def init(original, self, server_args, *args, **kwargs) -> None:
+def init(original: Original, self: Scheduler, server_args: Any, *args: Any, **kwargs: Any) -> Any:
     """Around ``Scheduler.__init__``."""
     state = runtime.activate(server_args)
     if state is None:
@@ -42,7 +44,7 @@ def init(original, self, server_args, *args, **kwargs) -> None:
         _warn_if_graphs_end_early(self, state)
 
 
-def _warn_if_graphs_end_early(scheduler, state: runtime.Runtime) -> None:
+def _warn_if_graphs_end_early(scheduler: Scheduler, state: runtime.Runtime) -> None:
     """Warn where more requests fit at the budget than decode CUDA graphs take."""
     runner = scheduler.tp_worker.model_runner.decode_cuda_graph_runner
     rows = row_capacity(scheduler.max_total_num_tokens, state.config.kv_budget)
@@ -56,7 +58,7 @@ def _warn_if_graphs_end_early(scheduler, state: runtime.Runtime) -> None:
         )
 
 
-def _check_pools(scheduler, state: runtime.Runtime) -> None:
+def _check_pools(scheduler: Scheduler, state: runtime.Runtime) -> None:
     from sglang.srt.mem_cache.chunk_cache import ChunkCache
     from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
     from sglang.srt.mem_cache.radix_cache import RadixCache

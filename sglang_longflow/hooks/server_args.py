@@ -9,6 +9,7 @@ from typing import Any
 
 from sglang_longflow.errors import LongFlowError, UnsupportedSetup
 from sglang_longflow.hooks import start_check
+from sglang_longflow.hooks.sglang_types import Original
 from sglang_longflow.settings import compatibility
 from sglang_longflow.settings.config import LongFlowConfig, config_from
 from sglang_longflow.settings.flags import FLAG_NAMES, FLAGS, HIDDEN_FLAGS
@@ -27,7 +28,13 @@ _from_command_line: contextvars.ContextVar[dict[str, Any] | None] = contextvars.
 class _Asked(argparse._StoreAction):
     """A flag of ours on a command line: `start_check` then sees to it that it has an effect."""
 
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
         super().__call__(parser, namespace, values, option_string)
         start_check.expect_settings(option_string or self.dest)
 
@@ -50,7 +57,7 @@ def add_cli_args(result: None, parser: argparse.ArgumentParser) -> None:
             )
 
 
-def from_cli_args(original, cls, args: argparse.Namespace):
+def from_cli_args(original: Original, cls: type, args: argparse.Namespace) -> Any:
     values = {name: getattr(args, name) for name in FLAG_NAMES if hasattr(args, name)}
     token = _from_command_line.set(values)
     try:
@@ -74,7 +81,7 @@ def _refuse_lost(values: dict[str, Any], settings: Any) -> None:
             )
 
 
-def init(original, self, *args, **kwargs):
+def init(original: Original, self: Any, *args: Any, **kwargs: Any) -> None:
     values = {flag.name: flag.default for flag in (*FLAGS, *HIDDEN_FLAGS)}
     values.update(_from_command_line.get() or {})
     values.update({name: kwargs.pop(name) for name in FLAG_NAMES if name in kwargs})
@@ -89,7 +96,7 @@ def init(original, self, *args, **kwargs):
         )
 
 
-def post_init(original, self) -> None:
+def post_init(original: Original, self: Any) -> Any:
     config = config_from(self)
     if config is None:
         return original(self)
@@ -121,7 +128,7 @@ def _refuse_rust_server() -> None:
         )
 
 
-def _refuse_unresolved(settings, config: LongFlowConfig) -> None:
+def _refuse_unresolved(settings: Any, config: LongFlowConfig) -> None:
     """Settings that ``__post_init__`` left open were not worth judging."""
     if settings.device is None and settings.model_path.lower() not in ("none", "dummy"):
         raise UnsupportedSetup(

@@ -13,6 +13,8 @@ Region map of a bounded row in ``req_to_token[req_pool_idx]``:
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from sglang.srt.mem_cache.allocation import alloc_token_slots
@@ -25,11 +27,12 @@ from sglang_longflow.core.slots import StepPlan, plan_step, retraction_order, sl
 from sglang_longflow.hooks import metrics
 from sglang_longflow.hooks.guard import blaming, end_request
 from sglang_longflow.hooks.request import bounded_row, resident_row, row_of
+from sglang_longflow.hooks.sglang_types import Original, Req, ScheduleBatch
 
 logger = logging.getLogger(__name__)
 
 
-def _read(reqs) -> dict[int, ResidentRow]:
+def _read(reqs: Sequence[Req]) -> dict[int, ResidentRow]:
     """The rows of `reqs` that may still take or return slots, by their place in the batch.
 
     A request whose row cannot be read ends; in the step that is left to it, it takes a slot.
@@ -44,7 +47,7 @@ def _read(reqs) -> dict[int, ResidentRow]:
     return rows
 
 
-def _is_settled(req) -> bool:
+def _is_settled(req: Req) -> bool:
     """Whether a request owns its slots: it overwrites from now on, and takes and returns none.
 
     Almost all rows are, in almost all steps, so they are not looked at any further.
@@ -53,7 +56,9 @@ def _is_settled(req) -> bool:
     return row is not None and row.owned
 
 
-def new_tokens_required_next_decode(original, self, selected_indices=None):
+def new_tokens_required_next_decode(
+    original: Original, self: ScheduleBatch, selected_indices: Sequence[int] | None = None
+) -> Any:
     """Around ``ScheduleBatch.new_tokens_required_next_decode``."""
     if runtime.current() is None:
         return original(self, selected_indices)
@@ -63,27 +68,29 @@ def new_tokens_required_next_decode(original, self, selected_indices=None):
     return slots_required(list(_read(reqs).values()))
 
 
-def get_decode_retraction_order(order, reqs, server_args):
+def get_decode_retraction_order(
+    order: list[int], reqs: Sequence[Req], server_args: Any
+) -> list[int]:
     """After ``ScheduleBatch._get_decode_retraction_order``: budgeted rows are kept longest."""
     if runtime.current() is None:
         return order
     return retraction_order(order, [bounded_row(req) is not None for req in reqs])
 
 
-def reset_for_retract(result, self) -> None:
+def reset_for_retract(result: None, self: Req) -> None:
     """After ``Req.reset_for_retract``."""
     row = row_of(self)
     if row is None:
         return
     was_owned = row.owned
     row.reset()
-    if not row.budget.is_full:
-        runtime.current().counters.retracted_budgeted_rows += 1
+    if not row.budget.is_full and (state := runtime.current()) is not None:
+        state.counters.retracted_budgeted_rows += 1
     if was_owned:
         self.skip_radix_cache_insert = False
 
 
-def alloc_for_decode(original, batch, token_per_req):
+def alloc_for_decode(original: Original, batch: ScheduleBatch, token_per_req: int) -> Any:
     """Around ``alloc_for_decode``: [bs] int64 pool slots; 0, SGLang's padding slot, for full rows.
 
     Mutates ``req_to_token``, the requests' lengths and the tree's locks, and leaves the step's
@@ -112,9 +119,7 @@ def alloc_for_decode(original, batch, token_per_req):
     ]
     _record_step(batch, managed, plan)
     state.counters.overwritten_tokens += plan.overwritten_tokens
-    state.counters.cut_tokens += sum(
-        row_of(batch.reqs[i]).cut_tokens for i, step in plan.owners.items() if step is Step.CUT
-    )
+    state.counters.cut_tokens += plan.cut_tokens
     out_cache_loc = _write_appended(batch, plan.appends, taken)
     batch.longflow_view = DecodeView(
         plan.kv_lens, plan.overwrite, plan.fresh, plan.full_rows, moves
@@ -123,13 +128,14 @@ def alloc_for_decode(original, batch, token_per_req):
     return out_cache_loc
 
 
-def _record_step(batch, managed: list[KVRow | None], plan: StepPlan) -> None:
+def _record_step(batch: ScheduleBatch, managed: list[KVRow | None], plan: StepPlan) -> None:
     """Lengths and counts of the requests after a step; SGLang adds 1 to each committed length."""
     steps = zip(batch.reqs, managed, plan.kv_lens, plan.overwrite, plan.fresh, strict=True)
     for req, row, kv_len, overwrites, is_cut in steps:
         if not overwrites:
             req.kv.kv_allocated_len += 1
             continue
+        assert row is not None
         req.kv_committed_len = kv_len - 1  # a full row does not grow
         if is_cut:
             req.kv.kv_allocated_len = kv_len
@@ -138,18 +144,21 @@ def _record_step(batch, managed: list[KVRow | None], plan: StepPlan) -> None:
         else:
             row.overwritten_tokens += 1
     for i in plan.bounded:
-        managed[i].decode_steps += 1
+        row = managed[i]
+        assert row is not None
+        row.decode_steps += 1
 
 
-def _pick_where_nobody_did(batch, rows: dict[int, ResidentRow]) -> None:
+def _pick_where_nobody_did(batch: ScheduleBatch, rows: dict[int, ResidentRow]) -> None:
     """A row to cut that no prefill has picked for keeps its newest tokens, and ends with an error.
 
     Nothing leads here that we know of. What does must not leave a row over its budget.
     """
     for i, row in rows.items():
-        if not row.lacks_pick:
-            continue
         req, budget = batch.reqs[i], row.budget
+        managed = row_of(req)
+        if not row.lacks_pick or budget is None or managed is None:
+            continue
         logger.error(
             "longflow: request %s, which ends: %d tokens in a row of %d, and no prefill picked",
             req.rid,
@@ -162,13 +171,12 @@ def _pick_where_nobody_did(batch, rows: dict[int, ResidentRow]) -> None:
             f"no prefill had picked those that stay",
         )
         keep = torch.arange(row.kv_len - budget.tokens + 1, row.kv_len, device=batch.device)
-        managed = row_of(req)
         managed.prompt_keep = keep.expand(batch.model_config.num_hidden_layers, -1)
         managed.cut_tokens = row.kv_len - budget.tokens + 1
         rows[i] = resident_row(req)
 
 
-def _insert_prompts(batch, rows: dict[int, ResidentRow]) -> None:
+def _insert_prompts(batch: ScheduleBatch, rows: dict[int, ResidentRow]) -> None:
     """Leave prompts that are about to be cut in the radix tree, whole, for later requests.
 
     SGLang does it when it processes the prefill's result, which under overlap scheduling comes
@@ -182,7 +190,7 @@ def _insert_prompts(batch, rows: dict[int, ResidentRow]) -> None:
             rows[i] = resident_row(batch.reqs[i])
 
 
-def _give_back(batch, req, row: ResidentRow) -> torch.Tensor:
+def _give_back(batch: ScheduleBatch, req: Req, row: ResidentRow) -> torch.Tensor:
     """Turn a row into an owner: its tree nodes (or old slots) may be evicted from here on.
 
     Returns the pool slots [n] int64 that hold what the row must keep.
@@ -199,21 +207,28 @@ def _give_back(batch, req, row: ResidentRow) -> torch.Tensor:
     req.prefix_indices = req.prefix_indices[:0]
     # From now on its tokens do not describe its slots: nothing of it may enter the tree.
     req.skip_radix_cache_insert = True
-    row_of(req).owned = True
+    managed = row_of(req)
+    assert managed is not None
+    managed.owned = True
     return source
 
 
-def _move(batch, req, step: Step, source: torch.Tensor, slots: torch.Tensor) -> RowMove:
+def _move(
+    batch: ScheduleBatch, req: Req, step: Step, source: torch.Tensor, slots: torch.Tensor
+) -> RowMove:
     """Write a new owner's slots to its row; returns what is to be copied into them."""
     place = (req.req_pool_idx, slice(0, len(slots)))
     batch.req_to_token_pool.write(place, slots.to(torch.int32))
     row = row_of(req)
     if step is Step.CUT:
+        assert row is not None
         return RowMove(source, slots[: row.budget.tokens - 1], row.prompt_keep)
     return RowMove(source, slots)
 
 
-def _write_appended(batch, offsets: dict[int, int], taken: torch.Tensor) -> torch.Tensor:
+def _write_appended(
+    batch: ScheduleBatch, offsets: dict[int, int], taken: torch.Tensor
+) -> torch.Tensor:
     """Write appended slots, ``taken[offsets[i]]`` for row i; returns the ``out_cache_loc``."""
     out_cache_loc = torch.zeros(len(batch.reqs), dtype=torch.int64, device=taken.device)
     if not offsets:

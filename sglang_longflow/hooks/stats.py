@@ -9,6 +9,7 @@ from typing import Any
 from sglang_longflow.core import runtime
 from sglang_longflow.hooks.metrics import row_stats
 from sglang_longflow.hooks.request import bounded_row
+from sglang_longflow.hooks.sglang_types import Original, Req, Scheduler
 
 #: The request id of our own question. SGLang's answer dumps every server argument first, which
 #: takes a millisecond on a busy CPU, and nobody reads it there.
@@ -17,7 +18,7 @@ OUR_QUESTION = "longflow"
 QUEUE_SHOWN = 20
 
 
-def get_internal_state(original, self, recv_req):
+def get_internal_state(original: Original, self: Scheduler, recv_req: Any) -> Any:
     """Around ``Scheduler.get_internal_state``: adds the key ``longflow``."""
     state = runtime.current()
     if state is None:
@@ -31,7 +32,7 @@ def get_internal_state(original, self, recv_req):
     return answer
 
 
-def snapshot(scheduler, state: runtime.Runtime) -> dict[str, Any]:
+def snapshot(scheduler: Scheduler, state: runtime.Runtime) -> dict[str, Any]:
     """Lengths and owners, no text; `monitor.snapshots.merge` makes the answer of it.
 
     The scheduler does nothing else meanwhile: names and sums are left to the HTTP process.
@@ -59,7 +60,7 @@ def snapshot(scheduler, state: runtime.Runtime) -> dict[str, Any]:
     }
 
 
-def _in_prefill(scheduler, live: list) -> list:
+def _in_prefill(scheduler: Scheduler, live: list[Req]) -> list[Req]:
     """Requests that hold slots and do not decode yet."""
     last = scheduler.last_batch
     found = last.reqs if last is not None and last.forward_mode.is_extend() else []
@@ -68,12 +69,12 @@ def _in_prefill(scheduler, live: list) -> list:
     return [r for i, r in found.items() if i not in known and r.kv is not None and not r.finished()]
 
 
-def _prefilling(req) -> dict[str, Any]:
+def _prefilling(req: Req) -> dict[str, Any]:
     own = req.kv.kv_allocated_len - req.cache_protected_len
     return {"rid": req.rid, "prompt_tokens": len(req.origin_input_ids), "own_tokens": own}
 
 
-def _waiting(req) -> dict[str, Any]:
+def _waiting(req: Req) -> dict[str, Any]:
     row, since = bounded_row(req), req.time_stats.wait_queue_entry_time
     return {
         "rid": req.rid,
@@ -84,7 +85,7 @@ def _waiting(req) -> dict[str, Any]:
     }
 
 
-def _settings(scheduler, state: runtime.Runtime) -> dict[str, Any]:
+def _settings(scheduler: Scheduler, state: runtime.Runtime) -> dict[str, Any]:
     runner, config = scheduler.tp_worker.model_runner, state.config
     kv_pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
     device_name, device_memory_bytes = str(runner.device), None

@@ -217,7 +217,7 @@ def test_a_step_of_every_kind_side_by_side():
     assert plan.kv_lens == [20, 20, 901, 30, 10, 6, 20]
     assert plan.overwrite == [True, False, False, True, True, False, True]
     assert plan.fresh == [False, False, False, False, True, False, False]
-    assert plan.overwritten_tokens == 3
+    assert plan.overwritten_tokens == 3 and plan.cut_tokens == 41
     found = [(f.batch_index, f.overwrites, f.decode_steps, f.was_cut) for f in plan.full_rows]
     assert found == [(0, 8, 10, False), (1, 0, 3, False), (3, 1, 4, False), (4, 0, 1, True),
                      (6, 1, 2, False)]  # fmt: skip

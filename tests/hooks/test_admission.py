@@ -148,7 +148,7 @@ def test_a_keeper_reserves_hit_tokens_that_someone_else_holds(locks, need):
 
     tree = Tree()
     req = Request(40, 20, 100, Node(30, tree.root_node, locks), hit=30)
-    assert admission._need(req, lock_held=False) == need
+    assert admission._need(req, req.longflow_row.budget, lock_held=False) == need
 
 
 def test_embeddings_and_tokens_are_not_prefilled_in_one_batch(monkeypatch):

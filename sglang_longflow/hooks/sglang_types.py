@@ -1,0 +1,114 @@
+"""The parts of SGLang's objects that the hooks read and write; mypy does not follow SGLang.
+
+What a hook only hands on is ``Any``. Attributes that begin with ``longflow_`` are ours: SGLang's
+objects carry them from one hook to another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from sglang_longflow.core.contracts import DecodeView, KVRow, PrefillView
+from sglang_longflow.core.rows import TreeNode
+
+#: SGLang's own function, as an "around" hook is given it.
+Original = Callable[..., Any]
+
+
+class SamplingParams(Protocol):
+    max_new_tokens: int
+    min_new_tokens: int
+    custom_params: Any  # as the client sent it
+
+
+class Req(Protocol):
+    """``schedule_batch.Req``: one request in the scheduler."""
+
+    rid: str
+    origin_input_ids: Sequence[int]
+    output_ids: Sequence[int]
+    output_ids_through_stop: Sequence[int]
+    full_untruncated_fill_ids: Sequence[int]
+    extend_range: Any  # start, end
+    prefix_indices: torch.Tensor
+    sampling_params: SamplingParams
+    last_node: TreeNode | None
+    kv: Any  # kv_allocated_len; None before the prefill
+    kv_committed_len: int
+    cache_protected_len: int
+    req_pool_idx: int
+    skip_radix_cache_insert: bool
+    is_retracted: bool
+    customized_info: dict[str, Any] | None
+    to_finish: Any
+    time_stats: Any
+    longflow_row: KVRow | None
+
+    def finished(self) -> bool: ...
+
+    def set_finish_with_abort(self, message: str) -> None: ...
+
+
+class ScheduleBatch(Protocol):
+    reqs: list[Req]
+    extend_lens: list[int]
+    req_pool_indices: torch.Tensor
+    seq_lens: torch.Tensor
+    req_to_token_pool: Any
+    tree_cache: Any
+    model_config: Any
+    device: str
+    batch_is_full: bool
+    longflow_view: DecodeView | PrefillView | None
+
+    def is_empty(self) -> bool: ...
+
+
+class PrefillAdder(Protocol):
+    """``schedule_policy.PrefillAdder``: one admission pass."""
+
+    running_batch: ScheduleBatch | None
+    can_run_list: list[Req]
+    rem_chunk_tokens: int | None
+    rem_total_tokens: int
+    rem_total_token_offset: int
+
+    def budget_state(self) -> Any: ...
+
+    def _lock_node(self, node: TreeNode | None) -> Any: ...
+
+
+class Scheduler(Protocol):
+    running_batch: ScheduleBatch
+    last_batch: Any
+    chunked_req: Req | None
+    waiting_queue: list[Req]
+    tree_cache: Any
+    token_to_kv_pool_allocator: Any
+    tp_worker: Any
+    model_config: Any
+    ps: Any
+    ipc_channels: Any
+    enable_overlap: bool
+    max_new_tokens_limit: int | None
+    max_queued_requests: int | None
+    max_running_requests: int
+    max_total_num_tokens: int
+    _engine_paused: bool
+
+
+class TokenizerManager(Protocol):
+    """``tokenizer_manager.TokenizerManager``: what the HTTP process or an engine sends through."""
+
+    server_args: Any
+    model_config: Any
+    sampling_params_class: Any
+    server_status: Any
+    gracefully_exit: bool
+    is_pause: bool
+    _result_dispatcher: Any
+
+    async def _async_dispatch_to_scheduler(self, obj: Any) -> None: ...
