@@ -16,6 +16,7 @@ from sglang_longflow.backend.moves import copy_moved_kv
 from sglang_longflow.backend.policy_memory import PolicyMemory
 from sglang_longflow.backend.prefill_plan import PrefillPlan
 from sglang_longflow.backend.prompt_cut import PromptCut
+from sglang_longflow.backend.sglang_types import AttentionLayer, ForwardBatch, ModelRunner
 from sglang_longflow.backend.victim_state import DecodeState
 from sglang_longflow.core.contracts import DecodeView, PrefillView, PromptRow
 from sglang_longflow.core.counters import row_capacity
@@ -34,7 +35,7 @@ _LAYER_RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 )
 
 
-def refuse_layer(layer) -> None:
+def refuse_layer(layer: AttentionLayer) -> None:
     """Raise UnsupportedSetup where a layer's attention is not the one that rows are scored by."""
     for name, is_fine, what in _LAYER_RULES:
         if not is_fine(getattr(layer, name, None)):
@@ -44,7 +45,7 @@ def refuse_layer(layer) -> None:
             )
 
 
-def refuse_keywords(layer, kwargs: dict[str, Any]) -> None:
+def refuse_keywords(layer: AttentionLayer, kwargs: dict[str, Any]) -> None:
     """No model that a KV budget takes passes anything beside q, k and v.
 
     What others pass (``sinks`` of gpt-oss, ``slopes`` of ALiBi, MLA's halves) changes what
@@ -73,7 +74,7 @@ class LongFlowAttnBackend(AttentionBackend):
       the next one, on the device.
     """
 
-    def __init__(self, inner: AttentionBackend, model_runner, runtime: Runtime):
+    def __init__(self, inner: AttentionBackend, model_runner: ModelRunner, runtime: Runtime):
         super().__init__()
         config = runtime.config
         self.inner = inner
@@ -81,7 +82,7 @@ class LongFlowAttnBackend(AttentionBackend):
         self.req_to_token_pool = model_runner.req_to_token_pool
         self.token_to_kv_pool = model_runner.token_to_kv_pool
         self.num_layers = model_runner.model_config.num_hidden_layers
-        self._judged_layers: set[int] = set()
+        self._checked_layers: set[int] = set()
         num_rows, row_slots = self.req_to_token_pool.req_to_token.shape
         device = self.req_to_token_pool.req_to_token.device
         self.fused = config.uses_fused_decode
@@ -131,7 +132,7 @@ class LongFlowAttnBackend(AttentionBackend):
             self._prepare_prefill = PrefillPlan(inner).prepare
 
     @staticmethod
-    def _set_graph_batch_sizes(model_runner, budget: int) -> None:
+    def _set_graph_batch_sizes(model_runner: ModelRunner, budget: int) -> None:
         """Have decode CUDA graphs captured for every batch that fits the pool at the budget."""
         graphs = model_runner.server_args.cuda_graph_config.decode
         rows = row_capacity(model_runner.max_total_num_tokens, budget)
@@ -139,7 +140,7 @@ class LongFlowAttnBackend(AttentionBackend):
             graphs.bs = graph_batch_sizes(graphs.bs, rows)
             graphs.max_bs = graphs.bs[-1]
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["inner"], name)
 
     # What the base class defines, and the inner backend may override.
@@ -147,40 +148,44 @@ class LongFlowAttnBackend(AttentionBackend):
     def needs_cpu_seq_lens(self) -> bool:
         return True
 
-    def support_triton(self):
-        return self.inner.support_triton()
+    def support_triton(self) -> bool:
+        return bool(self.inner.support_triton())
 
-    def get_cuda_graph_seq_len_fill_value(self):
+    def get_cuda_graph_seq_len_fill_value(self) -> Any:
         return self.inner.get_cuda_graph_seq_len_fill_value()
 
-    def get_indexer_metadata(self, layer_id, forward_batch):
+    def get_indexer_metadata(self, layer_id: int, forward_batch: ForwardBatch) -> Any:
         return self.inner.get_indexer_metadata(layer_id, forward_batch)
 
     # preparation of a step
 
-    def init_forward_metadata(self, forward_batch):
+    def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         view = self.runtime.take_view(forward_batch.rids)
         self.prompt_cut.begin(view.rows if isinstance(view, PrefillView) else ())
         if not forward_batch.forward_mode.is_decode():
             self._prepare_prefill(forward_batch)
             return
+        assert not isinstance(view, PrefillView)  # a decode batch brings its own
         self._begin_moved_rows(forward_batch.req_pool_indices, view)
         self.decode.begin(forward_batch, view)
 
-    def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int):
+    def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
         self.decode.init_cuda_graph_state(max_bs)
         self._record_state_bytes()
 
     def _record_state_bytes(self) -> None:
         self.runtime.device_state_bytes = self.state.state_bytes + self.decode.nbytes
 
-    def init_forward_metadata_out_graph(self, forward_batch, in_capture: bool = False):
+    def init_forward_metadata_out_graph(
+        self, forward_batch: ForwardBatch, in_capture: bool = False
+    ) -> None:
         """Before a decode graph is captured or replayed; nothing else has graphs with a budget."""
         if not forward_batch.forward_mode.is_decode():
             raise RuntimeError(
                 f"longflow: a CUDA graph of {forward_batch.forward_mode} is not supported with a "
                 f"KV budget"
             )
+        assert isinstance(self.decode, FusedDecode)  # the reference decode has no graphs
         if in_capture:
             self.decode.begin_capture(forward_batch.batch_size)
             return
@@ -200,19 +205,37 @@ class LongFlowAttnBackend(AttentionBackend):
 
     # one layer of a step
 
-    def _judge(self, layer, kwargs: dict[str, Any]) -> None:
+    def _check(self, layer: AttentionLayer, kwargs: dict[str, Any]) -> None:
         if kwargs:
             refuse_keywords(layer, kwargs)
-        if layer.layer_id not in self._judged_layers:
+        if layer.layer_id not in self._checked_layers:
             refuse_layer(layer)
-            self._judged_layers.add(layer.layer_id)
+            self._checked_layers.add(layer.layer_id)
 
-    def forward_decode(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
-        self._judge(layer, kwargs)
+    def forward_decode(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: AttentionLayer,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool = True,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        self._check(layer, kwargs)
         return self.decode.forward(q, k, v, layer, forward_batch, save_kv_cache)
 
-    def forward_extend(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
-        self._judge(layer, kwargs)
+    def forward_extend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
+        layer: AttentionLayer,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool = True,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        self._check(layer, kwargs)
         out = self.inner.forward_extend(q, k, v, layer, forward_batch, save_kv_cache)
         if self.prompt_cut.rows and k is not None:
             queries = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
@@ -222,7 +245,9 @@ class LongFlowAttnBackend(AttentionBackend):
                     self._record_prompt_queries(row, queries, layer)
         return out
 
-    def _record_prompt_queries(self, row: PromptRow, queries: torch.Tensor, layer) -> None:
+    def _record_prompt_queries(
+        self, row: PromptRow, queries: torch.Tensor, layer: AttentionLayer
+    ) -> None:
         window = self.memory.needs.query_window
         last = torch.arange(row.prompt_tokens - window, row.prompt_tokens, device=queries.device)
         rows = torch.full_like(last, row.req_pool_idx)

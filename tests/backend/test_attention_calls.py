@@ -24,7 +24,7 @@ def backend():
     made.inner = SimpleNamespace(forward_extend=note)
     made.decode = SimpleNamespace(forward=note)
     made.prompt_cut = SimpleNamespace(rows=())
-    made._judged_layers = set()
+    made._checked_layers = set()
     made.calls = calls
     return made
 
