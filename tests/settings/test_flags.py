@@ -28,6 +28,7 @@ def test_the_table_of_policies_is_that_of_their_classes():
     assert found[DEFAULT_POLICY] == MIN_BUDGET_TOKENS
 
 
+@pytest.mark.sglang
 @pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.name)
 def test_serve_reads_each_flag_as_its_table_says(flag):
     value = {"int": "96", "str": "tova", "flag": None}[flag.kind]
@@ -36,6 +37,7 @@ def test_serve_reads_each_flag_as_its_table_says(flag):
     assert found == argparse.Namespace(**{flag.name: True if value is None else flag.type(value)})
 
 
+@pytest.mark.sglang
 def test_hidden_flags_are_declared_and_are_no_operators():
     (hidden,) = HIDDEN_FLAGS
     assert hidden.name == "kv_graphs_cover_rows" and hidden.default is False

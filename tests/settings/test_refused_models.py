@@ -99,7 +99,9 @@ def folder_of(tmp_path, config) -> str:
 
 
 @pytest.mark.parametrize(("changes", "words"), REFUSED)
-def test_what_is_refused_is_refused_by_all_four_alike(tmp_path, monkeypatch, changes, words):
+def test_what_is_refused_is_refused_by_planner_serve_and_server_alike(
+    tmp_path, monkeypatch, changes, words
+):
     config = {**LLAMA, **changes}
     conflict = model_conflict(config)
     assert conflict.startswith(f"model_type={config['model_type']!r}: {words}")
@@ -107,8 +109,6 @@ def test_what_is_refused_is_refused_by_all_four_alike(tmp_path, monkeypatch, cha
     with pytest.raises(PlanError) as error:
         load_geometry(folder)
     assert str(error.value) == f"config.json: {conflict}"
-    (check,) = check_server_arguments(["--model-path", folder, "--kv-budget", "64"])
-    assert (check.status, check.detail, check.fix) == ("fail", conflict, FIX)
     assert check_settings({"model_path": folder, "kv_budget": 64})["conflicts"] == [
         f"{conflict}; {FIX}"
     ]
@@ -117,15 +117,26 @@ def test_what_is_refused_is_refused_by_all_four_alike(tmp_path, monkeypatch, cha
 
 
 @pytest.mark.parametrize("changes", TAKEN)
-def test_what_is_taken_is_taken_by_all_four(tmp_path, monkeypatch, changes):
+def test_what_is_taken_is_taken_by_planner_serve_and_server(tmp_path, monkeypatch, changes):
     config = {**LLAMA, **changes}
     assert model_conflict(config) is None
     folder = folder_of(tmp_path, config)
     assert load_geometry(folder).layers == 2
-    (check,) = check_server_arguments(["--model-path", folder, "--kv-budget", "64"])
-    assert check.status == "ok"
     assert check_settings({"model_path": folder, "kv_budget": 64})["conflicts"] == []
     assert server_says(monkeypatch, config) == ""
+
+
+@pytest.mark.sglang
+@pytest.mark.parametrize("changes", [*(changes for changes, _ in REFUSED), *TAKEN])
+def test_doctor_says_the_same(tmp_path, changes):
+    """It reads the names of server arguments from SGLang's source."""
+    config = {**LLAMA, **changes}
+    words = ["--model-path", folder_of(tmp_path, config), "--kv-budget", "64"]
+    (check,) = check_server_arguments(words)
+    if conflict := model_conflict(config):
+        assert (check.status, check.detail, check.fix) == ("fail", conflict, FIX)
+    else:
+        assert check.status == "ok"
 
 
 @pytest.mark.parametrize(
