@@ -80,7 +80,7 @@ def plan_step(managed: Sequence[KVRow | None], unsettled: Mapping[int, ResidentR
         The row of each request; None where the plugin does not manage it.
     unsettled : mapping of int to ResidentRow
         By place in the batch, the rows that may still take or return slots: all that do not own
-        theirs. The others overwrite.
+        theirs. The others overwrite, and are full.
     """
     taken = cut_tokens = 0
     appends: dict[int, int] = {}
@@ -93,31 +93,35 @@ def plan_step(managed: Sequence[KVRow | None], unsettled: Mapping[int, ResidentR
     full_rows: list[FullRow] = []
     for i, row in enumerate(managed):
         resident = unsettled.get(i)
-        step = Step.OVERWRITE if resident is None else resident.step
+        if resident is None:  # almost all rows in almost all steps
+            assert row is not None
+            bounded.append(i)
+            kv_lens.append(row.budget.tokens)
+            overwrite.append(True)
+            fresh.append(False)
+            full_rows.append(_full(i, row, overwrites=1))
+            continue
+        step = resident.step
         if step is Step.APPEND:
-            assert resident is not None
             kv_len = resident.kv_len + 1
             appends[i] = taken
             taken += 1
         else:
             assert row is not None
             kv_len = row.budget.tokens
+            owners[i] = step
             cut_tokens += row.cut_tokens if step is Step.CUT else 0
-            if resident is not None and step is not Step.OVERWRITE:
-                owners[i] = step
-                if new := resident.new_slots:
-                    moves[i] = slice(taken, taken + new)
-                    taken += new
+            if new := resident.new_slots:
+                moves[i] = slice(taken, taken + new)
+                taken += new
         kv_lens.append(kv_len)
         overwrite.append(step is not Step.APPEND)
         fresh.append(step is Step.CUT)
-        if row is None or row.budget.is_full or (resident is not None and resident.budget is None):
+        if row is None or row.budget.is_full or resident.budget is None:
             continue
         bounded.append(i)
         if kv_len == row.budget.tokens:
-            overwrites = row.overwritten_tokens + (step in (Step.OVERWRITE, Step.OWN))
-            steps = row.decode_steps + 1
-            full_rows.append(FullRow(i, row.budget, overwrites, steps, row.cut_tokens > 0))
+            full_rows.append(_full(i, row, overwrites=int(step is Step.OWN)))
     return StepPlan(
         taken_slots=taken,
         appends=appends,
@@ -129,6 +133,17 @@ def plan_step(managed: Sequence[KVRow | None], unsettled: Mapping[int, ResidentR
         fresh=fresh,
         full_rows=full_rows,
         cut_tokens=cut_tokens,
+    )
+
+
+def _full(index: int, row: KVRow, overwrites: int) -> FullRow:
+    """A row that is full after the step, with this step's counts."""
+    return FullRow(
+        index,
+        row.budget,
+        row.overwritten_tokens + overwrites,
+        row.decode_steps + 1,
+        row.cut_tokens > 0,
     )
 
 

@@ -98,15 +98,16 @@ def alloc_for_decode(original: Original, batch: ScheduleBatch, token_per_req: in
     """
     batch.longflow_view = None
     state = runtime.current()
-    if state is None or not any(bounded_row(req) for req in batch.reqs):
-        if state is not None:
-            metrics.observe_batch(state, batch)
+    if state is None:
+        return original(batch, token_per_req)
+    managed = [row_of(req) for req in batch.reqs]
+    if all(row is None or row.budget.is_full for row in managed):
+        metrics.observe_batch(state, batch)
         return original(batch, token_per_req)
 
     rows = _read(batch.reqs)
     _pick_where_nobody_did(batch, rows)
     _insert_prompts(batch, rows)
-    managed = [row_of(req) for req in batch.reqs]
     plan = plan_step(managed, rows)
     # Give back first, take afterwards: a node that no one else holds can be evicted to make room
     # for its own copy, which is safe because the backend reads every source slot of the step
