@@ -26,8 +26,8 @@ PATCHES_HEAD = """
 ## Patches
 
 What the package replaces by itself, because SGLang's registry cannot wrap it: functions of other
-libraries, a method of one object, or a method for the length of a start. At start-up `verify`
-checks that each target is there, with the parameters that the replacement knows.
+libraries, a method of one object, or a method for the length of a start. Once a scheduler has made
+its parts, `verify` checks that each target is there, with the parameters the replacement knows.
 
 | Target | Device | Replaced by | Why | Remove when |
 | --- | --- | --- | --- | --- |

@@ -24,6 +24,7 @@ def init(original: Original, self: Scheduler, server_args: Any, *args: Any, **kw
     compatibility.refuse_flags(server_args)
     verify.require_all()
     original(self, server_args, *args, **kwargs)
+    verify.require_patches()
     _check_pools(self, state)
     if server_args.enable_metrics and self.ps.tp_rank == 0:
         capacity = row_capacity(

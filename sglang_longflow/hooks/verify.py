@@ -12,6 +12,7 @@ import contextlib
 import importlib.util
 import inspect
 import pkgutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -78,10 +79,14 @@ def check_all(*, applied: bool = True) -> list[HookStatus]:
     return [check_hook(hook, applied=applied) for hook in MANIFEST]
 
 
-def check_patches() -> list[HookStatus]:
+def check_patches(*, load: bool = False) -> list[HookStatus]:
     """Check that what the patches made on this machine replace is there, as expected.
 
-    A library that is not installed is not patched.
+    Parameters
+    ----------
+    load : bool
+        Look into installed libraries that this process has not imported too. A server does not:
+        nothing is replaced in them, and FlashInfer would take memory of the GPU.
     """
     import torch
 
@@ -89,8 +94,19 @@ def check_patches() -> list[HookStatus]:
     return [
         check_patch(patch)
         for patch in PATCHES
-        if patch.device in here and importlib.util.find_spec(patch.target.split(".")[0])
+        if patch.device in here and (_is_installed(patch) if load else _is_loaded(patch))
     ]
+
+
+def _is_loaded(patch: Patch) -> bool:
+    words = patch.target.split(".")[:-1]
+    return (
+        ".".join(word for word in words if not word[0].isupper()) in sys.modules
+    )  # less the class
+
+
+def _is_installed(patch: Patch) -> bool:
+    return importlib.util.find_spec(patch.target.partition(".")[0]) is not None
 
 
 def check_patch(patch: Patch) -> HookStatus:
@@ -113,6 +129,16 @@ def require_all() -> None:
     broken = [status for status in check_all() if status.problem]
     if broken:
         raise HookNotApplied(f"{len(broken)} hook(s) did not land: {_details(broken)}")
+
+
+def require_patches() -> None:
+    """Stop a scheduler that has replaced what was not as expected, once all its parts are made.
+
+    Raises
+    ------
+    HookNotApplied
+        Names each target and what is wrong with it.
+    """
     broken = [status for status in check_patches() if status.problem]
     if broken:
         raise HookNotApplied(f"{len(broken)} patch(es) have no place: {_details(broken)}")

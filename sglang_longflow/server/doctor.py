@@ -187,7 +187,7 @@ def check_hooks() -> list[Check]:
 
         load_plugins()
         after = verify.check_all(applied=True)
-        patches = verify.check_patches()
+        patches = verify.check_patches(load=True)
         reason = telling()
     broken = [status for status in before if status.problem]
     if not broken:
