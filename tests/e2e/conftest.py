@@ -8,6 +8,17 @@ from pathlib import Path
 import pytest
 
 
+@pytest.fixture(scope="module", autouse=True)
+def starts(request):
+    """Servers, whoever starts them, import SGLang once; with REAL_START in a module they do not."""
+    import harness
+
+    with harness.environment(
+        **harness.fast_start(not getattr(request.module, "REAL_START", False))
+    ):
+        yield
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct, from LONGFLOW_TEST_MODEL or prepared once in the cache."""

@@ -13,6 +13,7 @@ import broken_sglang
 import harness
 
 pytestmark = pytest.mark.e2e
+REAL_START = True
 ROOT = Path(__file__).parents[2]
 
 

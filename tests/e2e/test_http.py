@@ -13,6 +13,7 @@ import pytest
 import harness
 
 pytestmark = pytest.mark.e2e
+REAL_START = True
 LONG = " ".join(f"Box {i} holds {i * 7 % 13} apples." for i in range(40))
 
 

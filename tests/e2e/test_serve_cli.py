@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.e2e
+REAL_START = True
 START_S = 300
 
 
