@@ -6,6 +6,7 @@ import os
 import random
 import re
 import sys
+import traceback
 from importlib.abc import MetaPathFinder
 from importlib.machinery import PathFinder
 
@@ -46,12 +47,14 @@ class Refused(MetaPathFinder):
     """Refuses SGLang, and remembers it: code under test may catch what it gets."""
 
     def __init__(self):
-        self.asked = 0
+        self.by: list[str] = []
 
     def find_spec(self, name, path, target=None):
         if name != "sglang":
             return None
-        self.asked += 1
+        frames = [frame for frame, _ in traceback.walk_stack(None)]
+        names = [f"{frame.f_code.co_filename}:{frame.f_lineno}" for frame in frames]
+        self.by += [one for one in names if "importlib" not in one and __file__ not in one][:1]
         raise ImportError("a unit test imports no SGLang; mark it sglang (CONTRIBUTING.md)")
 
 
@@ -89,8 +92,9 @@ def no_sglang(request):
     """With `--unit`: no test has imported SGLang, or tried to, however it took the refusal."""
     yield
     if request.config.getoption("unit"):
-        asked, REFUSED.asked = REFUSED.asked, 0
-        assert not asked and "sglang" not in sys.modules, "SGLang was imported in a unit test"
+        by, REFUSED.by = REFUSED.by, []
+        assert not by, f"SGLang was imported in a unit test, by {by}"
+        assert "sglang" not in sys.modules, "SGLang was imported in a unit test"
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,8 @@ from sglang_longflow.errors import ConfigError
 from sglang_longflow.reasoner import MODEL_DIR
 from sglang_longflow.settings.config import FLAGS
 
+pytestmark = pytest.mark.sglang
+
 
 class Reached(Exception):
     """The settings were accepted; the processes would start now."""

@@ -30,6 +30,7 @@ def test_the_table_of_policies_is_that_of_their_classes():
 
 @pytest.mark.sglang
 @pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.name)
+@pytest.mark.sglang
 def test_serve_reads_each_flag_as_its_table_says(flag):
     value = {"int": "96", "str": "tova", "flag": None}[flag.kind]
     words = [flag.option] if value is None else [flag.option, value]
