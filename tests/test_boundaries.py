@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "errors.py": "",
     "__init__.py": "client monitor planner",  # each name when it is first used
 }
+LICENCE = "# SPDX-License-Identifier: Apache-2.0"
 #: No SGLang here, so that all of it runs and is tested without.
 PURE = ("policies", "planner", "settings/config.py", "core", "monitor", "deployment", "errors.py")
 #: No handlers in these.
@@ -177,7 +178,8 @@ def test_the_backend_never_waits_for_the_device(path):
 
 @pytest.mark.parametrize("path", SOURCES + KERNEL_SOURCES, ids=name_of)
 def test_files_stay_small(path):
-    assert len(path.read_text().splitlines()) <= 450
+    lines = path.read_text().splitlines()
+    assert len(lines) - lines[:1].count(LICENCE) <= 450
 
 
 @pytest.mark.parametrize("hook", MANIFEST, ids=lambda hook: hook.handler_path)
