@@ -96,6 +96,7 @@ lint: env ## ruff (rules and format), mypy, and tables that are written by scrip
 	@"$(VENV)/bin/python" scripts/models_table.py --check
 	@"$(VENV)/bin/python" scripts/import_table.py --check
 	@"$(VENV)/bin/python" scripts/check_prose.py
+	@"$(VENV)/bin/python" scripts/spdx.py --check
 
 .PHONY: prose
 prose: env ## habits of wording in README and docs

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Puts configs/ and deploy/ into the wheel; everything else is in pyproject.toml.
 
 Both stay at the top of the checkout. In the wheel they are data of `sglang_longflow.deployment`,

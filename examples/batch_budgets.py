@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One batch, a different KV budget for each prompt.
 
 python examples/batch_budgets.py --url http://127.0.0.1:30000

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A program in SGLang's frontend language that gives each of its steps a KV budget.
 
 python examples/frontend_program.py --url http://127.0.0.1:30000

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A KV budget with the openai package.
 
 longflow serve Qwen/Qwen3-1.7B --kv-budget 3200 --kv-budget-allow-full

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which KV budget lets how many requests run at once: a table, without a GPU.
 
 python examples/planner.py --model Qwen/Qwen3-1.7B --gpu H100-80G

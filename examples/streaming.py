@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An answer as it is generated, and how many KV slots it holds meanwhile.
 
 python examples/streaming.py --url http://127.0.0.1:30000

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Output tokens a second of a Hugging Face decode loop with full KV, the paper's own baseline.
 
 The batch is raised until the card's memory (or --memory-gb of it) no longer holds it at its final

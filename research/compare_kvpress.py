@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Scores of kvpress's presses, which tests/policies/test_kvpress.py compares our policies with.
 
     python3 -m venv kvp && kvp/bin/pip install kvpress==0.5.5

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a rule of eviction costs, in seconds: to try scores, not to report them.
 
 Tokens are fed to a Llama-like or Qwen3 model layer by layer: within a layer every query is known

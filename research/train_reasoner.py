@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Train the small reasoning model from nothing: Qwen3's architecture, own words, minutes on a GPU.
 
 Problems come from `sglang_longflow.reasoner` without end, each batch from the seed and its number,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The autoscaling proof, longer, with its CSV and plot for docs/deploy/autoscaling.md.
 
     python scripts/autoscale_run.py --model FOLDER [--tools .tools] [--out docs]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What watching costs: the scheduler's time for a question, and throughput with three viewers.
 
     python scripts/bench_console.py question --model FOLDER --rows 200

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hugging Face configurations to measure with; weights are random, so only sizes matter."""
 
 from __future__ import annotations

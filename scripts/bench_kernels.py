@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Time the decode kernel beside FlashInfer's paged decode, on one GPU; CSV and a table.
 
 Every timing is a CUDA graph over several input sets that together exceed the L2 cache, replayed

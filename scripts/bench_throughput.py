@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Output tokens per second under a queue that never empties: stock SGLang and a budget server.
 
 Each system is a real `launch_server` with dummy weights of a known geometry and the same pool:

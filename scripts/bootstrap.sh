@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Creates the virtual environment of a checkout and fetches the demo model. Safe to run again:
 # when nothing that matters has changed it returns at once.
 #

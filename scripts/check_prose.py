@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Habits of wording that readers stumble over, in README.md and docs/: one line each, exit 1.
 
     python scripts/check_prose.py [FILE...]

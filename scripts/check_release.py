@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Do the hooks fit another release of SGLang? Read from its wheel; nothing of it is imported.
 
     pip download --no-deps -d wheels sglang==0.5.18

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whole request bodies, made from SGLang's own schemas, against a live server under a judge.
 
     python scripts/fuzz_requests.py --requests 2000 --seed 1 --server A --tokenizer FOLDER

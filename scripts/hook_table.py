@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write docs/reference/hooks.md from the manifest; ``--check`` only compares."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write the table of imports in docs/understand/structure.md; ``--check`` only compares.
 
 Its source is `MAY_IMPORT` of tests/test_boundaries.py, which the test holds the code to.

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Merge `pip freeze` outputs of several Python versions into one constraints file.
 
     python scripts/lock.py 3.11=freeze-3.11.txt 3.12=freeze-3.12.txt > requirements/constraints.txt

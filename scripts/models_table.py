@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write the tables of docs/models.md from the code; ``--check`` only compares.
 
 Tested and refused models are those of `sglang_longflow.settings.models`, well-known sizes those

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write the tables of docs/results/ (CSV) from the packed raw files in docs/results/raw/.
 
     python scripts/pack_results.py                  # write every CSV again

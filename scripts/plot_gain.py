@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the default policy gains and costs, in one picture for README.md: docs/images/gain.png.
 
 Full KV (stock SGLang once it has settled) beside budgets of about a fifth and a tenth of what a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Draw output tokens and running requests against the KV budget: docs/images/sweep.png.
 
     python scripts/plot_sweep.py [--commit 20adcea] [--card 1]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The notes of a release, if everything that names its version names the same one.
 
     python scripts/release_notes.py v0.2.0 > notes.md

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write what deploy/kustomize takes over from the Helm chart, and copies of files in both.
 
     python scripts/render_manifests.py            # writes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`longflow demo` again and again on a machine that is made slow; says how often it came through.
 
     python scripts/repeat_demo.py --times 10                    # beside four busy loops

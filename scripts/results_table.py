@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write the tables of docs/ from the CSVs in docs/results/; --check compares only.
 
     python scripts/results_table.py [--check]

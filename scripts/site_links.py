@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What mkdocs does with the pages of docs/ beside building them (mkdocs.yml names this file).
 
 Links to files outside docs/ work on GitHub as they are written; on the site they become links to

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mixed traffic on two CPU workers behind the router, one scheduler killed: nothing may leak.
 
     python scripts/soak.py --minutes 30 --model FOLDER [--tools .tools] [--json FILE]

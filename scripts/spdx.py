@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gives every source file its licence header, or with --check names those without one.
 
 Files are those that git knows, of the kinds in `COMMENTS`.

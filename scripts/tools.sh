@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Tools of the deployment tests: validators, Prometheus, a browser, the router. None of them is
 # needed to run the product. Safe to run again: returns at once when nothing changed.
 #

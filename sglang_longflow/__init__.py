@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A fixed KV budget per request inside SGLang. Importing this package has no effect.
 
 `__all__` is the public API (docs/reference/api.md); everything else may change in any release. A

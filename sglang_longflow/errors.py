@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The package's own exceptions. Every message names the field, its value and the limit."""
 
 

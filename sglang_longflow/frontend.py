@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Budgets in SGLang frontend programs; see `sglang_longflow.client.frontend`."""
 
 from sglang_longflow.client.frontend import *  # noqa: F403

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SGLang's entry point (group ``sglang.srt.plugins``): registers the hooks, nothing else.
 
 SGLang calls it in the main process and again in every scheduler process, then applies the hooks,

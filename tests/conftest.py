@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shared by all tests: Triton's interpreter, one random state, and `--unit` (`make check`)."""
 
 from __future__ import annotations

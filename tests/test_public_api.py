@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The public API: what docs/reference/api.md lists, what it costs to import, and what it does."""
 
 from __future__ import annotations

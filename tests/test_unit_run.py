@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`make check` cannot import SGLang in silence."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a HorizontalPodAutoscaler decides, in plain Python.
 
 Source: "Horizontal Pod Autoscaling" of the Kubernetes documentation (algorithm details,

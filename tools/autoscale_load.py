@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Clients that keep asking, and a record of every request they sent."""
 
 from __future__ import annotations

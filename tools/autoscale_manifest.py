@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ScaledObject that the chart renders: its queries, thresholds, bounds and behavior."""
 
 from __future__ import annotations

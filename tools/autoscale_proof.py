@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Autoscaling without a cluster: everything is real but the HPA's clock and the kubelet.
 
 The ScaledObject is the chart's, rendered for these servers. Every interval its PromQL goes to a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Carry out the Dockerfile in a clean root, without a Docker daemon. The tools' Python, as root.
 
     clean_root.py base BASE --python PREFIX      a Debian root with that Python in /usr/local

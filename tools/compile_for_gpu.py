@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compile the kernels for an H100 on a machine without one; prints a JSON line for each.
 
 Run in a process of its own: the tests' process has Triton's interpreter on.

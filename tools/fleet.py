@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Real processes of a small deployment on one machine: replicas, a router, Prometheus."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the fuzzer sends: values that matter to a scheduler, mixed with those of the schemas.
 
 A request comes from a strategy of `calls`. Prompts lie around the budget, the pool and the context

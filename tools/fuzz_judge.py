@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Judges a fuzzed server: alive, pool whole, neighbours' tokens unchanged, everything answered."""
 
 from __future__ import annotations

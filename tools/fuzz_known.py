@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Requests known to end a server: left out, but for ``--with-known``.
 
 A name here is a debt, not an excuse: docs/understand/fuzzing.md has each with its cause.

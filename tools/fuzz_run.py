@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs calls against a server under the judge, and writes down what was found."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hypothesis strategies from the schemas of a server's own ``/openapi.json``.
 
 A value is now and then replaced by one of another type: what a schema rules out has to be refused,

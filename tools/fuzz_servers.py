@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The servers that are fuzzed: small pools, radix cache and overlap scheduling on and off.
 
 Each is SGLang's own HTTP server with strict memory checks, whose scheduler runs under the probe of

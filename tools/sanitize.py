@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One small case of each kernel, for `compute-sanitizer python tests/longflow_kernels/sanitize.py`.
 
 Exact-size tensors in allocations of their own, so that any access beyond one is seen.

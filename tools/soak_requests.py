@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The requests of a soak: what is sent, and what has to come back."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A soak: two workers behind the router, mixed traffic, one scheduler killed and restarted."""
 
 from __future__ import annotations

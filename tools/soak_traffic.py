@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Clients of a soak: they ask, hang up, abort and send nonsense, and note what became of it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LongFlow's tensor operations: torch and triton only, no SGLang."""
 
 from longflow_kernels.attend_score_evict.arguments import Novelty, RankRule

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What all kernels do to a logit."""
 
 from __future__ import annotations

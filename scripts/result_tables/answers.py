@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables of right answers, and of the distance from full KV on real text."""
 
 from __future__ import annotations

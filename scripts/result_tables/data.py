@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Values of the CSVs in docs/results/, and how a table shows them."""
 
 from __future__ import annotations

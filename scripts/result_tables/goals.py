@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Goals of speed, met and missed, and the last runs of the tests on a GPU."""
 
 from __future__ import annotations

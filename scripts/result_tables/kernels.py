@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables of the decode kernels, beside FlashInfer's; microseconds."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables of rules that were explored without a server."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables of throughput and of steps; output tokens per second."""
 
 from __future__ import annotations

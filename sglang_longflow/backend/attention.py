@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LongFlowAttnBackend: any SGLang attention backend, with rows that stop growing."""
 
 from __future__ import annotations

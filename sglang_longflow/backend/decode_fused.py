@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decode in LongFlow's own kernels: write, attend, score and choose, CUDA graphs on."""
 
 from __future__ import annotations

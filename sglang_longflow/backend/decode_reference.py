@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decode with SGLang's own attention; the score of full rows in plain PyTorch after it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Batch sizes of decode CUDA graphs: as many rows as fit the pool at the budget."""
 
 from __future__ import annotations

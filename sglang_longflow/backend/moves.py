@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """K/V moved into rows that are about to be overwritten for the first time."""
 
 from __future__ import annotations

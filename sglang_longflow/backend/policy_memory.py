@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decode: what policies remember of slots and queries, on the device, between steps."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading SGLang's KV pool."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """FlashInfer's plan of a prefill from lengths that the host knows, so that it waits for nothing."""
 
 from __future__ import annotations

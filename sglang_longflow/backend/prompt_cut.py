@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which positions of over-long prompts each layer keeps, found while they are prefilled."""
 
 from __future__ import annotations

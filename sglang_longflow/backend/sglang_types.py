@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the backend reads of SGLang's objects, as types: mypy does not follow SGLang's own."""
 
 from __future__ import annotations

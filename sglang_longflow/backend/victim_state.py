@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decode: the device's memory between steps: each row's next victim, in every layer."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``longflow bench``: the command line of `measure.throughput`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The console page, what its data routes answer, and ``longflow console``. No SGLang here."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``longflow demo``: the command line of `demo.run`."""
 
 from __future__ import annotations

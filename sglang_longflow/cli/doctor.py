@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``longflow doctor``: the command line of `server.doctor`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``longflow eval``: the command line of `measure.accuracy` and `measure.divergence`."""
 
 from __future__ import annotations

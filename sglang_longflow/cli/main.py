@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The console script ``longflow``. Each subcommand imports what it needs only when it runs."""
 
 from __future__ import annotations

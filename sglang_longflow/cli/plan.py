@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``longflow plan``: the command line of `planner`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``longflow render``: deployment files with the numbers of a plan filled in."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``longflow serve``. It reads its own command line: most of its words are SGLang's."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``longflow top``: a running server, once an interval."""
 
 from __future__ import annotations

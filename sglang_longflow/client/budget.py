@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a request asks for: a KV budget and a policy, in the forms that clients send."""
 
 from __future__ import annotations

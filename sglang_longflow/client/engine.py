@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SGLang's engine in this process, with the plugin's settings as named keywords."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """KV budgets in SGLang frontend programs (``sgl.function``), on an unmodified SGLang client.
 
     import sglang as sgl

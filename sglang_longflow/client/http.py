@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The package's HTTP client: JSON to and from a server, and its streams of events.
 
 One place decides what requests must not do: follow a redirect (a key is for the server it was given

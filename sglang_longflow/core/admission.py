@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Admission: how many slots a request may still take, so that a running row never waits for one.
 
 Accounting, in slots: everything that is free or evictable must cover the future needs of all rows

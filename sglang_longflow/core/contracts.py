@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The data that moves between the stages. Shapes and units are documented once, here."""
 
 from __future__ import annotations

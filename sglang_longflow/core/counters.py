@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Metrics: what is counted, and the live view for /longflow/stats. No Prometheus here."""
 
 from __future__ import annotations

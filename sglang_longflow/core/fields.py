@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Request: every field of a request has the type that SGLang declares, and a value it can compute.
 
 SGLang declares types for what its HTTP process sends to its scheduler and checks few of them; a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Budgets in HTTP requests: the headers, and keys in places of a body that SGLang does not read.
 
 SGLang drops a field of a body that it does not know without a word, so a budget there would be

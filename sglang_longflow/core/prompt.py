@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prefill: where a prefill chunk may end when the prompt will be cut."""
 
 from __future__ import annotations

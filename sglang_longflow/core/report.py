@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Release: what a request reports when it streams or ends."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Request: what a request asked for becomes a KVBudget, or a refusal that names the limit."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A request that holds slots, as the accounting sees it: what it may still take, and does next."""
 
 from __future__ import annotations

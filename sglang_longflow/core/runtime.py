@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What one process knows: the configuration, the counters, and the scheduler it serves.
 
 SGLang runs the HTTP server and each scheduler in processes of their own. In a scheduler's, every

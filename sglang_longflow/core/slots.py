@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Slots: which row takes a slot in the next decode step, which overwrites, which moves first."""
 
 from __future__ import annotations

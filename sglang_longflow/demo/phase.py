@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is asked in the demo, and what comes back."""
 
 from __future__ import annotations

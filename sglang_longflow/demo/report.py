@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tables at the end of ``longflow demo``. Every number in them came from the server."""
 
 from __future__ import annotations

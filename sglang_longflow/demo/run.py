@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``longflow demo``: one real server, the same questions with and without a budget."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The two demos: what they ask for where the command line says nothing."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`longflow render --target compose`: the compose files, .env and the server's YAML file."""
 
 from __future__ import annotations

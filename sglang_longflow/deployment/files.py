@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The files of deploy/: where they are, and a folder that gets them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`longflow render --target helm`: the chart, and a values file."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`longflow render --target keda`: a ScaledObject for a Deployment that exists."""
 
 from __future__ import annotations

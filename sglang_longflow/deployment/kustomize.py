@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`longflow render --target kustomize`: base, components, and one kustomization over them."""
 
 from __future__ import annotations

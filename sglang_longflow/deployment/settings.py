@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the user said about a deployment beside its size."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The numbers of a deployment, from a plan: rows, thresholds, memory, disk and times."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Admission, SGLang's side: PrefillAdder reserves what budgeted rows may really take."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decode, SGLang's side: the step's view reaches the backend, and the backend is ours."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SIGTERM ends the server after its open responses: SGLang waits for its scheduler's part only."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one guard around the scheduler's hooks: a failure there ends a request, never the server.
 
 An exception that leaves a hook of the scheduler's process ends that process, and with it every

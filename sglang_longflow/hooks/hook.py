@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a row of the manifest says of one function that is wrapped, or replaced."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The console at /longflow and its data routes on SGLang's own FastAPI app."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Between the processes, SGLang side: what is sent to the scheduler, and what it cannot take."""
 
 from __future__ import annotations

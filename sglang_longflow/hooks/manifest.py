@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The register of every hook and patch: what it changes, why, and when it can go.
 
 It is data: `plugin` registers the hooks, `verify` checks every row at start-up, `longflow doctor`

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Metrics, SGLang's side: Prometheus."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prefill, SGLang's side: prompts over budget - 1, from the prefix hit to the last chunk."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Release, SGLang's side: the row's numbers on their way to meta_info and OpenAI metadata."""
 
 from __future__ import annotations

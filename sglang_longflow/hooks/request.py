@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Request, SGLang's side: validation in the HTTP process, the row in the scheduler's."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Around the drawing of a token: what one request's sampling must not do to its batch."""
 
 from __future__ import annotations

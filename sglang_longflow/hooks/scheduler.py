@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Start of a scheduler process: activate, verify, and look at what SGLang built."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ServerArgs: the --kv-* flags, defaults for a budget server, and refusals by flag."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The parts of SGLang's objects that the hooks read and write; mypy does not follow SGLang.
 
 What a hook only hands on is ``Any``. Attributes that begin with ``longflow_`` are ours: SGLang's

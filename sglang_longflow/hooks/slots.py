@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Slots, SGLang's side: slots for a decode step, and rows that become owners of theirs.
 
 Region map of a bounded row in ``req_to_token[req_pool_idx]``:

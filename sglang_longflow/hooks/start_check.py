@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A server that was asked for a KV budget has one, or does not start.
 
 SGLang applies hooks and swallows what fails, and a hook that landed may sit on a function that

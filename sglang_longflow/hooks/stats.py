@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Metrics, SGLang's side: the scheduler's part of GET /longflow/stats."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Start-up check: every hook of the manifest really wraps its target, with the known signature.
 
 What a patch of the manifest replaces must be there too, with the parameters that it knows.

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a budget costs in answers, measured through a real server."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What was measured against the KV budget, one line for each policy."""
 
 from __future__ import annotations

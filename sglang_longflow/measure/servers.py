@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A real server for those policies that can share one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tables of ``longflow bench`` and ``longflow eval`` on a terminal or in a log."""
 
 from __future__ import annotations

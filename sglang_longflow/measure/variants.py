@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is compared: a policy with its protections, and which of them share a server."""
 
 from __future__ import annotations

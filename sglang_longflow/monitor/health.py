@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``GET /health`` of a server whose requests wait although nothing runs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The console's files, with the headers that they and the data are served with."""
 
 from __future__ import annotations

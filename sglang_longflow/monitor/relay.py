@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The console page on this machine, for a server that a browser cannot open it from.
 
 With --api-key SGLang asks every request for the key, a browser's first one too, which cannot carry

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One question to the schedulers, shared by everyone who watches."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ``longflow top`` shows of the stats: a screen, one snapshot, or a line."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What another budget would buy in the pool that this server has."""
 
 from __future__ import annotations

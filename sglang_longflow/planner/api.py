@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`plan`: what a budget buys, for Python and for the command line alike."""
 
 from __future__ import annotations

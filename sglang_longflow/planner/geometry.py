@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Model geometry read from ``config.json``: weight bytes and KV bytes a token."""
 
 from __future__ import annotations

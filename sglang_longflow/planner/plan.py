@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a KV budget buys: pool, requests at once and speed, from arithmetic alone."""
 
 from __future__ import annotations

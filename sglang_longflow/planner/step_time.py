@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How long a decode step takes on a GPU: bytes to move, products to compute, and a fixed part.
 
 The constants were fitted to runs on one H100 80GB (docs/results.md); other cards have their own

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A CPU platform for SGLang, so that the whole server runs on a machine without a GPU.
 
 For trying it out and for tests: every operator runs its plain PyTorch form. Never active where CUDA

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The dtype that this machine's CPU computes fast. Imports nothing heavy."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Structured output on the CPU platform.
 
 SGLang 0.5.17's xgrammar backend pins its masks and applies them in Triton, whatever the device is:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The platform class; imported by SGLang only where `cpu.activate` asked for it."""
 
 from __future__ import annotations

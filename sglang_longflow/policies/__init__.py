@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Eviction policies, one small file each. See CONTRIBUTING.md for adding one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """H2O: heavy hitters by accumulated attention, and a recent half."""
 
 from __future__ import annotations

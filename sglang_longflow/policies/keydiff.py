@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """KeyDiff: keep the keys that differ most from the others."""
 
 from __future__ import annotations

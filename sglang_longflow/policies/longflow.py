@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LongFlow as published: the current query alone decides."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LongFlow's score remembered for a while, and more for a token unlike all newer ones."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LongFlow's score with a memory: what was useful to a recent query stays for a while."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """R-KV: important and not redundant."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a policy sees of the rows it picks victims for."""
 
 from __future__ import annotations

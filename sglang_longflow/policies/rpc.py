@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """RPC, reasoning path compression, in a fixed budget."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SnapKV, again and again while decoding."""
 
 from __future__ import annotations

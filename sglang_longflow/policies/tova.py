@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """TOVA: the slot that the current query looks at least."""
 
 from __future__ import annotations

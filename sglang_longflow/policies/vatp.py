@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """VATP: attention weighed by the size of the value."""
 
 from __future__ import annotations

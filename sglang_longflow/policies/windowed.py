@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What policies share that look at the attention of the last few queries."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Problems whose answers need long chains, with a reference solution each, and a model for them."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How long the tokens of a reference chain are of use: what a perfect eviction could know."""
 
 from __future__ import annotations

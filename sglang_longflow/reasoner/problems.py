@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Problems with long chains of steps: a prompt with few facts, and the chain that follows.
 
 Every step reads facts of the prompt, or results far behind, and most of what it writes is of no

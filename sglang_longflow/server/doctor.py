@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``longflow doctor``: what would stop a budget server on this machine, each with its fix."""
 
 from __future__ import annotations

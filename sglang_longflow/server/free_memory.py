@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much memory a process started now may take: of the machine, of its cgroups, of its limits."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A server's log as JSON lines: one object for whatever it logs, prints, or dies of.
 
 SGLang's processes log through `JsonFormatter`; `JsonLines` passes that on and wraps all the rest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The server arguments of the installed SGLang, by name and type, and YAML files that set them.
 
 They are read from the source text of SGLang's ``ServerArgs``. Importing it takes ten seconds and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How large the KV pool may be on a CPU, where it shares the memory with everything else.
 
 SGLang would take most of what is free, and the kernel then kills what it likes.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks before a server is started: seconds instead of a failed start-up."""
 
 from __future__ import annotations

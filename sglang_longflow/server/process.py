@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An SGLang server as a child process: started, watched until it answers, and ended for certain."""
 
 from __future__ import annotations

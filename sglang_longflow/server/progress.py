@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a command says while it works: every line with the seconds since the command's start.
 
 One clock for all parts of a command, and a sign of life at least every 15 seconds, so that nobody

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``longflow serve``: prints what it chose, starts SGLang's own server, and stays until it ends."""
 
 from __future__ import annotations

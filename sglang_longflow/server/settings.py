@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ``longflow serve`` starts a server with: the command line, a YAML file, and defaults."""
 
 from __future__ import annotations

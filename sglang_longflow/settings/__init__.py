@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Flags, the typed configuration, and what is refused with a budget."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a budget server supports: the refusals, each with the flag to change, and its defaults."""
 
 from __future__ import annotations

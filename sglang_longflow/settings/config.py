@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one typed configuration, read from SGLang's server arguments (flags, Engine(...), YAML)."""
 
 from __future__ import annotations

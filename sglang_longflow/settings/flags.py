@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The server flags, the policies' names and what asks for a budget: tables without torch.
 
 `settings.config` makes the typed configuration of the flags; the planner, the YAML reader and the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which models were run with a KV budget, and well-known ones that are refused. Literal, no torch.
 
 `scripts/models_table.py` makes the tables of docs/models.md from it. What is refused is decided

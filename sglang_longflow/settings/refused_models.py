@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models that cannot have a KV budget, told from their ``config.json``: the one list, no torch.
 
 The planner, `longflow doctor`, `longflow serve` and the server ask it. What only SGLang knows of a

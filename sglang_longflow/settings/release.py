@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which SGLang is installed, and whether a budget may be set on it. Does not import it."""
 
 from __future__ import annotations

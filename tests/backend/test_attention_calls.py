@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a model asks of attention beside q, k and v is refused by name, not swallowed."""
 
 from types import SimpleNamespace

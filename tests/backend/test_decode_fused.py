@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """FusedDecode on a stand-in for SGLang's model runner: eager steps, and a graph's static memory."""
 
 import os

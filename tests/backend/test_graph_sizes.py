@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decode CUDA graphs for as many rows as fit at the budget."""
 
 import pytest

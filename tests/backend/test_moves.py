@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """K/V moves: every source is read before any destination is written."""
 
 import random

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PrefillPlan: what FlashInfer's wrappers get, against what SGLang works out on the device."""
 
 from types import SimpleNamespace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PromptCut: what each layer keeps of long prompts, against one row and layer at a time."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The device's memory between steps, against plain Python lists."""
 
 import random

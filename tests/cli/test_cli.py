@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The console script: parsing, YAML files, checks before the start, banner. No server."""
 
 from __future__ import annotations

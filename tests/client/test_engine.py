@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`Engine` lists the plugin's settings and hands them to SGLang's engine. No model is loaded."""
 
 from __future__ import annotations

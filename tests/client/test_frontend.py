@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Budgets in frontend programs: the request bodies that reach a server, recorded by a fake one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one HTTP client: what it sends, what it must not do, and how streams are read."""
 
 from __future__ import annotations

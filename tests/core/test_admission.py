@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Slots are counted so that a batch of budgeted rows never waits for one."""
 
 import random

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The claim: a batch of budgeted rows never waits for a slot, in simulated traffic."""
 
 from collections import Counter

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The live sums count budgeted rows and nothing else; how many rows run at once."""
 
 from sglang_longflow.core.counters import LiveGauges, RowStats, Stall, gauges, row_capacity

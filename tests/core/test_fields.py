@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Types and bounds of a request's fields."""
 
 import math

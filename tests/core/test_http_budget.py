@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Budgets in headers and in the wrong place of a body, on an app of their own. No SGLang server."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Chunks of a prompt that will be cut: the last one holds the whole window of queries."""
 
 import random

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a request reports adds up to the K/V it stored, whatever happened to it."""
 
 import pytest

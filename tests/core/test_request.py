@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a request asks for becomes a budget, or a refusal that names field, value and limit."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pending view reaches the batch it was made for, once, or the scheduler stops."""
 
 import pytest

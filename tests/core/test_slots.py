@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which row takes a slot, which overwrites, and what a whole step needs from the pool."""
 
 import random

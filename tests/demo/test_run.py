@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The demo's own loop against a small HTTP server: a look that fails is no sample."""
 
 from __future__ import annotations

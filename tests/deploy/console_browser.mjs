@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Drives the console in headless Chromium and reports what it saw, one JSON object a line.
 // It stops at {"at": NAME} until a line comes back: the test then starts requests or ends the server.
 //   node console_browser.mjs MODULES SERVER RELAY KEY FOLDER

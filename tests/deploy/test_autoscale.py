@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The chart's ScaledObject scales real servers out and in, and no request is lost."""
 
 from __future__ import annotations

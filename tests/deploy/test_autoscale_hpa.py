@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The simulated autoscaler against what the Kubernetes documentation says of the real one."""
 
 from autoscale_hpa import Autoscaler, Direction, Metric, Policy, direction

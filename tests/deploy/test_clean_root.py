@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The image's steps carried out in a clean root, and its server started there as it will run.
 
 The Dockerfile's target `cpu`, from the file itself (`clean_root.py`); only the installation of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The console in headless Chromium on a real server under load, and a fuzzer on its routes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Dockerfile and the compose files, as far as can be said without building them."""
 
 from __future__ import annotations

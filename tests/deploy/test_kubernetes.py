@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Chart, base and overlays: valid, the same, and consistent with server, router and image."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prometheus rules and their runbook, the scrape configuration, the Grafana dashboard."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `longflow render` writes is valid, and the same by kustomize and by Helm."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether a request's budget gets through the routers, seen by a worker that echoes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the autoscalers' PromQL counts, by Prometheus itself."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tools themselves: what is missing shows here, by name."""
 
 import shutil

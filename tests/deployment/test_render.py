@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`longflow render`: its numbers beside the planner's, what it refuses, and what it installs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every relative link and anchor of README.md and docs/ leads somewhere in the repository."""
 
 from __future__ import annotations

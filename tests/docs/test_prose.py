@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """scripts/check_prose.py: every rule finds its bad examples and nothing in the good ones."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """README.md: short, with commands that exist and numbers that were measured."""
 
 from __future__ import annotations

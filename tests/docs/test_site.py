@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The site: each page has its place in the navigation; links out of docs/ go to the repository."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the pages say about the code, compared with the code: files, routes, kernels, fields."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """docs/operate/troubleshooting.md has a server's messages, and each of its own is in the source."""
 
 from __future__ import annotations

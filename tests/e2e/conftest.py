@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fixtures: the small real model, tiny random models, and engines shared by a module."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``longflow bench`` with servers of its own: budgets, then both kinds of stock SGLang."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Watching decides nothing: a scheduler that is busy for 20 seconds, then one that is killed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hundreds of mixed requests with aborts; SGLang's strict checks and ours after every step (4)."""
 
 from __future__ import annotations

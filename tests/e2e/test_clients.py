@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Other people's clients against one live server: what each can ask for, and what it is told."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The console's routes on a server with a key and limits: who may ask, and what is told."""
 
 from __future__ import annotations

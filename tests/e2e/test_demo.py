@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`longflow demo` as a user runs it, shortened."""
 
 import contextlib

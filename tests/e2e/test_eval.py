@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`longflow eval` as a user runs it, with a model that learned for seconds: what counts is kept."""
 
 import argparse

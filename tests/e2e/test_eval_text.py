@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`longflow eval --task text:FILE` as a user runs it, beside distributions computed without it."""
 
 import csv

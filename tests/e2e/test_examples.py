@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The programs of examples/ as a user runs them, against one server."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A hook that fails ends the request it failed for: the process, the pool and others go on (6)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A bounded share of the fuzzer: whole request bodies, and the judge that must find faults (3).
 
 `scripts/fuzz_requests.py` is the long one; docs/understand/fuzzing.md says what is judged. Two

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """On a GPU, bf16, SGLang's defaults with FlashInfer: requirements 1 to 5 in four server starts.
 
 Marked ``gpu``; run with ``make test-gpu``. The last run stands in docs/results.md. bf16 sums depend

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A hook whose target is missing or changed stops the start-up, by name (7)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Over HTTP, with text: OpenAI, streaming, stop, n, logprobs, stats, metrics, bad input (6)."""
 
 from __future__ import annotations

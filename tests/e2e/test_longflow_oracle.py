@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks of the oracle itself, against Hugging Face and against still more naive code."""
 
 import ast

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LoRA adapters with budgets: one batch, several adapters, each request with its own budget.
 
 SGLang 0.5.17 pins memory for adapters without asking whether there is a GPU, so without one it

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Requests that have ended leave nothing behind, in the scheduler and in the process of HTTP."""
 
 from __future__ import annotations

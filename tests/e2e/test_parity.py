@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A budget that is never reached, and no budget at all, give stock SGLang's tokens (2)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Admission knows the bounded footprint: more rows at once, nothing retracted (5)."""
 
 from __future__ import annotations

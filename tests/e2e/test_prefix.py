@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The radix cache stays on: hits are used and what the tree holds is never written (3)."""
 
 from __future__ import annotations

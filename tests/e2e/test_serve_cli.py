@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``longflow serve`` with real servers: what it says when they fail, and what it leaves behind."""
 
 from __future__ import annotations

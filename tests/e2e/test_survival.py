@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """No request ends the server or wedges it: what each fault once took, and what it gives now (6).
 
 Under the probe, which ends the scheduler at the first slot that is lost or shared.

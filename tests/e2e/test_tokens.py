@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Greedy tokens equal an independent plain-PyTorch LongFlow decode (requirement 1)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tensor parallelism: each rank bounds its own rows and picks its own victims.
 
 A rank has a GPU of its own where there are two; else both share one, which tests all but the way

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """examples/planner.py; the other examples need a server (tests/e2e/test_examples.py)."""
 
 from __future__ import annotations

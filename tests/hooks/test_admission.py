@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The hooks around SGLang's real PrefillAdder. Imports SGLang (slow), inside the tests only."""
 
 import inspect

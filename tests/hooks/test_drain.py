@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The drain: which responses are waited for, and when SGLang's own shutdown goes on."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a failure of a hook costs: the request or the report, never the scheduler."""
 
 from types import SimpleNamespace

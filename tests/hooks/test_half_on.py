@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A server that was asked for a budget has one or does not start, whatever SGLang's shape is.
 
 Each start is a fake SGLang (`fake_sglang`) in processes of its own, a few seconds long.

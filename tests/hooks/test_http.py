@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Our routes on a FastAPI app of their own: bounds, one-line errors, headers. No scheduler."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the scheduler cannot take is answered. Imports SGLang (slow), inside the tests only."""
 
 import asyncio

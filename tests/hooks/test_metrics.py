@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prometheus series of several schedulers that share SGLang's multiprocess folder."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What of /metrics a scraper gets, by the formats it accepts."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reports on their way to meta_info: one entry a token, the last one is the report of now."""
 
 from __future__ import annotations

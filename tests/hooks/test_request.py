@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A request's first steps in both processes. Imports SGLang (slow), inside the tests only."""
 
 from array import array

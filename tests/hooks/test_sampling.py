@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Logits that leave no token to draw."""
 
 from types import SimpleNamespace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a scheduler says at its start."""
 
 from types import SimpleNamespace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``alloc_for_decode`` over SGLang's real allocator, row table and radix tree, on any row.
 
 Whatever it is given: afterwards committed equals allocated, no row is over its budget, and every

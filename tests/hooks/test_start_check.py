@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The watch over a start: what it refuses, and that it leaves Python's methods as they were."""
 
 from __future__ import annotations

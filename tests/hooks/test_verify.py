@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A half-hooked server never starts. Imports SGLang (slow), and only inside the tests."""
 
 import dataclasses

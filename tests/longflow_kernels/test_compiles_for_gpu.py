@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every kernel compiles for an H100, without one: a first look before a GPU's minutes are spent."""
 
 import json

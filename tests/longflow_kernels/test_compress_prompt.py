@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SnapKV's pick against naive float64 loops."""
 
 import math

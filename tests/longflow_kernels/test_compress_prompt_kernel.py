@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The prompt-cut kernels against the plain-PyTorch scores, in Triton's interpreter."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The fused decode kernels against float64, in Triton's interpreter (small shapes)."""
 
 from dataclasses import replace

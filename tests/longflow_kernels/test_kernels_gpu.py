@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernels on a GPU: every dtype and head size, beside FlashInfer, and in CUDA graphs."""
 
 import ctypes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How kernels are launched: every argument by its name, none standing in for an absent tensor."""
 
 import ast

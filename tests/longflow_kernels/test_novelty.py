@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How similar tokens are to newer ones, and a row's level: plain loops, the kernel interpreted."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tables of bench and eval: no number is ever cut off."""
 
 from __future__ import annotations

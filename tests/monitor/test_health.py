@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The health routes of a server whose requests wait although nothing runs."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The console's files: all of them served, nothing from outside, nothing that the policy blocks."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``longflow console``: the page here, the data there, the key handed on, nothing else."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Many viewers, one question; nobody gets an answer that is older than asked for."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``longflow top`` on recorded stats from a small HTTP server."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The what-if answers are the planner's, for the pool that is there."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which dtype a CPU computes fast, from what /proc/cpuinfo says of its cores."""
 
 import subprocess

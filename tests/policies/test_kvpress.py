@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scores and rankings of NVIDIA's kvpress (Apache-2.0), by research/compare_kvpress.py.
 
 What is meant to differ:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LongFlow's victim is the arg-min over the row; protections and cuts keep their promises."""
 
 import random

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Random eviction: reproducible, even, and never a protected token."""
 
 from collections import Counter

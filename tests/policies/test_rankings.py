@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Policies that remember: their victims, step after step, against plain code token by token."""
 
 from dataclasses import replace

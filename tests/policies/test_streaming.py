@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Streaming: sinks stay, the oldest of the others goes."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """TOVA: the least attended slot goes; protections and cuts are those of longflow."""
 
 import pytest

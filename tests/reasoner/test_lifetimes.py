@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A chain can be written from the tokens that are still of use; the others repeat what is known."""
 
 import random

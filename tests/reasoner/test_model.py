@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The model that ships is the one that is described, and solves problems it has not seen."""
 
 import json

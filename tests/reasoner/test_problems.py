@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Chains are right: each kind is solved again from its prompt, by other code, and compared."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """scripts/check_release.py on the installed SGLang, put into a wheel, and on one that differs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """scripts/release_notes.py: one version everywhere, and its section of the changelog."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pages of results say what the CSVs say, and those what the packed raw files hold."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """scripts/spdx.py: every source file names its licence, in its first line or below a ``#!``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Progress of work with a known end: bars on a terminal, lines elsewhere."""
 
 from __future__ import annotations

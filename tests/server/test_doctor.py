@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``longflow doctor``: what it reports, in which form, and with which fix. No server."""
 
 from __future__ import annotations

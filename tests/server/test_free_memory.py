@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a process may take: of the machine, its cgroups of both versions, its address space."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whatever a server writes, what comes out is one JSON object a line."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pool of a server on a CPU: a part of what is free, and no more than its requests need."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Why a server ended: signal 9 from outside is told apart from SGLang's own."""
 
 from __future__ import annotations

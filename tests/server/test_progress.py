@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One clock, and a sign of life in time."""
 
 from __future__ import annotations

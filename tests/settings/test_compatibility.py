@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a budget server sets where the operator left it open, and which flags it refuses."""
 
 from types import SimpleNamespace

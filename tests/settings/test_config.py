@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one configuration: every wrong value is refused by name; no budget means inert."""
 
 from dataclasses import replace

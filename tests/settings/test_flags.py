@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tables without torch say what the policies' classes and SGLang's parser say."""
 
 from __future__ import annotations

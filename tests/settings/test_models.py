@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tables of tested and refused models: true, and the same as what the tests build."""
 
 from __future__ import annotations

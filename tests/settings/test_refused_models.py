@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One list of models that cannot have a budget, for the planner, doctor, serve and the server."""
 
 from __future__ import annotations

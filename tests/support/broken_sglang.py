@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A scheduler process in which a target of ours is missing or has changed, as after an upgrade."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A scheduler that counts its own Python objects and bytes when it is asked while it idles."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hundreds of mixed requests: budgets, policies, shared prefixes, aborts, refusals."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Reads objects of the KEDA and Prometheus operators as a JSON list on stdin and prints, for each,
 // null or what is wrong with it: node crds.mjs FOLDER_WITH_NODE_MODULES < objects.json
 //

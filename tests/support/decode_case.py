@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Random decode steps on scattered slots, everything a row does not own poisoned."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A tiny SGLang with the shapes of settings and start-up that releases have had, in a folder.
 
 Its plugin loader and hook registry are copies of the installed ones; the rest is what a start

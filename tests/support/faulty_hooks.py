@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A scheduler whose hooks fail for requests that ask for it by their id; runs in its process.
 
 The id ``fault:MODULE:FUNCTION`` makes that function of `sglang_longflow.hooks` raise, for this

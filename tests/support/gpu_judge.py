@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What judges a GPU server's tokens and victims: the oracle, and bounds from the logged runs.
 
 bf16 rounds scores, so near ties fall either way. The bounds lie just outside the worst of 450

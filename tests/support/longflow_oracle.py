@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plain-PyTorch oracle for the fixed-budget KV cache with the LongFlow rule (arXiv 2603.11504).
 
 Written independently of the package under test: it imports torch, transformers and the standard

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs in the tools' interpreter: python manifest_tools.py TASK < input.json, answers in JSON."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Objects from kustomize and Helm, and validators for them."""
 
 from __future__ import annotations

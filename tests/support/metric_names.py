@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which metrics exist: what the installed SGLang declares, and what our exporter registers."""
 
 from __future__ import annotations

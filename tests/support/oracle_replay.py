@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Follows a run of the oracle with Hugging Face's own numbers, one mask a layer."""
 
 from __future__ import annotations

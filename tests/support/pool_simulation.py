@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A pool and a radix tree as plain Python sets and lists.
 
 Driven by the accounting functions in the order in which SGLang's scheduler (with overlap) and our

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A scheduler that checks itself after every step; runs in the scheduler's process.
 
 It looks at the real pools, rows and radix tree, independent of the plugin's own bookkeeping, and

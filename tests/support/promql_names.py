@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run by the tools' Python: which metrics do PromQL expressions name?
 
 JSON in: ``{"where": "expression"}``. JSON out: ``{"where": ["metric", ...]}``.

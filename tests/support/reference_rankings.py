@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every policy's victim, written token by token in float64; no code shared with the package.
 
 A `ReferenceRow` is one layer's row of one request: tokens in the order they were written, each with

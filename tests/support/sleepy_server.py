@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SGLang's server with a scheduler that sleeps in a step when it is told to.
 
 ``python sleepy_server.py ARGUMENTS``: the next prefill sleeps as many seconds as the file

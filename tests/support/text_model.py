@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A tiny random model with words and thinking, for tests of clients."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The fuzzer's own files, and SGLang's schema of the routes that it asks."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is drawn: the same for the same seed, every field and route of SGLang, and odd values."""
 
 from __future__ import annotations

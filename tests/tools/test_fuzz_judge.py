@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The judge finds what it is there to find: each fault in a server of our own that has just it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a decode step is given, grouped by what belongs together: cache, step, rows and rule."""
 
 from __future__ import annotations

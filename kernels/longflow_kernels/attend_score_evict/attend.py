@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The first kernel of a decode step: write the new token, attend, and score what is full.
 
 Logits are kept in base 2 (``log2(e)`` folded into the scale), so ``exp2`` and ``log2`` suffice.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Refuses, by name, what the kernels of a decode step do not take."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The choice of a full row's next victim: parts of the second kernel of a decode step."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The second kernel of a decode step: outputs from splits, and each full row's next victim."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Copies a step's slots out of `req_to_token`."""
 
 from __future__ import annotations

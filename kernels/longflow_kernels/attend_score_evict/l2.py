@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Room in the L2 cache for the scores that wait between the two kernels of a decode step."""
 
 from __future__ import annotations

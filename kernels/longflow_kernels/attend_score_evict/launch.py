@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How the work of a decode step is cut for a GPU."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the kernels of a decode step agree on: fields of its rows, codes of scores, splits.
 
 Names that all kernels use:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decode attention over rows of scattered slots that also picks each full row's next victim."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Outputs of rows whose attention was split: parts of the second kernel of a decode step."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plain-PyTorch score of LongFlow (arXiv 2603.11504, eq. 6), and the decode step around it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the host tells the kernels of a decode step's rows."""
 
 from __future__ import annotations

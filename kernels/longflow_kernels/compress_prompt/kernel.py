@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SnapKV's sums over a prompt's keys in two passes over them, no score matrix in memory.
 
 The first pass is shared out in chunks of keys, and a small kernel adds the chunks up between them.

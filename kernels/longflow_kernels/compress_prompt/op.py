@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SnapKV's sums over prompts whose keys lie in scattered slots, all prompts of a batch together."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plain-PyTorch pick of the prompt tokens to keep: SnapKV, arXiv 2404.14469, as LongFlow does."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How similar each slot's token is to newer ones, updated for the rows that compare keys now."""
 
 from __future__ import annotations

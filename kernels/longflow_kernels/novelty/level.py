@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A row's level: what a share of its slots have remembered less than, followed step by step.
 
 A slot's novelty is worth some of it. The mean score would not do: in rows whose attention goes to

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Similarity of a full row's tokens to newer ones, kept beside their scores."""
 
 from __future__ import annotations

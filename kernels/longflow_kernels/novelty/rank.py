@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What novelty adds to a row's scores, followed from step to step: parts of the combine kernel."""
 
 from __future__ import annotations

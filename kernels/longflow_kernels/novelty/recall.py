@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A row's recall: what part of its attention goes back to tokens it had not looked at lately.
 
 Novelty keeps such tokens, at the cost of those that are in use. That pays where queries do go back,

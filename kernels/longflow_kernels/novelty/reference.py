@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plain-PyTorch similarity of tokens: how much a newer one's key stands for an older one's."""
 
 from __future__ import annotations

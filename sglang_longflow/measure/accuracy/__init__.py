@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """`longflow eval`: right answers by policy and budget."""

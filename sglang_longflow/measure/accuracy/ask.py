@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sends problems to a server, many at once, and judges what comes back."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `longflow eval` does: what a policy and a budget cost, through a real server."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Data sets by name, from the Hugging Face hub."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Answers on disk, one line of JSON each: a run that was broken off goes on where it stopped."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How answers are drawn: greedily, or several for each question."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files of JSON lines, each with a question and what belongs to it."""
 
 from __future__ import annotations

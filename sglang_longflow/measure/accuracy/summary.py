@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Accuracy by policy and budget, with intervals; CSV, JSON and a table."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is asked, and how an answer is judged."""
 
 from __future__ import annotations

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """`longflow eval --task text:FILE`: KL divergence from full KV on texts."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A text forced on a server token by token, and the distributions before each of its tokens.
 
 SGLang calls a request's custom logit processor with the logits of each step, in the scheduler's

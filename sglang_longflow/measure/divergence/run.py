@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Forces texts on servers and compares each budget's next-token distributions with full KV's."""
 
 from __future__ import annotations

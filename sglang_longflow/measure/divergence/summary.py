@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """KL divergence and top-1 agreement by policy and budget; a table and a plot."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Texts of one length: problems with their solutions, packed one after the other."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`longflow bench`: throughput and latency against the budget."""
 
 STOCK = "stock"  # SGLang's own defaults

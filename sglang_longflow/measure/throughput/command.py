@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `longflow bench` does: throughput and latency against the budget, on real servers."""
 
 from __future__ import annotations

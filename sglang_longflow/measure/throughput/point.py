@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One point of a bench: the same requests with one budget on one server, and its numbers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A bench on disk and on the terminal: CSV, JSON, PNG, a table."""
 
 from __future__ import annotations

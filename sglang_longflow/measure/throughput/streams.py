@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Streamed requests as they come in, and what follows from their times.
 
 The client is aiohttp and not `client.http`: hundreds of streams at once are read in one thread, and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The servers that are compared: with budgets, and stock SGLang in two ways."""
 
 from __future__ import annotations

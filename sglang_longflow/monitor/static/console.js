@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Asks the server once a second and hands what it says to the parts of the page.
 import { $, clock, number, setText } from "./format.js";
 import { Pool } from "./pool.js";

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Small things that every part uses. Text from the server goes into the page as text only.
 
 export const $ = (id) => document.getElementById(id);

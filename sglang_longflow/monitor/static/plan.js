@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The slider: another budget in this pool, answered by the server's planner.
 import { $, number, setShare, setText } from "./format.js";
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The pool as cells, who owns what, and up to two minutes of it.
 import { $, number, setText } from "./format.js";
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The running requests and the queue.
 import { $, number, setShare, setText } from "./format.js";
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Runs before the page is painted: a stored choice wins over the system's.
 (() => {
   const root = document.documentElement;

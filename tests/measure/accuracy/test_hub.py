@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Data sets by name: columns, right answers, and what is said where there is no hub.
 
 The questions are from GSM8K (Cobbe et al., arXiv 2110.14168; MIT licence) and MATH (Hendrycks et

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several answers a question: what is sent, kept and counted, and how sure it is."""
 
 import json

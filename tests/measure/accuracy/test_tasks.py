@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Questions, and how answers are judged, on recorded answers."""
 
 import json

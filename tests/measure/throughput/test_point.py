@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The work of a bench and its numbers, without a server."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which servers a bench starts, and with what."""
 
 from __future__ import annotations

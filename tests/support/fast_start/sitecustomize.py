@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Servers import SGLang once instead of three times, in a third of the CPU time.
 
 Python reads this file if its folder is on PYTHONPATH, which `harness.fast_start` sees to. In a
