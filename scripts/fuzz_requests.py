@@ -104,7 +104,9 @@ class Servers:
 
 
 def campaign(options: argparse.Namespace, variant, model: Path, seed: int) -> int:
-    from fuzz_bodies import Call, Calls, Limits, call_stream, sweep
+    from fuzz_bodies import Calls
+    from fuzz_call import Call, Limits
+    from fuzz_draw import call_stream, sweep
     from fuzz_known import is_known
     from fuzz_run import fuzz, ours
     from fuzz_servers import start

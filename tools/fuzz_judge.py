@@ -16,7 +16,7 @@ from typing import Any
 
 import aiohttp
 
-from fuzz_bodies import SESSIONS, Call
+from fuzz_call import SESSIONS, Call
 
 #: An accepted request with a short answer is answered or refused within this time.
 ANSWER_LIMIT_S = 90.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fuzz_bodies import Call, Limits
+from fuzz_call import Call, Limits
 
 KNOWN: dict[str, Callable[[Call, Limits], bool]] = {}
 

@@ -16,7 +16,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from fuzz_bodies import Call
+from fuzz_call import Call
 from fuzz_judge import Client, Guilty, Judge, is_ours, tracebacks
 
 KEPT_CALLS = 400

@@ -82,6 +82,20 @@ integers = st.sampled_from((0, 1, 2, 3, 5, 8, -1, 100, 2**31, 2**63))
 numbers = st.one_of(integers, st.sampled_from((0.0, 0.5, 1.0, -1.0, 1e30, float("nan"))))
 
 
+def pick(*values: Any) -> st.SearchStrategy:
+    return st.sampled_from(values)
+
+
+def spread(*pairs: tuple[Any, int]) -> st.SearchStrategy:
+    """Values, each as often as its number says."""
+    return st.sampled_from([value for value, times in pairs for _ in range(times)])
+
+
+def chance(draw, one_in: int) -> bool:
+    """True about once in `one_in`; hypothesis prefers the ends of a range, so take its middle."""
+    return draw(st.integers(0, one_in - 1)) == one_in // 2
+
+
 def often(strategy: st.SearchStrategy, other: st.SearchStrategy, one_in: int = JUNK_ONE_IN):
     """`strategy`, and `other` about once in `one_in`."""
     return st.sampled_from((*([strategy] * (one_in - 1)), other)).flatmap(lambda chosen: chosen)
@@ -175,11 +189,13 @@ class Schemas:
 def some_of(names, sizes=(0, 0, 1, 1, 2, 3)) -> st.SearchStrategy:
     """A few different names."""
     choices = list(names)
-    return st.sampled_from(sizes).flatmap(
-        lambda size: st.lists(
+    lists = {
+        size: st.lists(
             st.sampled_from(choices),
             min_size=min(size, len(choices)),
             max_size=min(size, len(choices)),
             unique=True,
         )
-    )
+        for size in sizes
+    }
+    return st.sampled_from(sizes).flatmap(lists.__getitem__)

@@ -82,7 +82,7 @@ def build_model(folder: Path, tokenizer: Path) -> Path:
     from transformers import AutoTokenizer
 
     import harness
-    from fuzz_bodies import HIDDEN, VOCABULARY
+    from fuzz_fields import HIDDEN, VOCABULARY
 
     assert harness.TINY["hidden_size"] == HIDDEN
     harness.build_tiny_model("llama", folder, vocab_size=VOCABULARY, num_hidden_layers=2)

@@ -15,7 +15,9 @@ import pytest
 import fuzz_judge
 import fuzz_servers
 import harness
-from fuzz_bodies import Calls, Limits, call_stream
+from fuzz_bodies import Calls
+from fuzz_call import Limits
+from fuzz_draw import call_stream
 from fuzz_known import is_known
 from fuzz_run import Report, fuzz, ours
 

@@ -9,8 +9,11 @@ from collections import Counter
 import msgspec
 import pytest
 
-import fuzz_bodies
-from fuzz_bodies import Call, Calls, Limits, call_stream, longest, sweep
+import fuzz_call
+import fuzz_fields
+from fuzz_bodies import Calls
+from fuzz_call import Call, Limits, longest
+from fuzz_draw import call_stream, sweep
 from fuzz_known import KNOWN, is_known
 
 LIMITS = Limits(budget_tokens=96, pool_tokens=2048, context_tokens=4096, model="/model")
@@ -40,16 +43,16 @@ def test_every_sampling_parameter_of_sglang_has_values():
     from sglang.srt.sampling.sampling_params import SamplingParams
 
     known = {field.name for field in msgspec.structs.fields(SamplingParams)}
-    assert known - set(fuzz_bodies.SAMPLING) == {"max_new_tokens"}
-    assert set(fuzz_bodies.SAMPLING) - known == {"unknown_field"}
+    assert known - set(fuzz_fields.SAMPLING) == {"max_new_tokens"}
+    assert set(fuzz_fields.SAMPLING) - known == {"unknown_field"}
 
 
 @pytest.mark.sglang
 def test_excluded_routes_exist_and_are_never_asked(document, drawn):
-    assert set(fuzz_bodies.EXCLUDED) <= set(document["paths"])
+    assert set(fuzz_call.EXCLUDED) <= set(document["paths"])
     asked = {call.path.split("?")[0] for call in drawn}
-    assert not asked & set(fuzz_bodies.EXCLUDED)
-    assert {*fuzz_bodies.ANSWERING, "/v1/score", "/pause_generation", "/open_session"} <= asked
+    assert not asked & set(fuzz_call.EXCLUDED)
+    assert {*fuzz_call.ANSWERING, "/v1/score", "/pause_generation", "/open_session"} <= asked
 
 
 @pytest.mark.sglang
@@ -82,7 +85,7 @@ def test_answers_that_may_be_long_are_hung_up_on(drawn):
     assert longest({"sampling_params": [{"max_new_tokens": 8}, {"max_new_tokens": 65}]}) is None
     assert longest({"max_tokens": None}) is None and longest({}) is None
     for call in drawn:
-        if call.path in fuzz_bodies.ANSWERING and not isinstance(call.body, bytes):
+        if call.path in fuzz_call.ANSWERING and not isinstance(call.body, bytes):
             assert call.hang_up_s or longest(call.body) is not None
 
 
@@ -90,11 +93,11 @@ def test_answers_that_may_be_long_are_hung_up_on(drawn):
 def test_the_sweep_has_every_sampling_parameter(calls):
     seen = Counter()
     for call in sweep(calls):
-        assert call.path not in fuzz_bodies.EXCLUDED
+        assert call.path not in fuzz_call.EXCLUDED
         if call.path == "/generate" and isinstance(call.body, dict):
             params = call.body.get("sampling_params")
             seen.update(list(params) if isinstance(params, dict) else ())
-    assert all(seen[name] > 20 for name in fuzz_bodies.SAMPLING)
+    assert all(seen[name] > 20 for name in fuzz_fields.SAMPLING)
 
 
 def test_what_is_known_is_rare():

@@ -13,7 +13,7 @@ from aiohttp import web
 
 import fuzz_judge
 import fuzz_run
-from fuzz_bodies import Call
+from fuzz_call import Call
 
 POOL = {"total_tokens": 400, "available_tokens": 380, "evictable_tokens": 20}
 STATS = {"pool": POOL, "tree_held_tokens": 0, "queued_requests": 0}
