@@ -51,8 +51,12 @@ test: env ## all tests that need no GPU, the end-to-end ones included
 	  $(or $(strip $(PYTEST_ARGS)),-n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder)
 
 .PHONY: tools
-tools: env ## tools of the deployment tests: validators, Prometheus, a browser, the router
-	@TOOLS="$(TOOLS)" PYTHON="$(VENV)/bin/python" bash scripts/tools.sh
+tools: env tools-only ## tools of the deployment tests: validators, Prometheus, a browser, the router
+
+# They have an environment of their own, so they can be installed while `make env` runs.
+.PHONY: tools-only
+tools-only:
+	@TOOLS="$(TOOLS)" PYTHON="$(PYTHON)" bash scripts/tools.sh
 
 define deploy_pytest
 model="$${LONGFLOW_TEST_MODEL:-$$("$(VENV)/bin/python" -m sglang_longflow.demo.model --path)}"; \

@@ -4,12 +4,11 @@
 # needed to run the product. Safe to run again: returns at once when nothing changed.
 #
 #   TOOLS=.tools               where they go
-#   PYTHON=.venv/bin/python    the interpreter of their environment
+#   PYTHON=python3.12          the interpreter of their environment (default: the best one found)
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 TOOLS=${TOOLS:-.tools}
-PYTHON=${PYTHON:-.venv/bin/python}
 PYTHON_REQUIREMENTS=requirements/tools.txt
 NODE_REQUIREMENTS=requirements/tools-npm.txt
 # Commands, and the Debian packages that have them.
@@ -39,6 +38,8 @@ done
 KEY=$(cat "$PYTHON_REQUIREMENTS" "$NODE_REQUIREMENTS" | sha256sum | cut -d' ' -f1)
 if [[ -f $TOOLS/stamp && $(<"$TOOLS/stamp") == "$KEY" ]]; then exit 0; fi
 
+source scripts/find_python.sh
+PYTHON=$(find_python)
 say "creating $TOOLS with $PYTHON"
 mkdir -p "$TOOLS"
 rm -f "$TOOLS/stamp"
