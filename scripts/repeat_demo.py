@@ -11,14 +11,15 @@ What follows ``--`` goes to the demo. Ends with 1 where a run failed.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+from busy_loops import busy_loops, pin
 
 #: PyTorch's and oneDNN's own kernels for older CPUs; the demo's dtype follows.
 OLDER_CPU = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
@@ -32,24 +33,6 @@ if dtype != "auto":
 sys.exit(main(["demo", *sys.argv[2:]]))
 """
 LONGEST_SILENCE_S = 15.0
-
-
-@contextlib.contextmanager
-def busy_loops(count: int, core: int | None) -> Iterator[None]:
-    """Programs that take all the time they get."""
-    command = [sys.executable, "-S", "-c", "while True: pass"]
-    loops = [subprocess.Popen(command, preexec_fn=lambda: pin(core)) for _ in range(count)]
-    try:
-        yield
-    finally:
-        for loop in loops:
-            loop.kill()
-            loop.wait()
-
-
-def pin(core: int | None) -> None:
-    if core is not None:
-        os.sched_setaffinity(0, {core})
 
 
 def once(args: argparse.Namespace, log: Path) -> tuple[int, float, float, str]:

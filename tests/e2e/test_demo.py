@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`longflow demo` as a user runs it, shortened."""
 
-import contextlib
 import itertools
 import os
 import re
@@ -13,6 +12,8 @@ import time
 
 import pytest
 
+from busy_loops import busy_loops, pin
+
 pytestmark = pytest.mark.e2e
 
 
@@ -23,16 +24,15 @@ SIGN_OF_LIFE_S = 15.0
 
 def demo(*arguments: str, core: int | None = None) -> str:
     """`longflow demo`; with a `core` on that one alone."""
-
-    def pin() -> None:
-        if core is not None:
-            os.sched_setaffinity(0, {core})
-
     command = [sys.executable, "-W", "ignore", "-m", "sglang_longflow.cli", "demo", *arguments]
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, preexec_fn=pin
+            command,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            preexec_fn=lambda: pin(core),
         ) as running,
     ):
         watchdog = threading.Timer(TIMEOUT_S, running.kill)
@@ -50,24 +50,6 @@ def demo(*arguments: str, core: int | None = None) -> str:
     stamps = [int(match[1]) for line in lines if (match := re.match(r"\[ *(\d+)s\] ", line))]
     assert stamps == sorted(stamps) and len(stamps) >= 4  # one clock
     return "".join(lines)
-
-
-@contextlib.contextmanager
-def busy_loops(count: int, core: int):
-    """Other work on that core, at the priority of everything else."""
-    loops = [
-        subprocess.Popen(
-            [sys.executable, "-S", "-c", "while True: pass"],
-            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
-        )
-        for _ in range(count)
-    ]
-    try:
-        yield
-    finally:
-        for loop in loops:
-            loop.kill()
-            loop.wait()
 
 
 def rows(text: str, title: str) -> list[list[str]]:
