@@ -43,12 +43,7 @@ LICENCE = "# SPDX-License-Identifier: Apache-2.0"
 PURE = ("policies", "planner", "settings/config.py", "core", "monitor", "deployment", "errors.py")
 #: No handlers in these.
 NO_HOOKS = ("__init__", "guard", "hook", "manifest", "sglang_types", "start_check", "verify")
-HOOK_FILES = sorted(
-    path
-    for path in (PACKAGE / "hooks").glob("*.py")
-    if path.stem
-    not in ("__init__", "guard", "hook", "manifest", "sglang_types", "start_check", "verify")
-)
+HOOK_FILES = sorted(path for path in (PACKAGE / "hooks").glob("*.py") if path.stem not in NO_HOOKS)
 
 
 def name_of(path):
