@@ -11,10 +11,9 @@ import importlib.util
 import shutil
 from pathlib import Path
 
-#: By kind: the module of the settings, their class, and how a command line becomes settings.
-DATACLASS = """
-@dataclasses.dataclass
-class ServerArgs:
+#: The class of the settings; releases had it as a dataclass and as a struct.
+SERVER_ARGS = """
+{head}
     model_path: str
     device: str = None
     page_size: int = None
@@ -31,31 +30,20 @@ class ServerArgs:
 
     @classmethod
     def from_cli_args(cls, args):
-        names = [f.name for f in dataclasses.fields(cls) if hasattr(args, f.name)]
+        names = [name for name in {names} if hasattr(args, name)]
         return cls(**{{name: getattr(args, name) for name in names}})
 """
-STRUCT = """
-class ServerArgs(msgspec.Struct, dict=True):
-    model_path: str
-    device: str = None
-    page_size: int = None
-    enable_metrics: bool = False
-    attention_backend: str = None
 
-    def __post_init__(self):
-        self.device = self.device or "cpu"
 
-    @staticmethod
-    def add_cli_args(parser):
-        parser.add_argument("--model-path")
-        parser.add_argument("--device")
+def server_args(shape: str, post_init: str = "self.device = self.device or 'cpu'") -> str:
+    """The source of the class, as a "dataclass" or a "struct"."""
+    head, names = {
+        "dataclass": ("@dataclasses.dataclass\nclass ServerArgs:", "cls.__dataclass_fields__"),
+        "struct": ("class ServerArgs(msgspec.Struct, dict=True):", "cls.__struct_fields__"),
+    }[shape]
+    return SERVER_ARGS.format(head=head, names=names, post_init=post_init)
 
-    @classmethod
-    def from_cli_args(cls, args):
-        names = [n for n in cls.__struct_fields__ if hasattr(args, n)]
-        return cls(**{name: getattr(args, name) for name in names})
-"""
-RESOLVED = "self.device = self.device or 'cpu'"
+
 PREPARE = """
 def prepare_server_args(argv):
     parser = argparse.ArgumentParser(prog="sglang serve")
@@ -69,16 +57,17 @@ def prepare_server_args(argv):
     args, _ = parser.parse_known_args(argv)
     return ServerArgs(args.model_path)
 """
+#: By kind: the class, and how a command line becomes one.
 SETTINGS = {
-    "as tested": (DATACLASS.format(post_init=RESOLVED), PREPARE),
-    "struct": (STRUCT, PREPARE),
+    "as tested": (server_args("dataclass"), PREPARE),
+    "struct": (server_args("struct"), PREPARE),
     "struct, past from_cli_args": (
-        STRUCT,
+        server_args("struct"),
         PREPARE.replace("ServerArgs.from_cli_args(", "read(")
         + "\ndef read(args):\n    return ServerArgs(args.model_path)\n",
     ),
-    "empty __post_init__": (DATACLASS.format(post_init="pass"), PREPARE),
-    "past the hooks": (DATACLASS.format(post_init=RESOLVED), PREPARE_PAST_THE_HOOKS),
+    "empty __post_init__": (server_args("dataclass", "pass"), PREPARE),
+    "past the hooks": (server_args("dataclass"), PREPARE_PAST_THE_HOOKS),
 }
 SCHEDULER = """
 from sglang.srt.plugins import load_plugins
