@@ -30,6 +30,14 @@ def test_a_quarter_of_what_weights_and_processes_leave():
     assert 3.8 < cap(24, kv_cache_dtype="fp8_e5m2").tokens / found.tokens < 4.1
 
 
+def test_weights_are_not_the_pools():
+    """Qwen3-1.7B: 1.72 billion parameters; 28 layers, 8 KV heads of 128."""
+    geometry = load_geometry("qwen3-1.7b")
+    found = cap_pool(MODEL, "bfloat16", Free(24 * GB, "memory"), model_geometry=geometry)
+    left = 24 * GB - PROCESSES_BYTES - 2 * 1.72e9
+    assert found.tokens * (28 * 2 * 8 * 128 * 2) == pytest.approx(left / 4, rel=0.01)
+
+
 def test_what_is_tight_is_still_divided():
     found = cap(3)
     assert found.tokens == int(3 * GB) // 8 // 4 // TOKEN_BYTES
