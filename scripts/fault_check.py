@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Puts one deliberate fault after another into a copy of the tree; a test must turn red each time.
 
-    python scripts/fault_check.py              # all of scripts/faults.toml: about 4 minutes
+    python scripts/fault_check.py              # all of scripts/faults.toml: about 3 minutes
     python scripts/fault_check.py planner      # those whose area or name has this word
     python scripts/fault_check.py --write      # and the table of docs/understand/testing.md
 
