@@ -31,7 +31,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests/support"), s
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--server", default="A", help="a variant of tests/fuzz/fuzz_servers.py")
+    parser.add_argument("--server", default="A", help="a variant of tools/fuzz_servers.py")
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--seed", type=int, help="default: a new one, which is printed")
     parser.add_argument("--workers", type=int, default=12)

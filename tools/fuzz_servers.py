@@ -2,9 +2,9 @@
 """The servers that are fuzzed: small pools, radix cache and overlap scheduling on and off.
 
 Each is SGLang's own HTTP server with strict memory checks, whose scheduler runs under the probe of
-tests/e2e (`probe.py`) where ``--probe`` is given.
+tests/support (`probe.py`) where ``--probe`` is given.
 
-    python tests/fuzz/fuzz_servers.py ARGUMENTS OF launch_server
+    python tools/fuzz_servers.py ARGUMENTS OF launch_server
 
 starts the probed one.
 """

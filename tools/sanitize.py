@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One small case of each kernel, for `compute-sanitizer python tests/longflow_kernels/sanitize.py`.
+"""One small case of each kernel, for `compute-sanitizer python tools/sanitize.py`.
 
-Exact-size tensors in allocations of their own, so that any access beyond one is seen.
+It needs kernels/ and tests/support on PYTHONPATH. Each tensor has its exact size and a separate
+allocation, so that any access beyond one is seen.
 """
 
 import os

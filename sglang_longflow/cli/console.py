@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The console page, what its data routes answer, and ``longflow console``. No SGLang here."""
+"""``longflow console``: the command line of `monitor.relay`."""
 
 from __future__ import annotations
 

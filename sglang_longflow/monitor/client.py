@@ -81,7 +81,7 @@ def fetch_stats(
 
 
 class Stats(TypedDict):
-    """What ``GET /longflow/stats`` answers; docs/console.md tells the fields of each part.
+    """What ``GET /longflow/stats`` answers; docs/operate/console.md lists the fields.
 
     Before the first answer of the schedulers, `age_s` and what only they know are None, and the
     lists are empty.

@@ -38,7 +38,7 @@ class RunningServer:
         output_tokens: int,
         users: int | None = None,
     ) -> dict[str, Any]:
-        """`planner.make_plan` for this server, as a dict.
+        """`planner.plan.make_plan` for this server, as a dict.
 
         Parameters
         ----------

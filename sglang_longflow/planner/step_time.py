@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long a decode step takes on a GPU: bytes to move, products to compute, and a fixed part.
 
-The constants were fitted to runs on one H100 80GB (docs/results.md); other cards have their own
-bandwidth and arithmetic rate with the same constants.
+The constants were fitted to runs on one H100 80GB; other cards use them with their own bandwidth
+and arithmetic rate. docs/experiments/2026-11-29-plan.md compares estimates with measurements.
 """
 
 from __future__ import annotations
