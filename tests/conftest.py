@@ -40,6 +40,10 @@ class Interpreted(MetaPathFinder):
                 if name == "triton":  # the first launch would import it, too late
                     import triton.experimental.gluon.language  # noqa: F401
 
+                    import quick_interpreter
+
+                    quick_interpreter.install()
+
         spec.loader.exec_module = exec_module
         return spec
 

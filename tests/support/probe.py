@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+import quick_interpreter
+
 
 def count_synchronisations(call) -> tuple[object, list[str]]:
     """(what `call` returns, file and line of every wait for the GPU that PyTorch saw in it)."""
@@ -205,6 +207,8 @@ def _beside_others(server_args, port_args, gpu_id: int, tp_rank: int, *more) -> 
 
 def run_scheduler_process(*args, **kwargs):
     """SGLang's entry point of a scheduler process, with the probe attached."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        quick_interpreter.install()
     if os.environ.get("LONGFLOW_PROBE_ONE_GPU"):
         args = _beside_others(*args)
     from sglang.srt.managers import scheduler as module
