@@ -52,7 +52,7 @@ class RedirectedStep:
 class ReferenceDecode:
     """Redirects a full row's write in each layer, and picks its next victim after attention."""
 
-    l2_bytes = 0  # its scores wait for nothing
+    l2_bytes = 0  # no L2 reservation: scores are used at once
 
     def __init__(
         self,

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-#: More rows than this run without a graph. Capturing one takes about half a second, and each row
-#: takes 4 bytes for every slot that a row may have.
+#: More rows than this run without a graph. Capturing a graph takes about half a second, and
+#: each of its rows takes 4 bytes per slot that a row may have.
 MAX_ROWS = 1280
 
 

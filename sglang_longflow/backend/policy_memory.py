@@ -17,9 +17,8 @@ from sglang_longflow.policies.rows import Needs, undeclared
 class PolicyMemory:
     """Memory for one server's policies, for all layers; only what they need is allocated.
 
-    What belongs to a token lies at its pool slot, so it takes as much as the pool has slots,
-    however long rows are. A slot is a row's own from the row's first overwrite on; until then
-    nothing is stored for it.
+    A token's values lie at its pool slot, so their size is that of the pool, however long rows are.
+    A row owns its slots from its first overwrite on; until then nothing is stored for them.
 
     Attributes
     ----------
@@ -31,12 +30,12 @@ class PolicyMemory:
     slot_similarity : torch.Tensor or None
         [num_layers, num_slots], in `slot_values`.
     row_level : torch.Tensor or None
-        [num_layers, num_rows] float32, what a share of the row's slots have remembered less than.
+        [num_layers, num_rows] float32, a running quantile of the row's remembered scores.
     row_recall : torch.Tensor or None
-        [num_rows] float32, what part of the row's scores goes to slots below the level; each layer
-        moves it on in turn.
+        [num_rows] float32, the share of the row's scores that goes to slots below the level; each
+        layer updates it in turn.
     recall_pace : float
-        What a layer's part counts in it.
+        Weight of one layer in that moving average.
     slot_order : torch.Tensor or None
         [num_layers, num_slots] int32, when the slot's token was written: its place in the row as
         it filled, then counting on.
@@ -92,8 +91,10 @@ class PolicyMemory:
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
     def row_state(self, layer_id: int, victims: DecodeState) -> RowState:
-        """What the fused kernels keep of one layer's rows: views of this memory and of `victims`,
-        which stay right as long as both."""
+        """One layer's `RowState` for the fused kernels: views of this memory and of `victims`.
+
+        They are valid as long as both.
+        """
 
         def layer(tensor: torch.Tensor | None) -> torch.Tensor | None:
             return None if tensor is None else tensor[layer_id]
@@ -186,8 +187,8 @@ class LayerRows:
     """
 
     def __init__(self, memory: PolicyMemory, layer_id: int, step: StepRows, victims: torch.Tensor):
-        """`victims` [n] int64: what each row was to overwrite; anything where it has just filled,
-        since none was picked for it yet (a row before it may have been longer)."""
+        """`victims` [n] int64: the slot each row was due to overwrite; undefined for rows that have
+        just filled (it may come from an earlier, longer row)."""
         self.memory = memory
         self.layer_id = layer_id
         self.step = step
@@ -230,8 +231,8 @@ class LayerRows:
         return self._store(stored, torch.maximum(self._before(stored), similarity))
 
     def level(self, remembered: torch.Tensor, share: float) -> torch.Tensor:
-        """[n, 1]: what about `share` of each row's slots had in `remembered` [n, budget], as far
-        as it has followed by the step before; it takes its next step. 0 before a row overwrites."""
+        """[n, 1]: the running `share`-quantile of each row's `remembered` [n, budget], as of the
+        step before; also updates it. 0 before a row's first overwrite."""
         if self.memory.row_level is None:
             raise undeclared("level", "slot_similarity=True")
         stored, rows = self.memory.row_level[self.layer_id], self.step.rows
@@ -242,8 +243,8 @@ class LayerRows:
         return level
 
     def recall(self, part: torch.Tensor, begins_at: float) -> torch.Tensor:
-        """[n, 1]: each row's recall until the layer before, and `begins_at` where it has just
-        filled; it takes in this layer's `part` [n, 1]."""
+        """[n, 1]: each row's recall up to the layer before, `begins_at` for rows that have just
+        filled; also updates it with this layer's `part` [n, 1]."""
         if self.memory.row_recall is None:
             raise undeclared("recall", "slot_similarity=True")
         stored, rows, done = self.memory.row_recall, self.step.rows, self.step.overwrites

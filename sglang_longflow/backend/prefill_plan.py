@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FlashInfer's plan of a prefill from lengths that the host knows, so that it waits for nothing."""
+"""FlashInfer's prefill plan, made from lengths that the host knows, without waiting for the GPU."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class PromptCut:
         self.begin(())
 
     def compile(self, num_q_heads: int, dtype: torch.dtype) -> None:
-        """So that the first long prompt does not wait for it: two seconds on an H100."""
+        """Compile at start-up; otherwise the first long prompt waits 2 s for it on an H100."""
         keys = self.kv_pool.get_key_buffer(0)
         window = Policy.prompt_window_tokens
         q = torch.zeros(window, num_q_heads, keys.shape[2], dtype=dtype, device=keys.device)

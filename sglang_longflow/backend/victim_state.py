@@ -15,7 +15,7 @@ class DecodeState:
         [num_layers, num_rows, victim_heads] int32 on the device. ``next_slot[layer, req_pool_idx]``
         holds indices into the row (0 .. budget - 1), not pool slots: a row may move to other pool
         slots between the step that picks the victim and the step that overwrites it.
-        `victim_heads` is 1, or the number of KV heads where each overwrites a victim of its own.
+        `victim_heads` is 1, or the number of KV heads if each overwrites its own victim.
     recent : torch.Tensor or None
         [num_layers, num_rows, victim_heads, protect_recent_tokens] int32, a ring of the row indices
         written last; None where nothing recent is protected.

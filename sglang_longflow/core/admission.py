@@ -2,10 +2,10 @@
 """Admission: how many slots a request may still take, so that a running row never waits for one.
 
 Accounting, in slots: everything that is free or evictable must cover the future needs of all rows
-that run. A row that will overwrite ends with `budget` slots of its own. Slots of the radix tree
-that it shares are copied when it first overwrites (`core.slots`); a tree node that only such rows
-hold is released by the last of them in the same step, so it is counted for one of them as slots
-already had. A node that anyone else holds is not.
+that run. A row that will overwrite ends up owning `budget` slots. It copies the radix tree's slots
+that it shares when it first overwrites (`core.slots`). A tree node that only such rows hold is
+released by the last of them in the same step, so it is credited to one of them as slots it has. A
+node that anyone else holds is not.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def peak_slots(budget: KVBudget, prompt_tokens: int, max_new_tokens: int) -> int
 def total_tokens(prompt_tokens: int, max_new_tokens: int) -> int:
     """Most slots that a request without a budget takes.
 
-    A prefill makes a token also where none is asked for, and overlap scheduling may launch a
-    decode step of it.
+    A prefill generates a token even if none is asked for, and overlap scheduling may launch a
+    decode step after it.
     """
     return prompt_tokens + max(1, max_new_tokens)
 
 
 def prefill_slots(prompt_tokens: int) -> int:
-    """Slots of an empty pool with which SGLang admits a prompt: one more, and one that is left."""
+    """Slots that an empty pool needs to admit a prompt in SGLang: two more than the prompt."""
     return prompt_tokens + 2
 
 

@@ -22,11 +22,11 @@ class Counters:
 class Stall:
     """Since when requests wait although nothing runs; not while the server is paused.
 
-    Such a state should not exist: whatever waits can be admitted to an empty server. A server that
-    is in it all the same must not look healthy.
+    No such state should exist, because an empty server can admit whatever waits. A server that is
+    in it nevertheless must not look healthy.
     """
 
-    #: Idle turns of the scheduler's loop that are further apart were not in one stretch.
+    #: Seconds: idle turns of the scheduler's loop that are further apart belong to two stalls.
     GAP_S = 5.0
 
     def __init__(self) -> None:

@@ -20,7 +20,7 @@ from sglang_longflow.errors import BudgetError
 
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
-#: The largest logit bias: what it is added to must stay finite in float32.
+#: The largest logit bias: the sum with a logit must stay finite in float32.
 MAX_LOGIT_BIAS = 1e30
 #: Logits are divided by it.
 MIN_REPETITION_PENALTY = 1e-6
@@ -32,7 +32,7 @@ MAX_REQUESTS_PER_CALL = 4096
 GRAMMARS = ("regex", "ebnf", "json_schema", "structural_tag")
 MAX_GRAMMAR_DEPTH = 128
 MAX_GRAMMAR_CHARACTERS = 200_000
-#: Answers to one prompt; each is a request of its own.
+#: Answers to one prompt; each is a separate request to the scheduler.
 MAX_SAMPLES = 1024
 
 _SCALARS: dict[Any, tuple[type, ...]] = {

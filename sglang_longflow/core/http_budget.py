@@ -56,7 +56,7 @@ PLACES: dict[str, str | None] = {
     "encode_request": None,
     "classify_request": None,
 }
-#: Fields under which a budget of a client's is looked for; all others hold content, or are its own.
+#: Fields that are searched for a misplaced budget; all others hold content or a client's own keys.
 _CONTAINERS = {
     *("sampling_params", "custom_params", "extra_body", "parameters", "options", "instances"),
 }
@@ -144,7 +144,7 @@ def apply_headers(obj: Any, server_args: Any) -> None:
 
 
 def misplaced(body: Any, place: str | None) -> str:
-    """What a body has of ours where SGLang does not read it, and where it belongs; else empty."""
+    """The first `kv_*` key where SGLang does not read it, and where it belongs; else empty."""
     if place is None:
         return next((f"{key}: {_NO_ROW}" for _, key in _keys(body, "")), "")
     belongs = f"put it into {place.replace('[]', '')}, or " if place else ""
@@ -202,7 +202,7 @@ def error_body(endpoint: str, message: str) -> bytes:
 
 
 class BudgetFields:
-    """ASGI middleware: reads the headers, and refuses what a body has in a place of its own.
+    """ASGI middleware: reads the headers, and refuses `kv_*` keys in the wrong place of a body.
 
     A body is searched for ``"kv_`` and parsed only where it has it; bodies of other routes are not
     looked at.

@@ -17,7 +17,7 @@ from sglang_longflow.settings.config import LongFlowConfig, unknown_policy
 BUDGET_KEY = "kv_budget"
 POLICY_KEY = "kv_policy"
 _PREFIX = "kv_"
-#: What a request is told that asks a server without --kv-budget.
+#: The answer to a budget on a server without --kv-budget.
 INACTIVE = "kv_budget: this server was started without --kv-budget, so requests cannot ask for one"
 #: What each means, for docs/reference/configuration.md.
 REQUEST_KEYS = {
@@ -154,7 +154,7 @@ def check_input_ids(input_ids: Sequence[int] | None, vocab_size: int) -> None:
 
 
 def stop_ids_in_vocabulary(stop_token_ids: object, vocab_size: int) -> list[int] | None:
-    """`stop_token_ids` without those that the model cannot produce; None where none has to go.
+    """`stop_token_ids` without those outside the vocabulary; None if there are none to remove.
 
     Where any request of a batch has ``min_new_tokens``, SGLang writes to the logits of every
     request's stop tokens, and its server ends at one that is not there. It would never stop at it.

@@ -78,7 +78,7 @@ class ResidentRow:
 
     @property
     def will_own(self) -> bool:
-        """The row ends with `budget` slots of its own and gives its tree nodes back."""
+        """The row ends up owning `budget` slots and gives its tree nodes back."""
         if self.budget is None or self.budget.is_full or self.owned:
             return False
         return self.has_pick or self.total_tokens > self.budget.tokens
@@ -93,7 +93,7 @@ class ResidentRow:
 
     @property
     def lacks_pick(self) -> bool:
-        """A row to cut for which no prefill has said what stays: nobody knows why it is here."""
+        """A row to cut whose prefill picked no positions; no way to this state is known."""
         return self.must_cut and not self.has_pick
 
     @property

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slots: which row takes a slot in the next decode step, which overwrites, which moves first."""
+"""Slots: which rows take a slot in the next decode step, which overwrite, which move first."""
 
 from __future__ import annotations
 

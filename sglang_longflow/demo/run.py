@@ -165,7 +165,7 @@ def flush_cache(url: str) -> None:
         Requests still run after ten minutes; they have all been answered.
     """
     try:
-        # Waits, since the last rows may not be free yet.
+        # Waits, because the last rows may not be free yet.
         response = ask(f"{url}/flush_cache?timeout=600", {}, timeout_s=None)
     except NoResponse as error:
         raise DemoError(f"{url}/flush_cache: {error}") from None

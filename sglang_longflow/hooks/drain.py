@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SIGTERM ends the server after its open responses: SGLang waits for its scheduler's part only."""
+"""SIGTERM ends the server after its open responses; SGLang waits for its scheduler alone."""
 
 from __future__ import annotations
 

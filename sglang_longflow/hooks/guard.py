@@ -57,7 +57,7 @@ def send_abort(scheduler: Any, request: Any, status: HTTPStatus, message: str) -
 
 @contextlib.contextmanager
 def blaming(req: Any, what: str) -> Iterator[None]:
-    """Where the block fails, `req` ends with an error that names `what`; nothing is raised."""
+    """If the block fails, `req` ends with an error that names `what`; nothing is raised."""
     try:
         yield
     except Exception as error:
@@ -67,7 +67,7 @@ def blaming(req: Any, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def watching(what: str) -> Iterator[None]:
-    """Where the block fails, it is logged: what watches never decides what is watched."""
+    """If the block fails, the error is logged: monitoring never ends what it monitors."""
     try:
         yield
     except Exception:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a row of the manifest says of one function that is wrapped, or replaced."""
+"""A row of the manifest: one function that is wrapped (`Hook`) or replaced (`Patch`)."""
 
 from __future__ import annotations
 

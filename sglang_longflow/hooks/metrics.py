@@ -12,7 +12,7 @@ from sglang_longflow.core.counters import RowStats, gauges
 from sglang_longflow.hooks.guard import watching
 from sglang_longflow.hooks.sglang_types import Req, ScheduleBatch, Scheduler
 
-#: Gauges are set at most this often; a step costs nothing in between.
+#: Seconds between two updates of the gauges; steps in between cost nothing.
 GAUGE_INTERVAL_S = 1.0
 
 

@@ -129,7 +129,7 @@ def init_req_max_new_tokens(original: Original, self: Scheduler, req: Req) -> An
                 self.max_total_num_tokens,
             )
     except BudgetError as error:
-        # A request that the HTTP process could not judge: the pool is known here alone.
+        # The HTTP process could not check this: only the scheduler knows the pool.
         metrics.count_refusal(error.reason)
         if req.to_finish is None:
             req.set_finish_with_abort(str(error))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Around the drawing of a token: what one request's sampling must not do to its batch."""
+"""Sampling, SGLang's side: keeps one request's parameters from ending its whole batch."""
 
 from __future__ import annotations
 

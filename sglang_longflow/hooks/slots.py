@@ -51,7 +51,7 @@ def _read(reqs: Sequence[Req]) -> dict[int, ResidentRow]:
 def _is_settled(req: Req) -> bool:
     """Whether a request owns its slots: it overwrites from now on, and takes and returns none.
 
-    Almost all rows are, in almost all steps, so they are not looked at any further.
+    Almost all rows do, in almost all steps; nothing more is read of those.
     """
     row = row_of(req)
     return row is not None and row.owned
@@ -152,9 +152,9 @@ def _record_step(batch: ScheduleBatch, managed: list[KVRow | None], plan: StepPl
 
 
 def _pick_where_nobody_did(batch: ScheduleBatch, rows: dict[int, ResidentRow]) -> None:
-    """A row to cut that no prefill has picked for keeps its newest tokens, and ends with an error.
+    """A row to cut whose prefill picked nothing keeps its newest tokens, and ends with an error.
 
-    Nothing leads here that we know of. What does must not leave a row over its budget.
+    No way to this state is known. If there is one, it must not leave a row over its budget.
     """
     for i, row in rows.items():
         req, budget = batch.reqs[i], row.budget

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A server that was asked for a KV budget has one, or does not start.
 
-SGLang applies hooks and swallows what fails, and a hook that landed may sit on a function that
-another release calls no more. So these checks are no hooks. What asks for a budget is known from
+SGLang swallows hooks that fail to apply, and an applied hook may sit on a function that another
+release no longer calls. So these checks are no hooks. What asks for a budget is known from
 the command line, from the parser of our flags, and from what a process was started with. Whether
 there is one is asked at two places that every release passes: where the first process is started,
 and where a scheduler's process first reports to the one that started it. Both are Python's own.

@@ -15,7 +15,7 @@ from sglang_longflow.hooks.sglang_types import Original, Req, Scheduler
 #: The request id of our own question. SGLang's answer dumps every server argument first, which
 #: takes a millisecond on a busy CPU, and nobody reads it there.
 OUR_QUESTION = "longflow"
-#: So many of the waiting requests are described; the rest is only counted.
+#: Waiting requests that are described; the others are only counted.
 QUEUE_SHOWN = 20
 
 

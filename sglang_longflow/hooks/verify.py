@@ -40,7 +40,7 @@ def _resolve(target: str) -> Any:
 
 def _closed_over(function: Callable[..., Any]) -> Iterator[Any]:
     for cell in getattr(function, "__closure__", None) or ():
-        with contextlib.suppress(ValueError):  # an empty cell of somebody else's wrapper
+        with contextlib.suppress(ValueError):  # an empty cell of another library's wrapper
             yield cell.cell_contents
 
 

@@ -28,7 +28,7 @@ OWNERS = (
 
 
 def printable(text: str) -> str:
-    """A request id is a user's: what could steer a terminal becomes a question mark."""
+    """A user's request id, with a question mark for whatever could control a terminal."""
     return "".join(c if c.isprintable() else "?" for c in str(text))
 
 

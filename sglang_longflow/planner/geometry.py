@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model geometry read from ``config.json``: weight bytes and KV bytes a token."""
+"""Model geometry read from ``config.json``: weight bytes, and KV bytes per token."""
 
 from __future__ import annotations
 
@@ -275,9 +275,9 @@ def weights_bytes(geom: ModelGeometry, dtype: str = "bfloat16") -> int:
 def kv_bytes_per_token(
     geom: ModelGeometry, tp: int = 1, kv_cache_dtype: str = "auto", dtype: str = "bfloat16"
 ) -> int:
-    """Bytes one token of KV cache takes on each GPU.
+    """KV-cache bytes per token on each GPU.
 
-    ``layers x 2 x max(1, kv_heads / tp) x head_dim x bytes an element``.
+    ``layers x 2 x max(1, kv_heads / tp) x head_dim x bytes per element``.
 
     Parameters
     ----------
@@ -285,12 +285,12 @@ def kv_bytes_per_token(
     tp : int
         Tensor-parallel GPUs.
     kv_cache_dtype, dtype : str
-        ``auto`` (stored at ``dtype``) or ``fp8_e4m3`` (1 byte an element).
+        ``auto`` (stored at ``dtype``) or ``fp8_e4m3`` (1 byte per element).
 
     Returns
     -------
     int
-        Bytes a token and GPU.
+        Bytes per token and GPU.
 
     Raises
     ------

@@ -77,7 +77,7 @@ def _rows_full(pool_tokens: int, prompt_tokens: int, output_tokens: int) -> int:
 def budget_for_users(
     pool_tokens: int, users: int, prompt_tokens: int, output_tokens: int
 ) -> int | None:
-    """Largest budget with which so many requests run at once.
+    """Largest budget with which `users` requests run at once.
 
     Parameters
     ----------

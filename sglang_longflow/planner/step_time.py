@@ -64,7 +64,7 @@ class StepTime:
     Attributes
     ----------
     gpu : Gpu or None
-        None leaves memory traffic alone, in units of one byte a second: good for ratios.
+        None counts memory traffic only, at one byte per second: good for ratios.
     weights_bytes, kv_bytes_per_token : float
     operations_per_token : float
         2 x parameters; 0 where it is not known.
@@ -78,7 +78,7 @@ class StepTime:
     layers: int
 
     def seconds(self, rows: int, mean_tokens: float) -> float:
-        """A decode step of so many rows that hold `mean_tokens` each."""
+        """Seconds of a decode step of `rows` rows that hold `mean_tokens` each."""
         moved = self.weights_bytes + rows * mean_tokens * self.kv_bytes_per_token
         if self.gpu is None:
             return moved
@@ -91,7 +91,7 @@ class StepTime:
     def tokens_per_s(
         self, rows: int, mean_tokens: float, prompt_tokens: int, output_tokens: int
     ) -> float:
-        """Output of a steady state: finished requests are replaced, whose prefill takes its time.
+        """Output rate of a steady state: finished requests are replaced, at the cost of a prefill.
 
         Waiting, retractions and sampling's cost are not in it.
         """

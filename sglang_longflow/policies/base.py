@@ -49,9 +49,9 @@ class Policy:
     """
 
     name: ClassVar[str]
-    #: The victim is the arg-min over what is not protected of `FullRows.removal_scores`
-    #: ("removal") or `FullRows.attention_mass` ("attention"), so the fused kernel can pick it;
-    #: under a `rank_rule` with a decay, of the highest of that and earlier steps', plus novelty.
+    #: The score that the fused kernel ranks by: `FullRows.removal_scores` ("removal") or
+    #: `FullRows.attention_mass` ("attention"). The victim is the unprotected slot with the lowest.
+    #: Under a `rank_rule` with a decay the score is the decayed peak over steps, plus novelty.
     ranks_by: ClassVar[str | None] = None
     needs: ClassVar[Needs] = Needs()
     #: Queries at the end of a prompt that `prompt_keep` looks at; they are always recomputed,
@@ -85,7 +85,7 @@ class Policy:
         return self.protect_recent_tokens
 
     def known_victim(self, budget_tokens: int, overwrites: int) -> int | None:
-        """Row index that a row overwrites next where lengths alone decide it, else None."""
+        """Row index that a row overwrites next if lengths alone decide it, else None."""
         return None
 
     @property
@@ -94,9 +94,9 @@ class Policy:
         return self.ranks_by is not None or self.known_victim(1 << 20, 0) is not None
 
     def interval_tokens(self, budget_tokens: int) -> int:
-        """Every how many overwrites victims are picked, and how many at once.
+        """Overwrites between two picks, which is also the number of victims per pick.
 
-        At most an eighth of the budget, so that a small row is not forgotten at a stroke.
+        At most an eighth of the budget, so that one pick replaces little of a small row.
         """
         return max(1, min(self.needs.queue_tokens, budget_tokens // 8))
 

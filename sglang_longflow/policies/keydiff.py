@@ -19,8 +19,8 @@ class KeyDiff(Policy):
 
     Source: arXiv 2504.15364: score ``-cos(k_i, mean of k_j / |k_j|)`` of the keys as cached (after
     RoPE); no attention is needed. Deviations: KV heads share a victim, by the mean of their scores;
-    one victim a step, where the paper drops a block of 128; an over-long prompt is cut by SnapKV's
-    pick as under `longflow`.
+    one victim per step, where the paper drops a block of 128; an over-long prompt is cut by
+    SnapKV's pick as under `longflow`.
     """
 
     name: ClassVar[str] = "keydiff"

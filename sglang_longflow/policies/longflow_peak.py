@@ -19,7 +19,7 @@ class LongFlowPeak(Policy):
     Own to this project. LongFlow's score (arXiv 2603.11504, eq. 6) is that of one query, and the
     next one may look elsewhere. Here a slot's score is the highest of its past ones, each counted
     ``decay`` times less for every step since: 0.95 forgets in about fifty steps. It takes one
-    float32 a slot and layer. The memory begins with the row's first overwrite, 0 for every slot;
+    float32 per slot and layer. The memory begins with the row's first overwrite, 0 for every slot;
     an over-long prompt is cut by SnapKV's pick as under `longflow`.
     """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a policy sees of the rows it picks victims for."""
+"""The full rows that a policy picks victims for, and what is remembered of them."""
 
 from __future__ import annotations
 
@@ -82,18 +82,18 @@ class RowMemory(Protocol):
         """
 
     def level(self, remembered: torch.Tensor, share: float) -> torch.Tensor:
-        """[n, 1]: what about `share` of each row's slots had in `remembered` [n, budget_tokens],
-        as it was followed until the step before; 0 for rows that filled in this step.
+        """[n, 1]: the running `share`-quantile of each row's `remembered` [n, budget_tokens], as of
+        the step before; 0 for rows that filled in this step.
 
-        It follows this step's, too (`longflow_kernels.next_level`): call it once per step.
+        Also updates it with this step's values (`longflow_kernels.next_level`): call it once per
+        step.
         """
 
     def recall(self, part: torch.Tensor, begins_at: float) -> torch.Tensor:
-        """[n, 1]: each row's recall as it was before this layer, and `begins_at` in rows that
-        filled in this step.
+        """[n, 1]: each row's recall before this layer; `begins_at` if the row filled in this step.
 
-        It takes in this layer's `part` [n, 1] (`longflow_kernels.next_recall`): call it once per
-        step and layer.
+        Also updates it with this layer's `part` [n, 1] (`longflow_kernels.next_recall`): call it
+        once per step and layer.
         """
 
     def queries(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -159,7 +159,7 @@ class FullRows:
     budget_tokens : int
         Slots of each row, all of them taken.
     overwrites : list of int
-        For each row: how many tokens it has overwritten so far; 0 where it filled in this step.
+        For each row: how many tokens it has overwritten so far; 0 if it filled in this step.
     prompt_tokens : list of int
         For each row: tokens of the prompt among those that filled it.
     recent : torch.Tensor or None
@@ -225,7 +225,7 @@ class FullRows:
     def lowest(self, scores: torch.Tensor, first_tokens_kept: int, count: int = 1) -> torch.Tensor:
         """[n, count] int64, the slots of the lowest scores that are not protected, lowest first.
 
-        Of equals the first; ``scores`` stay as they are.
+        Ties go to the lowest index; ``scores`` is not modified.
         """
         if first_tokens_kept or self.recent is not None:
             scores = scores.masked_fill(self.protected(first_tokens_kept), torch.inf)
@@ -245,7 +245,7 @@ class FullRows:
     def written_last(self, count: int) -> torch.Tensor:
         """[n, count] int64: row indices of the tokens written last, the newest first.
 
-        Where a row has overwritten less than `count` only as many are right.
+        In a row with fewer than `count` overwrites only that many entries are valid.
         """
         assert self.recent is not None and self.recent.shape[1] >= count
         done = torch.tensor(self.overwrites)[:, None]

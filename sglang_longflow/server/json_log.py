@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server's log as JSON lines: one object for whatever it logs, prints, or dies of.
+"""A server's log as JSON lines: one object per log record, printed line, or traceback.
 
 SGLang's processes log through `JsonFormatter`; `JsonLines` passes that on and wraps all the rest
 (uvicorn's lines, prints, tracebacks), so that a collector of logs can read every line.

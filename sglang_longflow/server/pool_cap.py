@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How large the KV pool may be on a CPU, where it shares the memory with everything else.
 
-SGLang would take most of what is free, and the kernel then kills what it likes.
+SGLang would take most of the free memory, and the kernel would then kill some process.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class ServerEnded(LongFlowError):
 
 
 def last_error(lines: Iterable[str]) -> str:
-    """The line of a log that says best why the process ended; empty for an empty log."""
+    """The log line that best explains why the process ended; empty for an empty log."""
     texts = (text for line in lines for text in texts_of(line))
     cleaned = [text for line in texts if (text := _ANSI.sub("", line).strip())]
     for pattern in (_OURS, _EXCEPTION, _USAGE):

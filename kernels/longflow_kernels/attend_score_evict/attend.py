@@ -72,8 +72,8 @@ def attend_kernel(
     The program whose split holds the new token stores its K/V first and then reads it like any
     other, so later steps see the same values and whatever lay in the slot before is never read.
 
-    With BESIDE the kernel before, which nothing here depends on, may still be at work: the programs
-    end after it, so that what waits for this kernel has waited for both.
+    With BESIDE the kernel before, which nothing here depends on, may still be running. The programs
+    end after it, so whatever waits for this kernel has waited for both.
 
     `q_ptr` [batch, num_q_heads, HEAD_DIM], `k_new_ptr` [batch, num_kv_heads, HEAD_DIM] and
     `v_new_ptr` [.., V_HEAD_DIM], rows of any stride; `k_cache_ptr` [num_slots, num_kv_heads,

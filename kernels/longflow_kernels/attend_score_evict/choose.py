@@ -33,7 +33,7 @@ def sum_votes(
     """[TILES, BLOCK_N] float32: scores of the slots of `tiles` [TILES], summed over the query heads
     that vote for this victim, BLOCK_V at a time.
 
-    Positions are not masked: what lies past the row's end is read, and not looked at.
+    Positions are not masked: slots past the row's end are read and ignored.
     """
     offs_n = tl.arange(0, BLOCK_N)
     offs_v = tl.arange(0, BLOCK_V)
@@ -94,8 +94,8 @@ def protect_recent(
 
 @triton.jit
 def arrived_before(arrived_ptr, row_head):
-    """How many of a row's programs have ended their part; what this one stored is seen by later
-    ones."""
+    """The number of a row's programs that have ended, this one included; later ones see what it
+    stored."""
     tl.debug_barrier()
     return tl.atomic_add(arrived_ptr + row_head, 1, sem="acq_rel")
 

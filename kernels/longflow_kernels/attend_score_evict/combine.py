@@ -91,10 +91,10 @@ def combine_kernel(
 
     With `slot_values_ptr` a row that remembers ranks by the highest of its slots' past scores, each
     multiplied by `decay` once per step since. A slot starts at 0 when its token is written;
-    nothing is stored before the row's first overwrite, since until then its slots may not be its
-    own. With `row_level_ptr` a second value follows each slot's score, its similarity to newer
-    tokens (`novelty.kernel`), and rows that use novelty rank by what is remembered plus what
-    novelty adds (`novelty.rank`).
+    nothing is stored before the row's first overwrite, because until then it may share its slots.
+    With `row_level_ptr` a second value follows each slot's score, its similarity to newer tokens
+    (`novelty.kernel`), and rows that use novelty rank by what is remembered plus what novelty adds
+    (`novelty.rank`).
 
     With DEPENDENT the programs start before the attention has ended, and wait for it here.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: A split shorter than this costs more to combine than it saves.
+#: Tokens: a shorter split costs more to combine than it saves.
 MIN_SPLIT_TOKENS = 256
 
 

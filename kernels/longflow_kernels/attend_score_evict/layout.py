@@ -37,8 +37,8 @@ USES_NOVELTY = tl.constexpr(2)
 #: Probabilities are kept up to 2**8, not 1: in float16 fewer of them fall below its normal numbers.
 HEADROOM = tl.constexpr(8.0)
 #: Scores are kept between the kernels in 16 bits, 7 of exponent and 9 of mantissa: from 2**-96 to
-#: 2**32 in steps of 0.2 %. Smaller ones count as equally useless; larger ones cannot be, since a
-#: score is at most 2**8 times the sum of a value's magnitudes.
+#: 2**32 in steps of 0.2 %. Smaller ones count as equally useless. Larger ones do not occur: a score
+#: is at most 2**8 times the sum of a value's magnitudes.
 CODE_SHIFT = tl.constexpr(14)
 CODE_ROUND = tl.constexpr(1 << 13)
 CODE_BIAS = tl.constexpr((127 - 96) << 23)

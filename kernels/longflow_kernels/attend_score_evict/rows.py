@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the host tells the kernels of a decode step's rows."""
+"""The rows of a decode step, packed by the host for the kernels."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class Workspace:
         self.l2_capacity = self.score_capacity
 
     def keep_in_l2(self, tokens: int) -> int:
-        """Set L2 cache aside for the scores of so many tokens; returns the bytes there are.
+        """Set L2 cache aside for the scores of this many tokens; returns the bytes granted.
 
         They are this process's until another call, of any workspace.
         """

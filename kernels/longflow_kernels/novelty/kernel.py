@@ -35,8 +35,8 @@ def _cosines(
     """Cosines [n, m] of the keys in `slots_a` [n] and `slots_b` [m], over the slow channels of all
     KV heads (`reference.slow_channels`); BLOCK_C is at least a quarter of HEAD_DIM.
 
-    What `newest_slot` holds is not read, since it is being written. With WITH_NEWEST its key comes
-    from `k_new_ptr` where it is one of `slots_b`; elsewhere it is similar to nothing.
+    `newest_slot` is not read, because it is being written. With WITH_NEWEST its key comes from
+    `k_new_ptr` if it is one of `slots_b`; otherwise it is similar to nothing.
     """
     HALF: tl.constexpr = HEAD_DIM // 2
     SLOW: tl.constexpr = HALF * 3 // 4

@@ -9,7 +9,7 @@ import triton.language as tl
 
 @triton.jit
 def novelty_at_most(level, recall, weight, recall_threshold):
-    """What a slot of the row gains that is unlike all newer ones (`recall.novelty_worth`)."""
+    """The most that novelty adds to a slot: the bonus of one unlike all newer ones (`recall`)."""
     worth = tl.minimum(recall / recall_threshold, 1.0)
     worth = worth * worth
     worth = worth * worth
@@ -38,8 +38,8 @@ def load_sums(sums_at, CHUNKS: tl.constexpr):
 def next_level_of_row(level, below, total, kv_len, written, share, pace, lowest):
     """The row's level after this step (`level.next_level`), or as it begins (`level.first_level`).
 
-    `below` slots remember less than the level; `total` is the sum of this step's scores. It begins
-    when the row fills, although what its slots remember does with the first overwrite.
+    `below` slots remember less than the level; `total` is the sum of this step's scores. The level
+    begins when the row fills, the slots' memory only with the first overwrite.
     """
     followed = level * (1 + pace * (share - below / kv_len))
     begun = total / kv_len * share

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A row's recall: what part of its attention goes back to tokens it had not looked at lately.
+"""A row's recall: the share of its attention that goes back to tokens not attended lately.
 
-Novelty keeps such tokens, at the cost of those that are in use. That pays where queries do go back,
-as those of a chain that needs a result of long ago; in plain text few do. One number per row, of
-all layers together: a layer alone says too little.
+Novelty keeps such tokens at the cost of those in use. That pays if queries do go back, as in a
+chain that needs an early result; in plain text few do. One number per row for all layers, because
+one layer's share says too little.
 """
 
 from __future__ import annotations
 
 import torch
 
-#: What one step counts in the recall, all its layers together.
+#: Weight of one step in the recall, all its layers together.
 RECALL_PACE = 0.02
-#: What it begins at, times the threshold: until levels have settled, hardly a slot is below one,
-#: and novelty is to count in a row before it is known that it need not.
+#: Initial recall in multiples of the threshold: novelty counts in full until the levels have
+#: settled, because hardly any slot is below its level before that.
 RECALL_FIRST = 2.0
 
 
@@ -27,11 +27,11 @@ def recalled_part(
     scores : torch.Tensor
         [n, slots], this step's alone.
     past : torch.Tensor
-        [n, slots], what the slots remembered before, counted less for this step.
+        [n, slots], the slots' remembered scores before this step, already decayed for it.
     level : torch.Tensor
         [n, 1] (`level.next_level`).
     protected : torch.Tensor
-        [n, slots] bool, which do not count: what was written last is always read.
+        [n, slots] bool, slots that do not count: tokens written last are always read.
     """
     cold = (past < level) & ~protected
     total = scores.sum(dim=-1, keepdim=True)
@@ -40,7 +40,7 @@ def recalled_part(
 
 
 def first_recall(threshold: float) -> float:
-    """What the recall of a row begins at when the row fills."""
+    """The recall of a row that has just filled."""
     return RECALL_FIRST * threshold
 
 
@@ -50,8 +50,8 @@ def next_recall(recall: torch.Tensor, part: torch.Tensor, pace: float) -> torch.
 
 
 def novelty_worth(recall: torch.Tensor, threshold: float) -> torch.Tensor:
-    """[n, 1] from 0 to 1: what novelty counts in a row; all of it from a recall of `threshold` on.
+    """[n, 1] from 0 to 1: the weight of novelty in a row; 1 from a recall of `threshold` on.
 
-    The eighth power: at half of `threshold` hardly anything is left.
+    The eighth power: at half of `threshold` the weight is nearly 0.
     """
     return (recall / threshold).clamp(max=1) ** 8

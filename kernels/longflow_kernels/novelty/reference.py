@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain-PyTorch similarity of tokens: how much a newer one's key stands for an older one's."""
+"""Plain-PyTorch similarity of tokens: how well a newer one's key replaces an older one's."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 
-#: A full row compares its tokens with the ones written last once in so many overwrites.
+#: The tokens written last that a full row's others are compared with, and the overwrites between
+#: two comparisons.
 COMPARED_TOKENS = 16
 
 
 def slow_channels(keys: torch.Tensor) -> torch.Tensor:
     """The quarter of a key's channels that RoPE turns least, where it turns channel i with
-    i + head_dim / 2: the last quarter of each half. Slices: a list of them waits for the GPU."""
+    i + head_dim / 2: the last quarter of each half. Slices: a list as index waits for the GPU."""
     half = keys.shape[-1] // 2
     slow = half * 3 // 4
     return torch.cat((keys[..., slow:half], keys[..., half + slow :]), dim=-1)
@@ -36,7 +37,7 @@ def key_similarity(older: torch.Tensor, newer: torch.Tensor) -> torch.Tensor:
 
 
 def max_similarity_to_newer(keys: torch.Tensor, age: torch.Tensor, part: int = 512) -> torch.Tensor:
-    """Of each token the largest `key_similarity` to one that was written after it; 0 for the last.
+    """[n]: each token's largest `key_similarity` to a token written after it; 0 for the last.
 
     Parameters
     ----------
@@ -66,7 +67,7 @@ def compares(overwrites: int) -> bool:
 
 
 def found_similarity(keys: torch.Tensor, last: torch.Tensor, overwrites: int) -> torch.Tensor:
-    """What a row's newest tokens say about its older ones, once in `COMPARED_TOKENS` overwrites.
+    """Similarity of a row's older tokens to its newest, every `COMPARED_TOKENS` overwrites.
 
     With its first overwrite a row compares every token with all that were written after it; until
     then its tokens lie in the order of the sequence. Later it compares all with the last ones.

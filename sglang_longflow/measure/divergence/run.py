@@ -181,7 +181,7 @@ class _ForcedRuns:
 
     def _forced(self, runs: list[ForcedRun]) -> Iterator[tuple[ForcedRun, dict[str, Any]]]:
         """Each pass with its `meta_info`, in order; the server gets them all at once."""
-        # Waits, since the last rows may not be free yet.
+        # Waits, because the last rows may not be free yet.
         post(f"{self.url}/flush_cache?timeout=60", {})
         pool = ThreadPoolExecutor(len(runs))
         try:
