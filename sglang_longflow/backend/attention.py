@@ -18,7 +18,7 @@ from sglang_longflow.backend.policy_memory import PolicyMemory
 from sglang_longflow.backend.prefill_plan import PrefillPlan
 from sglang_longflow.backend.prompt_cut import PromptCut
 from sglang_longflow.backend.sglang_types import AttentionLayer, ForwardBatch, ModelRunner
-from sglang_longflow.backend.victim_state import DecodeState
+from sglang_longflow.backend.victim_state import VictimState
 from sglang_longflow.core.contracts import DecodeView, PrefillView, PromptRow
 from sglang_longflow.core.counters import row_capacity
 from sglang_longflow.core.runtime import Runtime
@@ -89,7 +89,7 @@ class LongFlowAttnBackend(AttentionBackend):
         self.fused = config.uses_fused_decode
         num_slots, kv_heads, head_dim = self.token_to_kv_pool.get_key_buffer(0).shape
         policy = config.policy()
-        self.state = DecodeState(
+        self.state = VictimState(
             self.num_layers,
             num_rows,
             policy.recent_tokens_kept,

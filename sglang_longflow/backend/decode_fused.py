@@ -16,7 +16,7 @@ from longflow_kernels.attend_score_evict.workspace import Workspace
 from sglang_longflow.backend.policy_memory import PolicyMemory
 from sglang_longflow.backend.pool import scale_of
 from sglang_longflow.backend.sglang_types import AttentionLayer, ForwardBatch, ModelRunner
-from sglang_longflow.backend.victim_state import DecodeState
+from sglang_longflow.backend.victim_state import VictimState
 from sglang_longflow.core.contracts import DecodeView
 from sglang_longflow.policies import Policy
 
@@ -46,7 +46,7 @@ class FusedDecode:
     Parameters
     ----------
     model_runner : ModelRunner
-    state : DecodeState
+    state : VictimState
     policy : Policy
         The server's; its protected tokens and its `rank_rule` are those of all requests.
     num_q_heads : int
@@ -60,7 +60,7 @@ class FusedDecode:
     def __init__(
         self,
         model_runner: ModelRunner,
-        state: DecodeState,
+        state: VictimState,
         policy: Policy,
         num_q_heads: int,
         row_tokens: int,

@@ -14,7 +14,7 @@ from longflow_kernels import attention_mass, removal_scores
 from sglang_longflow.backend.policy_memory import LayerRows, PolicyMemory, StepRows
 from sglang_longflow.backend.pool import load_kv
 from sglang_longflow.backend.sglang_types import AttentionLayer, ForwardBatch, ModelRunner
-from sglang_longflow.backend.victim_state import DecodeState
+from sglang_longflow.backend.victim_state import VictimState
 from sglang_longflow.core.contracts import DecodeView, FullRow
 from sglang_longflow.policies import FullRows, Policy
 from sglang_longflow.policies.rows import NO_MEMORY, RowMemory
@@ -58,7 +58,7 @@ class ReferenceDecode:
         self,
         inner: AttentionBackend,
         model_runner: ModelRunner,
-        state: DecodeState,
+        state: VictimState,
         memory: PolicyMemory,
     ):
         self.inner = inner

@@ -9,7 +9,7 @@ import torch
 
 from longflow_kernels import RECALL_PACE, first_level, next_level, next_recall
 from longflow_kernels.attend_score_evict.arguments import RowState
-from sglang_longflow.backend.victim_state import DecodeState
+from sglang_longflow.backend.victim_state import VictimState
 from sglang_longflow.core.contracts import FullRow
 from sglang_longflow.policies.rows import Needs, undeclared
 
@@ -90,7 +90,7 @@ class PolicyMemory:
         )
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
-    def row_state(self, layer_id: int, victims: DecodeState) -> RowState:
+    def row_state(self, layer_id: int, victims: VictimState) -> RowState:
         """One layer's `RowState` for the fused kernels: views of this memory and of `victims`.
 
         They are valid as long as both.

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decode: the device's memory between steps: each row's next victim, in every layer."""
+"""Decode: each row's next victim in every layer, on the device, between steps."""
 
 from __future__ import annotations
 
 import torch
 
 
-class DecodeState:
+class VictimState:
     """Which slot each row overwrites next. Never read by the host.
 
     Attributes

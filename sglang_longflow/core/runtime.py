@@ -44,7 +44,8 @@ class Runtime:
     exporter : object or None
         Prometheus exporter (`hooks.metrics.Exporter`), where the server has metrics on.
     device_state_bytes : int
-        Bytes of `backend.victim_state.DecodeState`, for the banner and the stats.
+        Device memory of decode beside model and pool: next victims, what policies remember,
+        scratch memory, the slots that CUDA graphs copy. For the banner and the stats.
     l2_set_aside_bytes : int
         Of the GPU's L2 cache, for scores (`longflow_kernels.attend_score_evict.l2`).
     pending_view : PendingView or None

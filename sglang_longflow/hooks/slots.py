@@ -107,7 +107,7 @@ def alloc_for_decode(original: Original, batch: ScheduleBatch, token_per_req: in
         return original(batch, token_per_req)
 
     rows = _read(batch.reqs)
-    _pick_where_nobody_did(batch, rows)
+    _keep_newest_if_unpicked(batch, rows)
     _insert_prompts(batch, rows)
     plan = plan_step(managed, rows)
     # Give back first, take afterwards: a node that no one else holds can be evicted to make room
@@ -151,7 +151,7 @@ def _record_step(batch: ScheduleBatch, managed: list[KVRow | None], plan: StepPl
         row.decode_steps += 1
 
 
-def _pick_where_nobody_did(batch: ScheduleBatch, rows: dict[int, ResidentRow]) -> None:
+def _keep_newest_if_unpicked(batch: ScheduleBatch, rows: dict[int, ResidentRow]) -> None:
     """A row to cut whose prefill picked nothing keeps its newest tokens, and ends with an error.
 
     No way to this state is known. If there is one, it must not leave a row over its budget.

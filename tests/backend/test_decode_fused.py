@@ -18,7 +18,7 @@ from longflow_kernels.attend_score_evict.reference import attend_score_evict_ref
 from longflow_kernels.attend_score_evict.rows import NUM_FIELDS
 from sglang_longflow.backend.decode_fused import FusedDecode
 from sglang_longflow.backend.policy_memory import PolicyMemory
-from sglang_longflow.backend.victim_state import DecodeState
+from sglang_longflow.backend.victim_state import VictimState
 from sglang_longflow.core.contracts import DecodeView, FullRow, KVBudget
 from sglang_longflow.policies import make_policy
 
@@ -57,7 +57,7 @@ class World:
         )
         self.policy = make_policy(policy, protect_recent_tokens=recent)
         kept = self.policy.recent_tokens_kept
-        self.state = DecodeState(LAYERS, ROWS, kept, torch.device("cpu"))
+        self.state = VictimState(LAYERS, ROWS, kept, torch.device("cpu"))
         if kept:
             self.state.recent[:] = torch.randperm(kept, dtype=torch.int32)
         self.memory = PolicyMemory(

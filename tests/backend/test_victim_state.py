@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from sglang_longflow.backend.victim_state import DecodeState
+from sglang_longflow.backend.victim_state import VictimState
 
 CPU = torch.device("cpu")
 
@@ -17,7 +17,7 @@ def ints(values):
 
 @pytest.mark.parametrize("heads", [1, 4])
 def test_cut_rows_fill_their_last_place_in_every_layer_and_others_stay(heads):
-    state = DecodeState(3, 8, 0, CPU, heads)
+    state = VictimState(3, 8, 0, CPU, heads)
     state.next_slot.fill_(77)
     state.start_cut_rows(ints([5, 2]), ints([40, 64]))
     assert state.next_slot[:, 5].tolist() == [[39] * heads] * 3
@@ -27,7 +27,7 @@ def test_cut_rows_fill_their_last_place_in_every_layer_and_others_stay(heads):
 
 
 def test_no_protection_keeps_no_ring():
-    state = DecodeState(2, 4, 0, CPU)
+    state = VictimState(2, 4, 0, CPU)
     assert state.recent is None
     assert state.record_written(0, ints([1]), 16, [0]) is None
     assert state.state_bytes == 2 * 4 * 4
@@ -35,8 +35,8 @@ def test_no_protection_keeps_no_ring():
 
 @pytest.mark.parametrize("recent", [1, 5])
 def test_state_bytes_count_the_ring_and_the_heads(recent):
-    assert DecodeState(2, 4, recent, CPU).state_bytes == 2 * 4 * 4 * (1 + recent)
-    assert DecodeState(2, 4, recent, CPU, 3).state_bytes == 3 * 2 * 4 * 4 * (1 + recent)
+    assert VictimState(2, 4, recent, CPU).state_bytes == 2 * 4 * 4 * (1 + recent)
+    assert VictimState(2, 4, recent, CPU, 3).state_bytes == 3 * 2 * 4 * 4 * (1 + recent)
 
 
 @pytest.mark.parametrize("recent", [1, 2, 3, 7])
@@ -45,7 +45,7 @@ def test_ring_holds_the_last_written_row_indices(recent, cut):
     """Row indices are written 0, 1, .. budget - 1 (a cut row's are there at once), then chosen."""
     budget, layers, row = 16, 2, 3
     rng = random.Random(recent)
-    state = DecodeState(layers, 6, recent, CPU)
+    state = VictimState(layers, 6, recent, CPU)
     state.recent.fill_(-1)
     written = [list(range(budget)) for _ in range(layers)]
     if cut:
@@ -64,7 +64,7 @@ def test_ring_holds_the_last_written_row_indices(recent, cut):
 def test_rows_in_different_phases_do_not_touch_each_other():
     budget, recent, layers = 24, 5, 2
     rng = random.Random(9)
-    state = DecodeState(layers, 12, recent, CPU)
+    state = VictimState(layers, 12, recent, CPU)
     state.recent.fill_(-7)
     starts = {2: 0, 11: 0, 4: 3, 7: 9, 1: 30}  # row: step in which it fills
     models = {row: [list(range(budget)) for _ in range(layers)] for row in starts}
@@ -93,7 +93,7 @@ def test_rows_in_different_phases_do_not_touch_each_other():
 
 
 def test_reused_row_forgets_the_ring_of_its_predecessor():
-    state = DecodeState(1, 2, 4, CPU)
+    state = VictimState(1, 2, 4, CPU)
     for done in range(9):
         state.next_slot[0, 1] = done % 8
         state.record_written(0, ints([1]), 16, [done])
