@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--temperature", type=float, default=0.0, help="0 (default) is greedy")
     add("--top-p", type=float, default=1.0, help="with a temperature")
-    add("--samples", type=int, default=1, help="answers a question, with a temperature")
+    add("--samples", type=int, default=1, help="answers per question, with a temperature")
     add("--seed", type=int, default=2_000_001, help="of the reasoner's problems, of texts")
     add("--longest", type=int, default=4600, help="tokens of its longest reference chains")
     add("--text-tokens", type=int, default=4096, help="of each text, its prompt included")

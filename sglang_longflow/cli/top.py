@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--api-key", help="the server's --api-key, if it has one")
     add("--interval", default="1", help="seconds between two looks, default %(default)s")
     add("--once", action="store_true", help="one look, then end")
-    add("--json", action="store_true", help="one JSON object a line instead of a view")
+    add("--json", action="store_true", help="one JSON object per line instead of a view")
 
 
 def rates(stats: dict[str, Any], before: dict[str, Any] | None) -> dict[str, float] | None:

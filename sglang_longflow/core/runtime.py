@@ -113,7 +113,7 @@ def current() -> Runtime | None:
 
 
 def activate(server_args: Any) -> Runtime | None:
-    """Make (or drop) the runtime from SGLang's server arguments. Called once a process."""
+    """Make (or drop) the runtime from SGLang's server arguments. Called once per process."""
     global _current
     config = config_from(server_args)
     _current = None if config is None else Runtime(config)

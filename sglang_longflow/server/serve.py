@@ -29,8 +29,8 @@ usage: longflow serve [MODEL] [--config FILE.yaml] [--kv-budget TOKENS] [--log-f
 Starts SGLang's server with a KV budget per request and watches it.
 
   MODEL          model folder or Hugging Face name; the same as --model-path
-  --config FILE  YAML file, one server argument a line (`kv-budget: 2048`); flags on the command
-                 line win over it
+  --config FILE  YAML file, one server argument per line (`kv-budget: 2048`); flags on the
+                 command line win over it
   --log-format   text, or json: one JSON object for every line of the server's and of this command's
                  output (default: the variable LONGFLOW_LOG_FORMAT, else text)
 

@@ -26,7 +26,7 @@ class Sampling:
     top_p : float
         In (0, 1].
     samples : int
-        Answers a question.
+        Answers per question.
 
     Raises
     ------
