@@ -115,6 +115,32 @@ def _budget_mean_tokens(prompt_tokens: int, output_tokens: int, budget_tokens: i
     return (rising + (output_tokens - ramp) * budget_tokens) / output_tokens
 
 
+def _weights(geom: ModelGeometry, dtype: str, given: int | None) -> tuple[int, str]:
+    """Bytes of the weights on all GPUs together, and where the number is from."""
+    if given is not None:
+        return given, "--weights-gb"
+    stored = checkpoint_bytes(geom, dtype)
+    if stored is not None:
+        return stored, "safetensors files"
+    return weights_bytes(geom, dtype), "config.json geometry"
+
+
+def _pool_tokens(
+    memory: int, mem_fraction: float, gpu_weights: float, kv_bytes: float, most: int | None
+) -> int:
+    """KV slots that one GPU's memory leaves beside the weights (all in bytes), `most` at most."""
+    pool = int((memory * mem_fraction - gpu_weights) // kv_bytes)
+    if most is not None:
+        pool = min(pool, most)
+    if pool < MIN_BUDGET_TOKENS:
+        raise PlanError(
+            f"memory {memory / GIB:.2f} GiB x --mem-fraction-static {mem_fraction:g} = "
+            f"{memory * mem_fraction / GIB:.2f} GiB is too small for {gpu_weights / GIB:.2f}"
+            f" GiB of weights a GPU and a KV pool of {MIN_BUDGET_TOKENS} tokens"
+        )
+    return pool
+
+
 def make_plan(
     geom: ModelGeometry,
     *,
@@ -173,31 +199,20 @@ def make_plan(
             f"--budget {budget_tokens} must be an integer >= {MIN_BUDGET_TOKENS} (policy minimum)"
         )
     kv_bytes = kv_bytes_per_token(geom, tp, kv_cache_dtype, dtype)
-    source = "--weights-gb"
-    if model_bytes is None:
-        stored = checkpoint_bytes(geom, dtype)
-        source = "config.json geometry" if stored is None else "safetensors files"
-        model_bytes = weights_bytes(geom, dtype) if stored is None else stored
+    model_bytes, source = _weights(geom, dtype, model_bytes)
     gpu_weights = model_bytes / tp
     if pool_tokens is not None:
         pool, memory = pool_tokens, None
+        if pool < MIN_BUDGET_TOKENS:
+            raise PlanError(
+                f"a pool of {pool} tokens is below {MIN_BUDGET_TOKENS}, the least budget"
+            )
     else:
         assert memory is not None
-        pool = int((memory * mem_fraction_static - gpu_weights) // kv_bytes)
-        if max_total_tokens is not None:
-            pool = min(pool, max_total_tokens)
-    final = prompt_tokens + output_tokens
-    if pool < MIN_BUDGET_TOKENS and memory is None:
-        raise PlanError(f"a pool of {pool} tokens is below {MIN_BUDGET_TOKENS}, the least budget")
-    if pool < MIN_BUDGET_TOKENS:
-        assert memory is not None
-        raise PlanError(
-            f"memory {memory / GIB:.2f} GiB x --mem-fraction-static {mem_fraction_static:g} = "
-            f"{memory * mem_fraction_static / GIB:.2f} GiB is too small for {gpu_weights / GIB:.2f}"
-            f" GiB of weights a GPU and a KV pool of {MIN_BUDGET_TOKENS} tokens"
-        )
+        pool = _pool_tokens(memory, mem_fraction_static, gpu_weights, kv_bytes, max_total_tokens)
     if prompt_tokens > pool:
         raise PlanError(f"--prompt-tokens {prompt_tokens} exceeds the pool of {pool} tokens")
+    final = prompt_tokens + output_tokens
     given = budget_tokens
     if budget_tokens is None and users is not None:
         budget_tokens = budget_for_users(pool, users, prompt_tokens, output_tokens)
@@ -224,8 +239,9 @@ def make_plan(
             speed_gain = speed / full_speed
         break_even = max(0, 2 * (budget_tokens - prompt_tokens))
     helps, verdict = _verdict(
-        budget_tokens, pool, prompt_tokens, output_tokens, users, fits, rows_full, rows or 0
-    )
+        budget=budget_tokens, pool=pool, prompt=prompt_tokens, output=output_tokens, users=users,
+        fits=fits, rows_full=rows_full, rows=rows or 0,
+    )  # fmt: skip
     notes = []
     if budget_tokens is not None and prompt_tokens > budget_tokens - 1:
         notes.append(
@@ -260,10 +276,14 @@ def make_plan(
 
 
 def _verdict(
-    budget: int | None, pool: int, prompt: int, output: int, users: int | None, fits: int,
+    *, budget: int | None, pool: int, prompt: int, output: int, users: int | None, fits: int,
     rows_full: int, rows: int,
 ) -> tuple[bool, str]:  # fmt: skip
-    """Whether the budget helps, and one sentence why."""
+    """Whether the budget helps, and one sentence why; lengths and pool in tokens.
+
+    ``fits`` requests have room with full KV, of which the users' ``rows_full`` run; ``rows`` run at
+    the budget.
+    """
     if users is not None and users <= fits and (budget is None or budget <= pool):
         return False, (
             f"does NOT help: all {users:,} users run at once with full KV already, "
