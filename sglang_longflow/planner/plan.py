@@ -129,16 +129,16 @@ def _pool_tokens(
     memory: int, mem_fraction: float, gpu_weights: float, kv_bytes: float, most: int | None
 ) -> int:
     """KV slots that one GPU's memory leaves beside the weights (all in bytes), `most` at most."""
+    if most is not None and most < MIN_BUDGET_TOKENS:
+        raise PlanError(f"--max-total-tokens {most} is below {MIN_BUDGET_TOKENS}, the least budget")
     pool = int((memory * mem_fraction - gpu_weights) // kv_bytes)
-    if most is not None:
-        pool = min(pool, most)
     if pool < MIN_BUDGET_TOKENS:
         raise PlanError(
             f"memory {memory / GIB:.2f} GiB x --mem-fraction-static {mem_fraction:g} = "
             f"{memory * mem_fraction / GIB:.2f} GiB is too small for {gpu_weights / GIB:.2f}"
             f" GiB of weights a GPU and a KV pool of {MIN_BUDGET_TOKENS} tokens"
         )
-    return pool
+    return pool if most is None else min(pool, most)
 
 
 def make_plan(

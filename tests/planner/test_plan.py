@@ -508,6 +508,7 @@ def test_gpu_names_in_any_case(capsys):
         ((*GOOD, "--mem-fraction-static", 1), "--mem-fraction-static 1 must be a number above 0"),
         ((*GOOD, "--weights-gb", "big"), "--weights-gb big must be a number above 0"),
         ((*GOOD, "--weights-gb", 70), "is too small for 70.00 GiB of weights a GPU"),
+        ((*GOOD, "--max-total-tokens", 37), "--max-total-tokens 37 is below 38, the least budget"),
         ((*GOOD, "--output-tokens", 0), "--output-tokens 0 must be an integer >= 1"),
         ((*GOOD, "--prompt-tokens", "x"), "--prompt-tokens x must be an integer >= 1"),
         ((*GOOD, "--prompt-tokens", 10**7), "--prompt-tokens 10000000 exceeds the pool of "),
