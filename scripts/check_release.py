@@ -7,7 +7,7 @@
 Prints, for each wheel, which functions that a hook wraps or a patch replaces are missing or have
 another signature, and which packages the release needs at other versions than
 requirements/constraints.txt. So it says whether a server would start; only the tests say whether
-it would be right. Ends with 1 where a hook or a patch does not fit.
+it would be right. Ends with 1 if a hook or a patch does not fit.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def named(body: list[ast.stmt], name: str, kinds: tuple[type, ...]) -> ast.stmt 
 
 
 def problem(wheel: zipfile.ZipFile, hook: Hook | Patch) -> str:
-    """What is wrong with the target of a hook or patch in this release; empty where it fits."""
+    """What is wrong with the target of a hook or patch in this release; empty if it fits."""
     words, members = hook.target.split("."), set(wheel.namelist())
     cut = next(
         (n for n in range(len(words), 0, -1) if "/".join(words[:n]) + ".py" in members), None

@@ -3,7 +3,7 @@
 
     python scripts/release_notes.py v0.2.0 > notes.md
 
-Prints the section of CHANGELOG.md. Ends with 1 where the tag is not the version of the package, of
+Prints the section of CHANGELOG.md. Ends with 1 if the tag is not the version of the package, of
 the Helm chart or of CITATION.cff, or where the changelog has no dated section for it.
 """
 
@@ -38,7 +38,7 @@ def problems(version: str, root: Path = ROOT) -> list[str]:
 
 
 def notes(version: str, changelog: str) -> str:
-    """The text below the dated heading of a version; empty where there is none."""
+    """The text below the dated heading of a version; empty if there is none."""
     heading = rf"^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d$"
     parts = re.split(heading, changelog, flags=re.M)
     return re.split(r"^## ", parts[1], flags=re.M)[0].strip() if len(parts) == 2 else ""

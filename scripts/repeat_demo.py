@@ -5,7 +5,7 @@
     python scripts/repeat_demo.py --times 3 --loops 1 --core 0  # on half of one core
     python scripts/repeat_demo.py --isa AVX2                    # as a CPU without bf16
 
-What follows ``--`` goes to the demo. Ends with 1 where a run failed.
+What follows ``--`` goes to the demo. Ends with 1 if a run failed.
 """
 
 from __future__ import annotations

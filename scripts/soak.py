@@ -4,7 +4,7 @@
     python scripts/soak.py --minutes 30 --model FOLDER [--tools .tools] [--json FILE]
 
 The same code as tests/deploy/test_soak.py. `--model` has the tokenizer for the tiny random model.
-Needs `make tools`. Prints what it found as JSON; exits with 1 where something was wrong.
+Needs `make tools`. Prints what it found as JSON; exits with 1 if something was wrong.
 """
 
 from __future__ import annotations

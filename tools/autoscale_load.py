@@ -16,7 +16,7 @@ WORDS = "river stone cloud tower garden winter letter engine forest mirror candl
 
 @dataclass
 class Sent:
-    """One request; `problem` is empty where every token came."""
+    """One request; `problem` is empty if every token came."""
 
     rid: str
     at: float

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compile the kernels for an H100 on a machine without one; prints a JSON line for each.
 
-Run in a process of its own: the tests' process has Triton's interpreter on.
+Run in a separate process: the tests' process has Triton's interpreter on.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def text_model(folder: Path, tokenizer_from: Path) -> Path:
 
 
 def call(method: str, url: str, body: dict | None = None, timeout_s: float = 30):
-    """(status, JSON or text); 0 where nobody answers."""
+    """(status, JSON or text); 0 if nobody answers."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
     try:
@@ -60,7 +60,7 @@ def call(method: str, url: str, body: dict | None = None, timeout_s: float = 30)
 
 
 async def until(condition, timeout_s: float, what: str, poll_s: float = 0.2):
-    """Wait until `condition()` is true, in a thread of its own; returns its value."""
+    """Wait until `condition()` is true, in a separate thread; returns its value."""
     deadline = time.monotonic() + timeout_s
     while not (value := await asyncio.to_thread(condition)):
         if time.monotonic() > deadline:

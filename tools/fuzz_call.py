@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-#: An answer of at most so many tokens has to come; longer ones are hung up on.
+#: Tokens: an answer of at most this length has to come; longer ones are hung up on.
 SHORT_TOKENS = 64
 HANG_UP_S = 2.0
 SWEEP_HANG_UP_S = 0.5
@@ -98,7 +98,7 @@ ANSWERING = (
 
 
 def longest(body: Any) -> int | None:
-    """The most tokens that a body asks for; None where it may be as many as fit."""
+    """The most tokens that a body asks for; None if it may be as many as fit."""
     found: list[int | None] = []
 
     def visit(value: Any) -> None:

@@ -17,7 +17,7 @@ from fuzz_call import ANSWERING, EXCLUDED, SWEEP_HANG_UP_S, Call, is_destructive
 from fuzz_fields import GENERATE, SAMPLING, new_tokens
 from fuzz_schema import JUNK
 
-#: So many requests are drawn from one seed; hypothesis gives up some time after.
+#: Requests drawn from one seed; hypothesis gives up some time after.
 PART = 100
 
 

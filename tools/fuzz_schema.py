@@ -12,7 +12,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-#: One in so many values of a schema is of any type at all.
+#: One value of a schema in this many is of any type at all.
 JUNK_ONE_IN = 12
 MAX_DEPTH = 4
 

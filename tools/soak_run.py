@@ -54,7 +54,7 @@ class Memory:
 
 @dataclass
 class Report:
-    """What a soak found; `problems` is empty where it passed."""
+    """What a soak found; `problems` is empty if it passed."""
 
     minutes: float = 0.0
     outcomes: dict[str, int] = field(default_factory=dict)

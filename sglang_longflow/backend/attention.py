@@ -37,7 +37,7 @@ _LAYER_RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 
 
 def refuse_layer(layer: AttentionLayer) -> None:
-    """Raise UnsupportedSetup where a layer's attention is not the one that rows are scored by."""
+    """Raise UnsupportedSetup if a layer's attention is not the one that rows are scored by."""
     for name, is_fine, what in _LAYER_RULES:
         if not is_fine(getattr(layer, name, None)):
             raise UnsupportedSetup(

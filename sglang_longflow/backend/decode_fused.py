@@ -107,7 +107,7 @@ class FusedDecode:
     # preparation, outside a graph
 
     def begin(self, forward_batch: ForwardBatch, view: DecodeView | None) -> None:
-        """Prepare an eager step; `view` is None where no row of the batch is bounded."""
+        """Prepare an eager step; `view` is None if no row of the batch is bounded."""
         if forward_batch.rids is None:  # a batch that SGLang makes up to warm up
             self._step = self._padded_step(forward_batch.batch_size)
             return
@@ -209,7 +209,7 @@ class FusedDecode:
         Raises
         ------
         RuntimeError
-            The layer has no K/V of its own to write in attention.
+            The layer passes no K/V to write in attention.
         """
         if k is None or v is None or not save_kv_cache:
             raise RuntimeError(

@@ -79,7 +79,7 @@ class ReferenceDecode:
         )
 
     def begin(self, forward_batch: ForwardBatch, view: DecodeView | None) -> None:
-        """Prepare a step; `view` is None where no row of the batch is bounded."""
+        """Prepare a step; `view` is None if no row of the batch is bounded."""
         if view is None:
             self._step = None
             self.inner.init_forward_metadata(forward_batch)

@@ -30,6 +30,6 @@ def load_kv(
 
 
 def scale_of(layer: AttentionLayer, which: str) -> float:
-    """The factor of a layer's fp8 K or V; 1 where the checkpoint has none."""
+    """The factor of a layer's fp8 K or V; 1 if the checkpoint has none."""
     scale = getattr(layer, f"{which}_scale_float", None)
     return 1.0 if scale is None else float(scale)

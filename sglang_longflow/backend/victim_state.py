@@ -18,7 +18,7 @@ class VictimState:
         `victim_heads` is 1, or the number of KV heads if each overwrites its own victim.
     recent : torch.Tensor or None
         [num_layers, num_rows, victim_heads, protect_recent_tokens] int32, a ring of the row indices
-        written last; None where nothing recent is protected.
+        written last; None if nothing recent is protected.
     """
 
     def __init__(

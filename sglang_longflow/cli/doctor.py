@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report; 1 where a budget server would not work, else 0."""
+    """Print the report; 1 if a budget server would not work, else 0."""
     from sglang_longflow.server import doctor
 
     return doctor.run(args.server_arguments, device=not args.no_device, as_json=args.json)

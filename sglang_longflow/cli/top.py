@@ -55,7 +55,7 @@ def _interval(value: str) -> float:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Watch until Ctrl+C; 1 where the server cannot be watched, or in text is gone for 30 s."""
+    """Watch until Ctrl+C; 1 if the server cannot be watched, or in text is gone for 30 s."""
     url, interval_s = base_url(args.url), _interval(args.interval)
     stats = fetch_stats(url, args.api_key, timeout_s=GONE_AFTER_S)
     try:

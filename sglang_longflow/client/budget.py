@@ -38,7 +38,7 @@ class Budget:
             raise ValueError(f"kv_policy={policy!r}: expected the name of a policy")
 
     def custom_params(self) -> dict[str, Any]:
-        """SGLang's ``custom_params``: ``{"kv_budget": 1600}``; empty where nothing is asked for."""
+        """SGLang's ``custom_params``: ``{"kv_budget": 1600}``; empty if nothing is asked for."""
         named = {"kv_budget": self.tokens, "kv_policy": self.policy}
         return {key: value for key, value in named.items() if value is not None}
 

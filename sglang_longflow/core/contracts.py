@@ -137,7 +137,7 @@ class FullRow(NamedTuple):  # one for each row and step: a dataclass takes four 
         Its place in the batch.
     budget : KVBudget
     overwrites : int
-        Tokens overwritten since it filled, this step's included; 0 where it filled now.
+        Tokens overwritten since it filled, this step's included; 0 if it filled now.
     decode_steps : int
         Decode steps since prefill, this one included.
     was_cut : bool

@@ -46,7 +46,7 @@ class Stall:
         self._since = None
 
     def seconds(self, now: float) -> float:
-        """How long it has lasted; 0 where something runs or nothing waits."""
+        """How long it has lasted; 0 if something runs or nothing waits."""
         return 0.0 if self._since is None else now - self._since
 
 
@@ -104,7 +104,7 @@ def gauges(rows: list[RowStats]) -> LiveGauges:
 def row_capacity(
     pool_tokens: int, kv_budget: int, max_running_requests: int | None = None
 ) -> int | None:
-    """Requests that the pool holds at the default budget; None where the default is full KV.
+    """Requests that the pool holds at the default budget; None if the default is full KV.
 
     With `max_running_requests`: those that run at once.
     """

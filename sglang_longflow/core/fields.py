@@ -45,7 +45,7 @@ _NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a t
 
 
 def wrong_value(value: Any, hint: Any) -> str:
-    """What `value` should be instead, by the type annotation `hint`; empty where it fits.
+    """What `value` should be instead, by the type annotation `hint`; empty if it fits.
 
     Numbers must be finite and fit into 64 bits. Types of SGLang's own are not looked at.
     """

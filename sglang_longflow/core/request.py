@@ -125,7 +125,7 @@ def check_input_ids(input_ids: Sequence[int] | None, vocab_size: int) -> None:
     Parameters
     ----------
     input_ids : sequence of int or None
-        The prompt; None where it comes as embeddings.
+        The prompt; None if it comes as embeddings.
     vocab_size : int
 
     Raises

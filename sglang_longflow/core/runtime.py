@@ -2,7 +2,7 @@
 """What one process knows: the configuration, the counters, and the scheduler it serves.
 
 SGLang runs the HTTP server and each scheduler in processes of their own. In a scheduler's, every
-hook asks `current()` and does nothing where it is None: a server without a budget stays stock.
+hook asks `current()` and does nothing if it is None: a server without a budget stays stock.
 
 This is the one module with state of the process. Hooks of SGLang's free functions and of its
 requests, batches and adders (``alloc_for_decode``, ``Req``, ``PrefillAdder``) are given no object
@@ -42,7 +42,7 @@ class Runtime:
     config : LongFlowConfig
     counters : Counters
     exporter : object or None
-        Prometheus exporter (`hooks.metrics.Exporter`), where the server has metrics on.
+        Prometheus exporter (`hooks.metrics.Exporter`), if the server has metrics on.
     device_state_bytes : int
         Device memory of decode beside model and pool: next victims, what policies remember,
         scratch memory, the slots that CUDA graphs copy. For the banner and the stats.
@@ -108,7 +108,7 @@ _current: Runtime | None = None
 
 
 def current() -> Runtime | None:
-    """This process's runtime, or None where no budget was set."""
+    """This process's runtime, or None if no budget was set."""
     return _current
 
 

@@ -78,7 +78,7 @@ def plan_step(managed: Sequence[KVRow | None], unsettled: Mapping[int, ResidentR
     Parameters
     ----------
     managed : sequence of KVRow or None
-        The row of each request; None where the plugin does not manage it.
+        The row of each request; None if the plugin does not manage it.
     unsettled : mapping of int to ResidentRow
         By place in the batch, the rows that may still take or return slots: all that do not own
         theirs. The others overwrite, and are full.

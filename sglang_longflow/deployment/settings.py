@@ -48,5 +48,5 @@ class Settings:
 
     @property
     def image_tag(self) -> str:
-        """A tag or a digest; empty where the image has none."""
+        """A tag or a digest; empty if the image has none."""
         return self.image[len(self.image_name) + 1 :]

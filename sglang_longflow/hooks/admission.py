@@ -17,7 +17,7 @@ from sglang_longflow.hooks.sglang_types import Original, PrefillAdder, Req, Samp
 
 
 def live_row(req: Req) -> ResidentRow | None:
-    """A running request as admission sees it; None where nothing is to be reserved for it."""
+    """A running request as admission sees it; None if nothing is to be reserved for it."""
     row = bounded_row(req)
     # A row that owns its slots takes nothing more.
     if row is None or row.owned or req.kv is None or req.finished():

@@ -95,7 +95,7 @@ class HttpState:
     ----------
     manager : TokenizerManager
     scheduler_info : mapping
-        What the first scheduler said of itself when it was ready.
+        What the first scheduler reported when it was ready.
     """
 
     def __init__(self, manager: Any, scheduler_info: Mapping[str, Any]):
@@ -145,7 +145,7 @@ class HttpState:
         )
 
     async def look(self, max_age_s: float) -> Look:
-        """A snapshot, at most so old where the scheduler answers; HTTP 503 where it has ended."""
+        """A snapshot, at most `max_age_s` old if the scheduler answers; HTTP 503 after its end."""
         try:
             return await self.snapshots.get(max_age_s)
         except SchedulerSilent as error:

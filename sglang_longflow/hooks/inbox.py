@@ -201,7 +201,7 @@ _EMPTY: dict[Any, Any] = {bool: False, int: 0, float: 0.0, str: "", list: [], di
 
 
 def _failed_output(name: str, message: str) -> Any:
-    """SGLang's answer to a request of type `name` that says it failed; None where it has none."""
+    """SGLang's answer to a request of type `name` that says it failed; None if it has none."""
     from sglang.srt.managers import io_struct
 
     base = name.removesuffix("Input").removesuffix("Req")

@@ -17,7 +17,7 @@ from sglang_longflow.hooks.sglang_types import Original, Req, ScheduleBatch
 
 
 def _window(req: Req, prompt_tokens: int) -> int:
-    """Queries at the end of the prompt that must be computed together; 0 where it is not cut."""
+    """Queries at the end of the prompt that must be computed together; 0 if it is not cut."""
     row = bounded_row(req)
     if row is None or not row.budget.must_cut(prompt_tokens):
         return 0

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 def row_of(req: Req) -> KVRow | None:
-    """The row of a request, None where the plugin does not manage it."""
+    """The row of a request, None if the plugin does not manage it."""
     return getattr(req, "longflow_row", None)
 
 

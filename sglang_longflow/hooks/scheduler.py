@@ -47,7 +47,7 @@ def init(original: Original, self: Scheduler, server_args: Any, *args: Any, **kw
 
 
 def _warn_if_graphs_end_early(scheduler: Scheduler, state: runtime.Runtime) -> None:
-    """Warn where more requests fit at the budget than decode CUDA graphs take."""
+    """Warn if more requests fit at the budget than decode CUDA graphs take."""
     runner = scheduler.tp_worker.model_runner.decode_cuda_graph_runner
     rows = row_capacity(scheduler.max_total_num_tokens, state.config.kv_budget)
     if rows is not None and hasattr(runner, "max_bs") and rows > runner.max_bs:

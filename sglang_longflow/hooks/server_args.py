@@ -17,7 +17,7 @@ from sglang_longflow.settings.flags import FLAG_NAMES, FLAGS, HIDDEN_FLAGS
 from sglang_longflow.settings.release import TESTED_SGLANG
 
 logger = logging.getLogger(__name__)
-#: Attribute of settings that came past `post_init`, which raises where it refuses: the budget.
+#: Attribute of settings that `post_init` accepted (it raises otherwise): the budget.
 CHECKED = "longflow_checked"
 
 # from_cli_args of SGLang passes only its own fields to ServerArgs(...); ours travel here.

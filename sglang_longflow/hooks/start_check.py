@@ -87,7 +87,7 @@ def release() -> None:
 
 
 def arm() -> None:
-    """Watch over this process where a budget is asked for. Called when the plugin is loaded."""
+    """Watch over this process if a budget is asked for. Called when the plugin is loaded."""
     word = budget_words(sys.argv[1:]) if runs_sglang(sys.argv) else ""
     if multiprocessing.parent_process() is None:
         if word:

@@ -25,7 +25,7 @@ from sglang_longflow.hooks.manifest import MANIFEST, PATCHES
 
 @dataclass(frozen=True)
 class HookStatus:
-    """Result for one hook or patch; `problem` is empty where all is well."""
+    """Result for one hook or patch; `problem` is empty if all is well."""
 
     hook: Hook | Patch
     problem: str

@@ -26,7 +26,7 @@ DEFAULT_OUTPUT_TOKENS = 16384
 class Plan:
     """Result of `make_plan`; ``None`` where a figure does not apply.
 
-    Speeds are output tokens/s of the whole tensor-parallel group; ``memory_bytes`` (None where the
+    Speeds are output tokens/s of the whole tensor-parallel group; ``memory_bytes`` (None if the
     pool was given) and ``kv_bytes_per_token`` are per GPU. A budget row reserves
     ``budget_row_tokens`` and holds ``budget_mean_tokens`` averaged over its life. ``rows_full`` is
     the full-KV figure that the gains compare with: ``rows_full_mean``, at most the users, 0 where

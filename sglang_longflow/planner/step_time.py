@@ -67,7 +67,7 @@ class StepTime:
         None counts memory traffic only, at one byte per second: good for ratios.
     weights_bytes, kv_bytes_per_token : float
     operations_per_token : float
-        2 x parameters; 0 where it is not known.
+        2 x parameters; 0 if it is not known.
     layers : int
     """
 

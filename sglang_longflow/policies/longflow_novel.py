@@ -40,7 +40,7 @@ class LongFlowNovel(Policy):
       they had not looked at, as in chains that need results of long ago, and hardly in plain text;
     - ``novelty``: ``min(1, (1 - similarity) / (1 - similarity_threshold))``;
     - ``similarity``: the largest cosine similarity of its key to the key of a token written after
-      it, over all KV heads together, 0 where all are below. Only the quarter of a key's channels
+      it, over all KV heads together, at least 0. Only the quarter of a key's channels
       counts that RoPE turns least: those say what a token is, the others where it stands. In a
       chain that works something out again and again, the older of two similar tokens is the one
       that is out of date.

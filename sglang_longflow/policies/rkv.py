@@ -60,6 +60,6 @@ class RKV(Policy):
         cosine.diagonal(dim1=-2, dim2=-1).zero_()
         count = cosine.shape[-1]
         place = torch.arange(1, count + 1, device=keys.device)
-        last = ((cosine > self.similar) * place).amax(dim=-1, keepdim=True)  # 0 where none is
+        last = ((cosine > self.similar) * place).amax(dim=-1, keepdim=True)  # 0 if none is
         cosine = torch.where(place == last, 0.0, cosine)
         return torch.softmax(cosine.mean(dim=-2), dim=-1)

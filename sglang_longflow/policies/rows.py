@@ -164,7 +164,7 @@ class FullRows:
         For each row: tokens of the prompt among those that filled it.
     recent : torch.Tensor or None
         [n, recent tokens] int32 row indices of the tokens written last, overwrite number i at place
-        ``(i - 1) % recent tokens``; None where the server protects none.
+        ``(i - 1) % recent tokens``; None if the server protects none.
     memory : RowMemory
         What was remembered of the rows, as far as the policy's `needs` say so.
     scaling, logit_cap : float

@@ -57,7 +57,7 @@ class Problem:
 
 
 def answer_of(chain: str) -> str | None:
-    """What follows the last ``ans`` of a chain; None where there is none."""
+    """What follows the last ``ans`` of a chain; None if there is none."""
     _, found, answer = f" {chain} ".rpartition(" ans ")
     return " ".join(answer.split()) if found else None
 

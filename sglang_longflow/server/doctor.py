@@ -294,7 +294,7 @@ def collect(server_arguments: list[str], device: bool = True) -> list[Check]:
 
 
 def run(server_arguments: list[str], *, device: bool, as_json: bool) -> int:
-    """Print the report; 1 where a budget server would not work, else 0."""
+    """Print the report; 1 if a budget server would not work, else 0."""
     rows = collect(server_arguments, device)
     ok = all(row.status != "fail" for row in rows)
     if as_json:

@@ -76,7 +76,7 @@ def _cgroups(memberships: Path, mounts: Path) -> Iterator[int]:
 
 
 def _left(folder: Path, limit_name: str, used_name: str, cache_name: str) -> int | None:
-    """Bytes that one cgroup leaves; None where it has no limit, or does not exist."""
+    """Bytes that one cgroup leaves; None if it has no limit, or does not exist."""
     try:
         limit = (folder / limit_name).read_text().strip()
         used = int((folder / used_name).read_text())

@@ -166,7 +166,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """``; did you mean X?``, or nothing where nothing is near."""
+    """``; did you mean X?``, or nothing if nothing is near."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     return f"; did you mean {close[0]}?" if close else ""
 

@@ -166,7 +166,7 @@ class Bars(contextlib.AbstractContextManager["Bars"]):
 
 
 def start_from(text: str | None) -> float | None:
-    """The start that an outer command handed on, such as a makefile; None where it did not.
+    """The start that an outer command handed on, such as a makefile; None if it did not.
 
     What is no time since this machine's start is none of ours.
     """

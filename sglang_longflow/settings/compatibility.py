@@ -162,7 +162,7 @@ def refuse_flags(server_args: Any) -> None:
 
 
 def kernel_conflict(model: Any) -> str:
-    """Why the fused decode kernel does not take a model's heads; empty where it does."""
+    """Why the fused decode kernel does not take a model's heads; empty if it does."""
     for size in (model.head_dim, model.v_head_dim):
         if size not in HEAD_DIMS:
             return f"head_dim={size}: the triton decode kernel takes {HEAD_DIMS}"
@@ -173,7 +173,7 @@ def kernel_conflict(model: Any) -> str:
 
 
 def refuse_model(server_args: Any, config: LongFlowConfig) -> None:
-    """Raise UnsupportedSetup where the model's attention cannot have a KV budget."""
+    """Raise UnsupportedSetup if the model's attention cannot have a KV budget."""
     if server_args.model_path.lower() in ("none", "dummy"):
         return
     from sglang.srt.configs.model_config import AttentionArch

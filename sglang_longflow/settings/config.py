@@ -156,7 +156,7 @@ class LongFlowConfig:
 
 
 def unknown_policy(name: object) -> str | None:
-    """What is wrong with a policy's name, for a message; None where it is known."""
+    """What is wrong with a policy's name, for a message; None if it is known."""
     known = tuple(LEAST_BUDGET_TOKENS)
     return None if name in known else f"unknown policy; known: {', '.join(known)}"
 
@@ -169,7 +169,7 @@ def runs_on_gpu(source: Any) -> bool:
 
 
 def config_from(source: Any) -> LongFlowConfig | None:
-    """Read the configuration off SGLang's ServerArgs; None where no budget was set (inert).
+    """Read the configuration off SGLang's ServerArgs; None if no budget was set (inert).
 
     Raises
     ------

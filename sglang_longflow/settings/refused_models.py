@@ -31,7 +31,7 @@ def language_model(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def model_conflict(config: Mapping[str, Any]) -> str | None:
-    """Why a model cannot have a KV budget, in words without a fix; None where it can.
+    """Why a model cannot have a KV budget, in words without a fix; None if it can.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def _layer_kinds(text: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _state_field(text: Mapping[str, Any]) -> str | None:
-    """The field that tells of layers without keys and values; None where there is none."""
+    """The field that tells of layers without keys and values; None if there is none."""
     if any(word in str(text.get("model_type", "")) for word in _STATE_MODELS):
         return "model_type"
     by_layer = text.get("attn_type_list")  # of MiniMax: 1 is softmax attention

@@ -37,7 +37,7 @@ class StepRow:
         The score is the attention that a slot gets, summed over heads; else LongFlow's, which
         weighs it by the magnitude of the slot's value.
     given_victim : int
-        The next victim where the host knows it (a ring, say); -1 where it does not.
+        The next victim if the host knows it (a ring, say); -1 if it does not.
     written : int
         Tokens overwritten since the row filled; read where recent tokens are protected, and where
         the row remembers.

@@ -20,7 +20,7 @@ def slow_channels(keys: torch.Tensor) -> torch.Tensor:
 
 
 def key_similarity(older: torch.Tensor, newer: torch.Tensor) -> torch.Tensor:
-    """Cosine similarity of keys over the slow channels of all KV heads, 0 where it is below.
+    """Cosine similarity of keys over the slow channels of all KV heads; negative ones count as 0.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def found_similarity(keys: torch.Tensor, last: torch.Tensor, overwrites: int) ->
     Returns
     -------
     torch.Tensor
-        [kv_len] from 0 to 1, 0 where nothing was compared, in the keys' dtype.
+        [kv_len] from 0 to 1, 0 if nothing was compared, in the keys' dtype.
     """
     kv_len = keys.shape[0]
     if not compares(overwrites):

@@ -54,7 +54,7 @@ class Sampling:
             raise ConfigError(f"top_p={self.top_p}: has no effect on greedy answers")
 
     def settings(self) -> dict[str, Any]:
-        """What must not change within a folder: nothing where answers are greedy.
+        """What must not change within a folder: nothing if answers are greedy.
 
         So folders from before there was a choice go on as what they are. The number of samples may
         change: more of them can be asked for later.

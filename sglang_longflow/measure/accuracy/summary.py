@@ -51,7 +51,7 @@ class Line:
 
     @property
     def is_about_its_budget(self) -> bool:
-        """False where most answers were too short to reach the budget."""
+        """False if most answers were too short to reach the budget."""
         return not self.budget or self.overwrote >= ENOUGH_OVERWROTE
 
 

@@ -58,7 +58,7 @@ class Task(Protocol):
 
     @property
     def mean_chain_tokens(self) -> float | None:
-        """Of the reference solutions; None where there are none."""
+        """Of the reference solutions; None if there are none."""
 
     def judge(self, question: Question, answer: dict[str, Any]) -> tuple[str | None, bool]:
         """What /generate's answer says, and whether that is right."""

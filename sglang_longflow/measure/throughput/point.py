@@ -115,7 +115,7 @@ class Result:
 
     @property
     def is_about_its_budget(self) -> bool:
-        """False where too few requests got as far as their budget."""
+        """False if too few requests got as far as their budget."""
         return self.reached_share is None or self.reached_share >= ENOUGH_REACHED
 
 
@@ -194,7 +194,7 @@ def _reached(resident: Sequence[int], budget: int) -> float:
 
 
 async def _watch(session: aiohttp.ClientSession, url: str, peaks: list[int]) -> None:
-    """Ask what runs until cancelled; `peaks` stays empty where the server does not say.
+    """Ask what runs until cancelled; `peaks` stays empty if the server does not say.
 
     A question that a busy server does not answer is no sample, and the next one is asked.
     """

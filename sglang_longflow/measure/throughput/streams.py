@@ -125,7 +125,7 @@ def latencies(
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
-    """The value that `share` of them are at or below; None where there is none.
+    """The value that `share` of them are at or below; None if there is none.
 
     Between two values it is interpolated linearly (numpy's default, Hyndman and Fan's type 7): the
     median of two is their mean. Results before release 0.2.0 have the next larger value instead.
