@@ -52,6 +52,16 @@ def test_every_package_has_a_line():
     assert missing == set()
 
 
+@pytest.mark.parametrize("package", ["core", "hooks", "backend"])
+def test_every_file_of_a_requests_way_is_named(package):
+    files = {file.name for file in (PACKAGE / package).glob("*.py")}
+    # Types of SGLang's objects, and of a row of the manifest.
+    files -= {"__init__.py", "sglang_types.py", "hook.py"}
+    assert len(files) >= 8
+    named = {f for f in files if f"`{package}/{f}`" in STRUCTURE or f"`{f}`" in STRUCTURE}
+    assert files - named == set()
+
+
 def test_every_stage_has_a_row_with_its_hook_and_every_hook_of_a_stage_is_in_one():
     rows = dict(re.findall(r"^\| \*\*([A-Z][\w ]+)\*\* \|(.*)$", STRUCTURE, re.MULTILINE))
     assert len(rows) == 8 and all("`hooks/" in row for row in rows.values())
