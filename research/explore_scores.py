@@ -49,7 +49,7 @@ class Rule:
         removal (LongFlow's), attention, exact (removal's exact error: a / (1 - a) |v - o|), squared
         (of each head's contribution), loudest (head instead of the mean), stream (oldest), random.
     decay : float
-        What a slot's memory counts after a step; 0 is none, this query alone.
+        Factor on a slot's memory per step; 0: no memory, this query alone.
     memory : str
         sum, mean (unbiased by age), or peak of the decayed scores.
     sinks, recent : int
@@ -67,30 +67,30 @@ class Rule:
     above : float
         Cosine similarities count from here on: this is 0, 1 stays 1.
     floor : float
-        Other than 0: likeness does not take from the score, but adds ``floor`` times the row's mean
-        score of this step, less by ``(1 - s) ** power``; decides where nothing was read lately.
+        Other than 0: instead of multiplying the score, novelty adds ``floor`` times the row's mean
+        score of this step times ``(1 - s) ** power``; it decides among slots not read lately.
     share : float
-        Other than 0: in place of the row's mean score, ``floor`` counts what this share of its
-        slots has remembered less than.
+        Other than 0: ``floor`` is in levels instead of means, the level being this quantile of the
+        row's remembered scores.
     pace : float
-        Other than 0: that level is not looked up, but follows: up by this part of itself times
-        what the share is above that of the slots below it.
+        Other than 0: the level is a running estimate: each step it changes by this fraction of
+        itself times (``share`` - share of slots below it).
     recalled : float
-        Other than 0: likeness counts in full in rows where so large a part of the scores goes to
-        slots whose memory was below the level (and which are not recent); where it is less, by
-        the `gate`-th power of the part of it. All layers of a row share that mean.
+        Other than 0: novelty counts in full once this share of the row's scores goes to slots whose
+        memory was below the level (recent ones aside). Below it, novelty is multiplied by the
+        `gate`-th power of recall / ``recalled``. All layers of a row share the recall.
     gate : float
     slow : float
-        What a step counts in it; it begins at `begin` times `recalled`.
+        Weight of one step in the recall, which begins at `begin` times ``recalled``.
     begin : float
     tilt : float
-        Layers have budgets of their own, in all as many slots: the first ``1 + tilt`` times the
-        budget, the last ``1 - tilt`` times, those between on a line.
+        Budgets differ by layer, with the same total: ``1 + tilt`` times the budget in the first,
+        ``1 - tilt`` times in the last, linear between.
     every : int
-        Steps from one look at the scores to the next, which names as many victims.
+        Steps between two rankings; each names this many victims.
     apart : int
-        1: the n-th victim is the lowest of the places that leave n over when divided by `every`,
-        in place of the n-th lowest of all.
+        1: the n-th victim is the lowest among places with index % `every` == n, instead of the n-th
+        lowest of all.
     """
 
     score: str
@@ -196,7 +196,7 @@ class Rows:
             self._compare(place[:, 0], k, v)
 
     def _compare(self, place: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        """Note how alike all tokens are to the one that is written to `place` [batch]."""
+        """Record the similarity of all tokens to the one written to `place` [batch]."""
         found = []
         for name, part in self.parts.items():
             new = _compared(name, k[:, :, None], v[:, :, None]) - self.centres[name]
@@ -247,7 +247,7 @@ class Rows:
         return scores.masked_fill(self.born > step - rule.recent, torch.inf)
 
     def _worth(self, scores: torch.Tensor, mean: torch.Tensor, step: int) -> torch.Tensor:
-        """[batch, 1, 1]: what likeness counts, after this layer's part in the recall."""
+        """[batch, 1, 1]: the weight of novelty, after this layer's part in the recall."""
         assert self.recall is not None
         rule, recall = self.rule, self.recall
         level = mean * rule.share if self.level is None else self.level

@@ -16,7 +16,7 @@ SAMPLE_CHARACTERS = 200
 
 
 def request_table(phase: Phase) -> Table:
-    """One row a request of the phase with a budget."""
+    """One row per request of the phase with a budget."""
     table = Table(box=box.SIMPLE)
     for name in ("request", "prompt", "generated", "length", "budget", "KV slots", "saved"):
         table.add_column(name, justify="right")

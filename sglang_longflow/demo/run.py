@@ -120,9 +120,8 @@ def run_phase(
 ) -> Phase:
     """Send every question at once and watch the server until all are answered.
 
-    `show` gets the requests that run, and what there is to say of the watching. A look that fails
-    is no sample: only the requests themselves tell whether the server lives, as their connections
-    end with it.
+    `show` gets the requests that run, and a note if the stats could not be read. A failed look is
+    no sample. Only the requests tell whether the server lives: their connections end with it.
 
     Raises
     ------

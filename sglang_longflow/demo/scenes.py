@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two demos: what they ask for where the command line says nothing."""
+"""The two demos: their settings, unless the command line gives others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Scene:
-    """What a demo asks for where the command line says nothing, and how.
+    """A demo's settings, unless the command line gives others.
 
     Attributes
     ----------

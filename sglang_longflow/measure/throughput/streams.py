@@ -110,7 +110,7 @@ def tokens_at(stream: Stream, moment: float) -> int:
 def gaps(
     streams: Iterable[Stream], start: float = -math.inf, end: float = math.inf
 ) -> Iterator[tuple[float, int]]:
-    """Seconds since the message before, and tokens, of every message in a window but the first."""
+    """(seconds since the message before, tokens) of every message in a window but the first."""
     for stream in streams:
         for (t0, n0), (t1, n1) in zip(stream.messages, stream.messages[1:]):
             if start <= t1 <= end and n1 > n0:
