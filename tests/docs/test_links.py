@@ -57,3 +57,10 @@ def test_alerts_lead_to_their_sections():
     targets = re.findall(r"runbook: (\S+)#(\S+)", rules)
     assert len(targets) >= 15
     assert [t for t in targets if t[1] not in anchors(ROOT / t[0])] == []
+
+
+def test_every_example_has_a_line_in_the_page_for_clients():
+    page = (ROOT / "docs/reference/clients.md").read_text(encoding="utf-8")
+    examples = [file.name for file in sorted((ROOT / "examples").glob("*.py"))]
+    assert len(examples) >= 5
+    assert [name for name in examples if f"(../../examples/{name})" not in page] == []
