@@ -221,7 +221,7 @@ def longflow_top(server, *arguments: str) -> subprocess.CompletedProcess:
 def test_longflow_top(server):
     refused = longflow_top(server, "--once")
     assert refused.returncode == 1 and "give --api-key" in refused.stderr
-    with load(server, ["watched"]):
+    with load(server, ["watched"], new_tokens=3500):  # two starts of `longflow top` long
         until(lambda: stats(server)["sums"]["at_budget_requests"] == 1)
         done = longflow_top(server, "--once", "--api-key", KEY)
         assert done.returncode == 0, done.stderr
