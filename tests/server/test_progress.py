@@ -52,17 +52,17 @@ def test_a_sign_of_life_comes_in_time():
 def test_silence_is_broken_by_the_innermost_block(capsys):
     progress = Progress()
     progress.say("  asking")
-    with progress.sign_of_life(every_s=0.2):
-        time.sleep(0.5)
+    with progress.sign_of_life(every_s=0.4):
+        time.sleep(1.0)
         with progress.sign_of_life(lambda: "inner"):
-            time.sleep(0.5)
+            time.sleep(1.0)
         with progress.sign_of_life(lambda: ""):  # has bars of its own
-            time.sleep(0.5)
+            time.sleep(1.0)
     quiet = capsys.readouterr().out
     words = [line.partition("] ")[2] for line in quiet.splitlines()]
     assert words[0] == "  asking" and set(words[1:]) == {"  ... asking", "inner"}
     assert words.count("inner") == 2 and words[-1] == "inner"
-    time.sleep(0.3)
+    time.sleep(0.6)
     assert capsys.readouterr().out == ""
 
 
