@@ -63,16 +63,21 @@ def _signature_problem(hook: Hook | Patch, function: Callable[..., Any]) -> str:
     return ""
 
 
+def check_target(row: Hook | Patch) -> HookStatus:
+    """Check that what a hook wraps, or a patch replaces, is there with the parameters it knows."""
+    try:
+        function = _resolve(row.target)
+    except (ImportError, AttributeError, ValueError) as error:
+        return HookStatus(row, f"target is missing: {error}")
+    return HookStatus(row, _signature_problem(row, function))
+
+
 def check_hook(hook: Hook, *, applied: bool = True) -> HookStatus:
     """Check one hook; with ``applied=False`` only that the target exists as expected."""
-    try:
-        function = _resolve(hook.target)
-    except (ImportError, AttributeError, ValueError) as error:
-        return HookStatus(hook, f"target is missing: {error}")
-    problem = _signature_problem(hook, function)
-    if not problem and applied and not _wrapped_by(function, hook.handler()):
-        problem = "not applied: SGLang did not wrap the target (see its log)"
-    return HookStatus(hook, problem)
+    status = check_target(hook)
+    if status.problem or not applied or _wrapped_by(_resolve(hook.target), hook.handler()):
+        return status
+    return HookStatus(hook, "not applied: SGLang did not wrap the target (see its log)")
 
 
 def check_all(*, applied: bool = True) -> list[HookStatus]:
@@ -93,7 +98,7 @@ def check_patches(*, load: bool = False) -> list[HookStatus]:
 
     here = ("", "gpu" if torch.cuda.is_available() else "cpu")
     return [
-        check_patch(patch)
+        check_target(patch)
         for patch in PATCHES
         if patch.device in here and (_is_installed(patch) if load else _is_loaded(patch))
     ]
@@ -101,22 +106,12 @@ def check_patches(*, load: bool = False) -> list[HookStatus]:
 
 def _is_loaded(patch: Patch) -> bool:
     words = patch.target.split(".")[:-1]
-    return (
-        ".".join(word for word in words if not word[0].isupper()) in sys.modules
-    )  # less the class
+    module = ".".join(word for word in words if not word[0].isupper())  # less the class
+    return module in sys.modules
 
 
 def _is_installed(patch: Patch) -> bool:
     return importlib.util.find_spec(patch.target.partition(".")[0]) is not None
-
-
-def check_patch(patch: Patch) -> HookStatus:
-    """Check one patch: its target as it was before the patch."""
-    try:
-        function = _resolve(patch.target)
-    except (ImportError, AttributeError, ValueError) as error:
-        return HookStatus(patch, f"target is missing: {error}")
-    return HookStatus(patch, _signature_problem(patch, function))
 
 
 def require_all() -> None:
@@ -127,8 +122,7 @@ def require_all() -> None:
     HookNotApplied
         Names each target and what is wrong with it.
     """
-    broken = [status for status in check_all() if status.problem]
-    if broken:
+    if broken := _broken(check_all()):
         raise HookNotApplied(f"{len(broken)} hook(s) did not land: {_details(broken)}")
 
 
@@ -140,9 +134,12 @@ def require_patches() -> None:
     HookNotApplied
         Names each target and what is wrong with it.
     """
-    broken = [status for status in check_patches() if status.problem]
-    if broken:
+    if broken := _broken(check_patches()):
         raise HookNotApplied(f"{len(broken)} patch(es) have no place: {_details(broken)}")
+
+
+def _broken(checked: list[HookStatus]) -> list[HookStatus]:
+    return [status for status in checked if status.problem]
 
 
 def _details(broken: list[HookStatus]) -> str:
