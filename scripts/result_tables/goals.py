@@ -57,6 +57,12 @@ def goals() -> list[Goal]:
         what = f"Output tokens/s over stock, {name}"
         return Goal(what, asked, True, default, one.paper.speed / one.stock.speed, times)
 
+    def share(workload: str, budget: int, paper_card: int) -> Goal:
+        what = f"Share of the ceiling that memory sets, {workload}, budget {budget:,}"
+        default = ceiling(DEFAULT, workload, budget, 1)
+        paper = ceiling(PAPER, workload, budget, paper_card)
+        return Goal(what, 0.85, True, default, paper, lambda x: percent(x, 0))
+
     def kernel(batch: int, asked: float) -> Goal:
         at = ("32/8/128", batch, 3200, newest_kernels())
         rival = kernel_us("flashinfer", *at)
@@ -101,22 +107,8 @@ def goals() -> list[Goal]:
         gain("16k answers, budget 3,200", 2.6),
         gain("16k answers, budget 1,600", 4.8),
         gain("4k answers, budget 1,024", 2.0),
-        Goal(
-            "Share of the ceiling that memory sets, 16k answers, budget 3,200",
-            0.85,
-            True,
-            ceiling(DEFAULT, "16k answers", 3200, 1),
-            ceiling(PAPER, "16k answers", 3200, 0),
-            lambda x: percent(x, 0),
-        ),
-        Goal(
-            "Share of the ceiling that memory sets, 4k answers, budget 1,024",
-            0.85,
-            True,
-            ceiling(DEFAULT, "4k answers", 1024, 1),
-            ceiling(PAPER, "4k answers", 1024, 1),
-            lambda x: percent(x, 0),
-        ),
+        share("16k answers", 3200, paper_card=0),
+        share("4k answers", 1024, paper_card=1),
         Goal(
             "The default's step over `longflow`'s, 64 full rows of 3,200",
             1.05,
