@@ -57,3 +57,18 @@ def tiny_with_tokenizer(smollm2, tmp_path_factory) -> Path:
     )
     AutoTokenizer.from_pretrained(smollm2).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """PyTorch computes with one thread here: a test's own model beside a live server on two cores.
+
+    Two OpenMP threads wait for each other at every small matmul; beside a busy server that is many
+    times slower than one thread.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

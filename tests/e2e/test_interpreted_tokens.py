@@ -7,23 +7,13 @@ In a file beside test_tokens.py, so that the two longest run in two workers.
 from __future__ import annotations
 
 import pytest
-import torch
 
 import harness
 from harness import greedy, prompt
 from reference_rankings import ReferenceRow, rankings_of
 from token_oracle import expected, load
 
-pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Beside a live scheduler on two cores, more threads are slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("one_thread")]
 
 
 def test_the_fused_kernels_in_a_server(tmp_path):

@@ -21,6 +21,7 @@ from transformers import (
 import longflow_oracle as oracle
 from oracle_replay import naive_pooled_votes, naive_scores, replay_budget
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 BUDGETS = (48, 64, 97)
 VOCAB = 128
 CONFIGS = {
@@ -37,16 +38,6 @@ TEXT = (
     "Explain in three sentences what happened next, and why the letters mattered so much to the "
     "people of the town."
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    # Two OpenMP threads wait for each other at every small matmul; beside a busy-looping server
-    # on a 2-core machine that is many times slower than one thread.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def tiny_model(family, seed=0, attn="sdpa"):

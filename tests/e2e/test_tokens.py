@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 import harness
 import longflow_oracle
@@ -13,17 +12,8 @@ from reference_rankings import ReferenceRow, rankings_of
 from sglang_longflow.policies import policy_names
 from token_oracle import expected, load
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("one_thread")]
 BUDGETS = (48, 64, 97)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Beside a live scheduler on two cores, more threads are slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def assert_same_but_for_ties(model, ids, budget, item, wanted, trace) -> None:

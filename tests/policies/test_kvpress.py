@@ -12,7 +12,6 @@ What is meant to differ:
 - rows have their tokens in any order; the scores of snapkv-decode follow the order of writing.
 """
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import pytest
 import torch
 
 from longflow_kernels import attention_mass
+from programs import load_program
 from sglang_longflow.policies import FullRows, make_policy
 
 HERE = Path(__file__).parent
@@ -27,15 +27,7 @@ RECORDED = json.loads((HERE / "kvpress_scores.json").read_text())
 EXACT = dict(rtol=2e-5, atol=2e-6)
 
 
-def script():
-    path = HERE.parents[1] / "research" / "compare_kvpress.py"
-    spec = importlib.util.spec_from_file_location("compare_kvpress", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-compare = script()
+compare = load_program("research/compare_kvpress.py")
 
 
 class Memory:

@@ -1,26 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which tokens a problem is trained without."""
 
-import importlib.util
 import random
-from pathlib import Path
 
 import pytest
 import torch
 
+from programs import load_program
 from sglang_longflow.reasoner import KINDS, make_problem
 from sglang_longflow.reasoner.lifetimes import lifetimes
 
-FILE = Path(__file__).resolve().parents[2] / "research" / "train_reasoner.py"
 LAYERS, WIDTH = 4, 1600
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("train_reasoner", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program("research/train_reasoner.py")
 
 
 def drawn():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from programs import load_program
 from sglang_longflow.hooks.manifest import MANIFEST, PATCHES
 
 ROOT = Path(__file__).parents[2]
@@ -18,12 +19,7 @@ METADATA = "Requires-Dist: torch=={torch}\nRequires-Dist: flashinfer_python[cu13
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location(
-        "check_release", ROOT / "scripts/check_release.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program("scripts/check_release.py")
 
 
 def make_wheel(folder: Path, version: str, torch: str, **edits: tuple[str, str]) -> Path:

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 
+from programs import load_program
 from sglang_longflow import __version__
 
 ROOT = Path(__file__).parents[2]
@@ -18,12 +18,7 @@ CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location(
-        "release_notes", ROOT / "scripts/release_notes.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program("scripts/release_notes.py")
 
 
 def test_package_chart_and_citation_name_the_same_version(script):

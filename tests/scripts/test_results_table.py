@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import sys
@@ -12,29 +11,22 @@ from types import ModuleType
 
 import pytest
 
+from programs import load_program
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 RESULTS = DOCS / "results"
 MOST_FILES = 30
 
 
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def made() -> ModuleType:
-    return script("results_table")
+    return load_program("scripts/results_table.py")
 
 
 @pytest.fixture(scope="module")
 def packer() -> ModuleType:
-    return script("pack_results")
+    return load_program("scripts/pack_results.py")
 
 
 @pytest.mark.parametrize(("page", "most"), [("results.md", 100), ("accuracy.md", 150)])

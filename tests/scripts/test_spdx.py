@@ -3,21 +3,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from programs import load_program
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def spdx():
-    spec = importlib.util.spec_from_file_location("spdx", ROOT / "scripts" / "spdx.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program("scripts/spdx.py")
 
 
 @pytest.mark.parametrize(

@@ -318,11 +318,6 @@ class Server:
             time.sleep(0.5)
         raise TimeoutError(self.tail())
 
-    def wait_failed(self, timeout_s: float = 400) -> str:
-        """Wait for the process to end; returns its log."""
-        self.process.wait(timeout_s)
-        return self.log.read_text()
-
     def tail(self, lines: int = 40) -> str:
         return "\n".join(self.log.read_text().splitlines()[-lines:])
 
