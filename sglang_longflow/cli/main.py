@@ -3,24 +3,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from typing import NoReturn
 
 from sglang_longflow import __version__
+from sglang_longflow.cli.parser import Parser
 from sglang_longflow.errors import LongFlowError
-
-
-class UsageError(LongFlowError):
-    """The command line is wrong."""
-
-
-class _Parser(argparse.ArgumentParser):
-    """Errors become one line, printed by `main`."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
 
 COMMANDS = {
     "serve": "start an SGLang server with a KV budget per request",
@@ -58,7 +45,7 @@ def _run_module(name: str, argv: list[str]) -> int:
     import importlib
 
     module = importlib.import_module(f"sglang_longflow.cli.{name}")
-    parser = _Parser(prog=f"longflow {name}", description=COMMANDS[name])
+    parser = Parser(prog=f"longflow {name}", description=COMMANDS[name])
     module.add_arguments(parser)
     if name == "doctor":  # the rest is server arguments to judge
         arguments, rest = parser.parse_known_args(argv)
@@ -72,7 +59,7 @@ def _run_module(name: str, argv: list[str]) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand; 2 after an error of the command line or the settings."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = _Parser(
+    parser = Parser(
         prog="longflow",
         description="A fixed KV-cache budget per request for SGLang.",
         epilog="longflow COMMAND --help explains a command.",

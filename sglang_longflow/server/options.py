@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import difflib
 import importlib.util
 import json
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from typing import Any, NoReturn
 
 from sglang_longflow.errors import ConfigError
 from sglang_longflow.settings.flags import FLAGS
+from sglang_longflow.settings.nearest import nearest
 from sglang_longflow.settings.release import FIX, TESTED_SGLANG
 
 _EXPECTED = {
@@ -163,12 +163,6 @@ def make_parser() -> argparse.ArgumentParser:
             convert = types.get(option.kind, str)
             parser.add_argument(*option.flags, dest=option.name, type=convert, nargs=option.nargs)
     return parser
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """``; did you mean X?``, or nothing if nothing is near."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def yaml_arguments(path: Path) -> list[str]:

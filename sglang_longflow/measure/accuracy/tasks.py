@@ -15,6 +15,7 @@ from sglang_longflow.measure.accuracy.solved_files import read_pairs
 from sglang_longflow.measure.extra import require_extra
 from sglang_longflow.reasoner import answer_of, make_problems
 from sglang_longflow.reasoner.vocabulary import decode, encode
+from sglang_longflow.settings.nearest import nearest
 
 #: A chain of the reasoner may go on for this share of the reference's length.
 SLACK = 1.25
@@ -165,6 +166,7 @@ def read_questions(file: Path, count: int) -> list[tuple[str, str]]:
     if not file.is_file():
         raise ConfigError(
             f"task={str(file)!r}: no such file, and none of {', '.join(['reasoner', *DATA_SETS])}"
+            f"{nearest(str(file), ['reasoner', *DATA_SETS])}"
         )
     pairs = islice(read_pairs(file, str(file), ANSWER_KEYS), count)
     found = [(question, answer.rpartition("####")[2].strip()) for question, answer in pairs]

@@ -36,6 +36,7 @@ from sglang_longflow.monitor.client import activity
 from sglang_longflow.server.pool_cap import tokens_for
 from sglang_longflow.server.preflight import check_model, free_port
 from sglang_longflow.server.progress import Bars, shared
+from sglang_longflow.settings.nearest import nearest
 
 LINE_INTERVAL_S = 10.0
 
@@ -162,6 +163,7 @@ def _check(args: argparse.Namespace) -> None:
         if name not in (*BASELINES, NONE):
             raise ConfigError(
                 f"baselines={name!r}: expected some of {', '.join(BASELINES)}, {NONE}"
+                f"{nearest(name, (*BASELINES, NONE))}"
             )
     check_model(args.model)
     refuse_own_flags(args.server)

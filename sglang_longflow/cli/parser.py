@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parser of every subcommand: an error is one line, which names what was probably meant."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from sglang_longflow.errors import LongFlowError
+from sglang_longflow.settings.nearest import nearest
+
+
+class UsageError(LongFlowError):
+    """The command line is wrong."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, with errors that `main` prints as one line."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """As argparse's; an unknown flag is named first, with its neighbour: a misspelt flag that
+        must be there would else be reported as missing.
+        """
+        words = sys.argv[1:] if args is None else list(args)
+        for word in words[: words.index("--")] if "--" in words else words:
+            flag = word.partition("=")[0]
+            known = self._option_string_actions
+            # argparse takes the beginning of a flag for it.
+            if word.startswith("--") and not any(name.startswith(flag) for name in known):
+                self.error(f"unknown flag {flag}{nearest(flag, known)}")
+        found, rest = self.parse_known_args(words, namespace)
+        if rest:
+            self.error(f"unexpected {rest[0]!r}")
+        return found
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """As argparse's, with the neighbour of a value that is not among the choices."""
+        choices = list(action.choices or ())
+        if choices and value not in choices:
+            name = "/".join(action.option_strings) or action.metavar or action.dest
+            raise argparse.ArgumentError(
+                None,
+                f"{name} {value!r} is not one of: {', '.join(map(str, choices))}"
+                f"{nearest(str(value), map(str, choices))}",
+            )
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(re.sub(r"^argument ", "", message))
