@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from sglang_longflow.errors import ConfigError
+from sglang_longflow.settings.installed import reinstall_command
 
 _LANDMARK = "helm/sglang-longflow/Chart.yaml"
 
@@ -21,7 +22,7 @@ def deploy_folder() -> Path:
     for folder in (here.parents[1] / "deploy", here / "data" / "deploy"):
         if (folder / _LANDMARK).is_file():
             return folder
-    raise ConfigError("the deployment files are not installed: pip install sglang-longflow again")
+    raise ConfigError(f"the deployment files are not installed: {reinstall_command()}")
 
 
 def load(relative: str) -> Any:

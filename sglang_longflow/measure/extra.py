@@ -23,13 +23,13 @@ def require_extra(module: str, setting: str, instead: str = "") -> None:
     Raises
     ------
     ConfigError
-        It cannot be imported; the message names the extra that has it.
+        It cannot be imported; the message says how to install it.
     """
     try:
         importlib.import_module(module)
     except ImportError:
         name = module.replace("_", "-")
         raise ConfigError(
-            f"{setting}: {name} is not installed; pip install 'sglang-longflow[eval]'"
+            f"{setting}: {name} is not installed; pip install {name}"
             + (f", or {instead}" if instead else "")
         ) from None

@@ -21,11 +21,11 @@ from sglang_longflow.errors import LongFlowError
 from sglang_longflow.server.options import make_parser
 from sglang_longflow.server.process import last_error
 from sglang_longflow.settings.flags import budget_words
+from sglang_longflow.settings.installed import reinstall_command
 from sglang_longflow.settings.release import FIX, TESTED_SGLANG, untested_sglang
 
 PLUGIN, PLATFORM = "longflow", "longflow_cpu"
 TORCH_SERIES = "2.11"
-REINSTALL = "pip install --force-reinstall --no-deps sglang-longflow"
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def check_entry_points(environ: dict[str, str] | os._Environ[str], has_cuda: boo
         if name in found:
             rows.append(Check(label, "ok", group))
         else:
-            rows.append(Check(label, "fail", f"{group} does not list it", REINSTALL))
+            rows.append(Check(label, "fail", f"{group} does not list it", reinstall_command()))
     needed = [PLUGIN] if has_cuda else [PLUGIN, PLATFORM]
     allowed = [
         name.strip() for name in environ.get("SGLANG_PLUGINS", "").split(",") if name.strip()
@@ -194,7 +194,7 @@ def check_hooks() -> list[Check]:
     if not broken:
         rows.append(Check("hook targets", "ok", f"{len(before)} of {len(before)} as expected"))
     for status in broken:
-        fix = "pip install sglang==0.5.17, or a release of sglang-longflow for this SGLang"
+        fix = "pip install sglang==0.5.17, or a newer release of this package"
         rows.append(Check(f"hook {status.hook.target}", "fail", status.problem, fix))
     names = {status.hook.target for status in broken}
     rest = [status for status in after if status.problem and status.hook.target not in names]

@@ -123,7 +123,7 @@ def test_the_plot_is_drawn_and_its_absence_is_said_early(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(
         ConfigError,
-        match=r"plot=True: matplotlib is not installed; pip install 'sglang-longflow\[eval\]', "
+        match=r"plot=True: matplotlib is not installed; pip install matplotlib, "
         "or add --no-plot",
     ):
         require_extra("matplotlib", "plot=True", "add --no-plot")

@@ -119,7 +119,7 @@ def test_a_missing_library_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(
         ConfigError,
-        match=r"task='gsm8k': datasets is not installed; pip install 'sglang-longflow\[eval\]', or",
+        match=r"task='gsm8k': datasets is not installed; pip install datasets, or",
     ):
         download("gsm8k")
 
