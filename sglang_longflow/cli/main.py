@@ -51,7 +51,7 @@ def _run_module(name: str, argv: list[str]) -> int:
         arguments, rest = parser.parse_known_args(argv)
         arguments.server_arguments = [word for word in rest if word != "--"]
     else:
-        arguments = parser.parse_args(argv)
+        arguments = parser.parse(argv)
     status: int = module.run(arguments)
     return status
 
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     command = ""
     try:
         # Only the first word is judged here: the rest belongs to the subcommand.
-        command = parser.parse_args(argv[:1]).command
+        command = parser.parse(argv[:1]).command
         if command == "serve":
             return _serve(argv[1:])
         return _module_command(command, argv[1:])

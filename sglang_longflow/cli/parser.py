@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -20,18 +19,17 @@ class UsageError(LongFlowError):
 class Parser(argparse.ArgumentParser):
     """argparse's, with errors that `main` prints as one line."""
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        """As argparse's; an unknown flag is named first, with its neighbour: a misspelt flag that
+    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+        """As `parse_args`; an unknown flag is named first, with its neighbour: a misspelt flag that
         must be there would else be reported as missing.
         """
-        words = sys.argv[1:] if args is None else list(args)
         for word in words[: words.index("--")] if "--" in words else words:
             flag = word.partition("=")[0]
             known = self._option_string_actions
             # argparse takes the beginning of a flag for it.
             if word.startswith("--") and not any(name.startswith(flag) for name in known):
                 self.error(f"unknown flag {flag}{nearest(flag, known)}")
-        found, rest = self.parse_known_args(words, namespace)
+        found, rest = self.parse_known_args(words)
         if rest:
             self.error(f"unexpected {rest[0]!r}")
         return found

@@ -17,7 +17,7 @@ from sglang_longflow.measure.extra import require_extra
 from sglang_longflow.measure.servers import started
 from sglang_longflow.measure.throughput import BASELINES, NONE
 from sglang_longflow.measure.throughput.point import Result, Work, measure
-from sglang_longflow.measure.throughput.report import draw, save, show
+from sglang_longflow.measure.throughput.report import draw, save, show, title_of
 from sglang_longflow.measure.throughput.systems import (
     System,
     budget_system,
@@ -36,6 +36,7 @@ from sglang_longflow.monitor.client import activity
 from sglang_longflow.server.pool_cap import tokens_for
 from sglang_longflow.server.preflight import check_model, free_port
 from sglang_longflow.server.progress import Bars, shared
+from sglang_longflow.settings.device import cards
 from sglang_longflow.settings.nearest import nearest
 
 LINE_INTERVAL_S = 10.0
@@ -133,11 +134,20 @@ class Bench:
                 "arguments": system.arguments,
                 "pool_tokens": info.get("max_total_num_tokens"),
                 "version": info.get("version"),
+                "device": device_of(info, is_ours=True),
             }
             for budget in system.budgets:
                 known = system.name not in BASELINES
                 self.point(system.name, url, budget, self.params(budget) if known else {})
         return info
+
+
+def device_of(info: dict[str, Any], is_ours: bool) -> str | None:
+    """Device of a server by its ``/server_info``: of one on this machine the card's name."""
+    device: str | None = info.get("device")
+    if is_ours and device == "cuda" and (names := {card.name for card in cards()}):
+        return ", ".join(sorted(names))
+    return device
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -183,6 +193,7 @@ def _on_running_server(bench: Bench, budgets: list[int]) -> None:
         "pool_tokens": info.get("max_total_num_tokens"),
         "version": info.get("version"),
         "model": info.get("model_path"),
+        "device": device_of(info, is_ours=False),
     }
     for budget in budgets:
         bench.point("server", args.url, budget, bench.params(budget) if has_plugin else {})
@@ -231,7 +242,7 @@ def run(args: argparse.Namespace) -> int:
     with bench.progress:
         (_on_running_server if args.url else _on_own_servers)(bench, budgets)
     if args.plot:
-        draw(bench.results, args.out / "bench.png")
-    show(bench.results)
+        draw(bench.results, args.out / "bench.png", title_of(bench.settings))
+    show(bench.results, bench.settings)
     print(f"written to {args.out}: bench.csv, bench.json{', bench.png' if args.plot else ''}")
     return 0

@@ -21,6 +21,8 @@ _LABELS = {
     "stock": "stock SGLang, its own defaults",
     "stock-same": "stock SGLang, the budget server's settings",
 }
+#: As SGLang names it.
+CPU = "cpu"
 _STYLES = {"longflow": ":", "server": "--", "stock": "--", "stock-same": "-."}
 
 
@@ -35,7 +37,22 @@ def save(folder: Path, settings: dict[str, Any], results: Sequence[Result]) -> N
         writer.writerows(asdict(result) for result in results)
 
 
-def draw(results: Sequence[Result], path: Path) -> None:
+def title_of(settings: dict[str, Any]) -> str:
+    """What was measured, and on what: model, device, policy, lengths of a request in tokens."""
+    names = [server.get("model") for server in settings["servers"].values()]
+    model = settings["model"] or next(filter(None, names), "")
+    if Path(model).is_dir():
+        model = Path(model).resolve().name
+    devices = dict.fromkeys(filter(None, (s.get("device") for s in settings["servers"].values())))
+    where = ", ".join("a CPU" if device == CPU else device for device in devices)
+    return (
+        f"{model}{f' on {where}' if where else ''}, policy {settings['policy']}, "
+        f"{settings['requests']:,} x {settings['input_tokens']:,} + "
+        f"{settings['output_tokens']:,} tokens"
+    )
+
+
+def draw(results: Sequence[Result], path: Path, title: str) -> None:
     """Output tokens per second and inter-token latency against the budget; lines are full KV."""
     import matplotlib
 
@@ -61,6 +78,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
         axes.set_ylim(bottom=0)
         axes.set_ylabel(unit)
         axes.legend(fontsize="small")
+    figure.suptitle(title, fontsize="medium")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
@@ -94,7 +112,7 @@ def rows_of(results: Sequence[Result]) -> list[list[str]]:
 
 
 COLUMNS = (
-    *("tokens/s", "ratio", "first token s", "inter-token ms", "p50", "p99"),
+    *("tokens/s", "ratio", "first token s", "inter-token ms", "its p50", "its p99"),
     *("peak running", "retracted", "reached"),
 )
 
@@ -110,8 +128,18 @@ def warnings(results: Sequence[Result]) -> list[str]:
     ]
 
 
-def show(results: Sequence[Result]) -> None:
-    """Print the table and the warnings."""
-    print_table("The same work on each", COLUMNS, rows_of(results))
-    for line in warnings(results):
+def notes(settings: dict[str, Any]) -> list[str]:
+    """What the speeds say nothing about."""
+    if all(server.get("device") != CPU for server in settings["servers"].values()):
+        return []
+    return [
+        "note: on a CPU budgets run in the reference decode, plain PyTorch, and full KV in "
+        "SGLang's own attention: that a budget is slower here says nothing about a GPU."
+    ]
+
+
+def show(results: Sequence[Result], settings: dict[str, Any]) -> None:
+    """Print the table, the warnings and notes."""
+    print_table(title_of(settings), COLUMNS, rows_of(results), first="server")
+    for line in (*warnings(results), *notes(settings)):
         print(line)

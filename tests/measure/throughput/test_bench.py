@@ -11,6 +11,7 @@ import pytest
 from sglang_longflow.cli.main import main
 from sglang_longflow.measure.throughput import command, report
 from sglang_longflow.measure.throughput.point import Result
+from sglang_longflow.settings.device import Card
 
 BASE = dict(
     requests=4, concurrency=4, input_tokens=8, output_tokens=16, wall_s=1.0, first_token_s_mean=0.1,
@@ -25,6 +26,14 @@ def result(system: str, budget: int, rate: float, reached: float | None = None) 
     )
 
 
+SETTINGS = {
+    "model": "org/name",
+    "policy": "longflow-novel",
+    "requests": 4,
+    "input_tokens": 8,
+    "output_tokens": 16,
+    "servers": {"longflow": {"device": "NVIDIA H200"}, "stock": {"device": "NVIDIA H200"}},
+}
 RESULTS = [
     result("longflow", 800, 200.0, 1.0),
     result("longflow", 1600, 150.0, 0.1),
@@ -48,8 +57,35 @@ def test_what_is_written(tmp_path):
 
 @pytest.mark.parametrize("results", [RESULTS, RESULTS[:1], RESULTS[2:3]])
 def test_the_picture(tmp_path, results):
-    report.draw(results, tmp_path / "bench.png")
+    report.draw(results, tmp_path / "bench.png", report.title_of(SETTINGS))
     assert (tmp_path / "bench.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_title_says_what_was_measured_and_on_what(tmp_path):
+    assert report.title_of(SETTINGS) == (
+        "org/name on NVIDIA H200, policy longflow-novel, 4 x 8 + 16 tokens"
+    )
+    running = {"server": {"model": str(tmp_path), "device": "cpu"}}
+    found = report.title_of(SETTINGS | {"model": None, "servers": running})
+    assert found.startswith(f"{tmp_path.name} on a CPU, policy ")
+
+
+def test_a_card_is_named_where_it_is_this_machines(monkeypatch):
+    card = Card("NVIDIA H200", 1, (9, 0))
+    monkeypatch.setattr(command, "cards", lambda: (card, card))
+    assert command.device_of({"device": "cuda"}, is_ours=True) == "NVIDIA H200"
+    assert command.device_of({"device": "cuda"}, is_ours=False) == "cuda"
+    assert command.device_of({"device": "cpu"}, is_ours=True) == "cpu"
+    monkeypatch.setattr(command, "cards", tuple)
+    assert command.device_of({"device": "cuda"}, is_ours=True) == "cuda"
+    assert command.device_of({}, is_ours=True) is None
+
+
+def test_speeds_of_a_cpu_come_with_a_word_of_caution(capsys):
+    report.show(RESULTS, SETTINGS)
+    assert "reference decode" not in capsys.readouterr().out
+    report.show(RESULTS, SETTINGS | {"servers": {"longflow": {"device": "cpu"}}})
+    assert "says nothing about a GPU" in capsys.readouterr().out
 
 
 def test_ratios_are_to_stock_with_its_own_defaults():
