@@ -13,6 +13,8 @@ from importlib.machinery import PathFinder
 
 import pytest
 
+# No test, and no command that one starts, asks a hub that is not its own.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 NO_GPU = os.environ.get("LONGFLOW_TEST_DEVICE", "cpu") == "cpu"
 #: What `--unit` leaves out. A file that says so in its `pytestmark` is not even imported.
 NOT_UNIT = ("sglang", "slow", "e2e", "deploy", "gpu")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_longflow.errors import LongFlowError
+from sglang_longflow.settings.model_source import Missing, look_up
 from sglang_longflow.settings.refused_models import model_conflict
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -50,25 +51,6 @@ class ModelGeometry:
     dense_layers: int = 0
     folder: str | None = None
     opaque_field: str = ""
-
-
-_BUILTIN_FIELDS = (
-    "model_type", "num_hidden_layers", "hidden_size", "intermediate_size",
-    "num_attention_heads", "num_key_value_heads", "vocab_size", "tie_word_embeddings",
-)  # fmt: skip
-# Values of these fields; head_dim is 128 in all.
-_BUILTIN: dict[str, tuple[str, int, int, int, int, int, int, bool]] = {
-    "Qwen/Qwen3-0.6B": ("qwen3", 28, 1024, 3072, 16, 8, 151936, True),
-    "Qwen/Qwen3-1.7B": ("qwen3", 28, 2048, 6144, 16, 8, 151936, True),
-    "Qwen/Qwen3-4B": ("qwen3", 36, 2560, 9728, 32, 8, 151936, True),
-    "Qwen/Qwen3-8B": ("qwen3", 36, 4096, 12288, 32, 8, 151936, False),
-    "Qwen/Qwen3-32B": ("qwen3", 64, 5120, 25600, 64, 8, 151936, False),
-    "Qwen/Qwen2.5-7B-Instruct": ("qwen2", 28, 3584, 18944, 28, 4, 152064, False),
-    "Qwen/Qwen2.5-Math-7B": ("qwen2", 28, 3584, 18944, 28, 4, 152064, False),
-    "meta-llama/Llama-3.1-8B-Instruct": ("llama", 32, 4096, 14336, 32, 8, 128256, False),
-    "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": ("llama", 32, 4096, 14336, 32, 8, 128256, False),
-    "meta-llama/Llama-3.3-70B-Instruct": ("llama", 80, 8192, 28672, 64, 8, 128256, False),
-}
 
 
 def _size(config: dict[str, Any], key: str, default: int | None = None) -> int:
@@ -140,14 +122,8 @@ def geometry_from(config: dict[str, Any], name: str, folder: str | None) -> Mode
     )  # fmt: skip
 
 
-def load_geometry(model: str) -> ModelGeometry:
-    """Geometry of a local model folder, a config.json path or a built-in name.
-
-    Parameters
-    ----------
-    model : str
-        Folder with a ``config.json``, path of such a file, or a built-in name
-        (case-insensitive, with or without the organisation). A path that exists wins.
+def load_geometry(model: str, revision: str | None = None) -> ModelGeometry:
+    """Geometry of a model: a folder, a config.json, or a name of the hub (`model_source`).
 
     Returns
     -------
@@ -159,29 +135,15 @@ def load_geometry(model: str) -> ModelGeometry:
     PlanError
         Unknown model, unreadable config, or an attention kind the plugin refuses.
     """
-    path = Path(model).expanduser()
+    found = look_up(model, revision)
+    if isinstance(found, Missing):
+        raise PlanError(f"--model {found}")
     try:
-        file = path / "config.json" if path.is_dir() else path
-        if not path.exists():
-            return _builtin(model)
-        config = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise TypeError("the file holds no JSON object")
-        folder = file.resolve().parent
-        return geometry_from(config, folder.name, str(folder))
-    except OSError as err:
-        raise PlanError(f"--model {model[:200]}: config.json: {err.strerror}") from err
-    except (TypeError, json.JSONDecodeError, UnicodeDecodeError) as err:
-        raise PlanError(f"--model {model}: {file} is not a model config: {err}") from err
-
-
-def _builtin(model: str) -> ModelGeometry:
-    for name, row in _BUILTIN.items():
-        if model.strip().lower() in (name.lower(), name.split("/")[1].lower()):
-            config = {**dict(zip(_BUILTIN_FIELDS, row)), "head_dim": 128}
-            return geometry_from(config, name, None)
-    known = ", ".join(_BUILTIN)
-    raise PlanError(f"--model {model!r} is neither a folder with a config.json nor one of: {known}")
+        return geometry_from(found.config, found.name, found.folder)
+    except TypeError as error:  # such as a number for layer_types
+        raise PlanError(
+            f"--model {model}: what the {found.source} has is not a model config: {error}"
+        ) from error
 
 
 def parameter_count(geom: ModelGeometry) -> int:

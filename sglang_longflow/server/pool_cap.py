@@ -6,15 +6,12 @@ SGLang would take most of the free memory, and the kernel would then kill some p
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sglang_longflow.planner.geometry import (
     ModelGeometry,
     PlanError,
-    geometry_from,
     kv_bytes_per_token,
     load_geometry,
     weights_bytes,
@@ -44,24 +41,6 @@ def tokens_for(requests: int, longest_tokens: int) -> int:
     return requests * (longest_tokens + REQUEST_SLACK_TOKENS) + REQUEST_SLACK_TOKENS
 
 
-def geometry_of(model: str) -> ModelGeometry:
-    """Shape of a model by folder, by name from the hub's local cache, or by a built-in name.
-
-    Raises
-    ------
-    PlanError
-        It is not known here, or it is a model without an ordinary KV cache.
-    """
-    if not Path(model).exists():
-        from huggingface_hub import try_to_load_from_cache
-
-        file = try_to_load_from_cache(model, "config.json") if "/" in model else None
-        if isinstance(file, str):
-            config = json.loads(Path(file).read_text(encoding="utf-8"))
-            return geometry_from(config, model, str(Path(file).parent))
-    return load_geometry(model)
-
-
 def cap_pool(
     values: dict[str, Any],
     dtype: str,
@@ -89,7 +68,7 @@ def cap_pool(
     PlanError
         The model's shape is not known here.
     """
-    geometry = model_geometry or geometry_of(values["model_path"])
+    geometry = model_geometry or load_geometry(values["model_path"], values.get("revision"))
     cache_dtype = str(values.get("kv_cache_dtype") or "auto")
     kind = "fp8_e4m3" if cache_dtype.startswith("fp8") else "auto"
     token_bytes = kv_bytes_per_token(geometry, 1, kind, dtype)

@@ -7,10 +7,10 @@ model (`compatibility.refuse_model`) is refused by the server alone.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
+
+from sglang_longflow.settings.model_source import find_config
 
 #: What is done about it, behind every conflict of a server.
 FIX = "drop --kv-budget or choose another --model-path"
@@ -103,21 +103,12 @@ def _sliding_window(text: Mapping[str, Any]) -> int | None:
 
 
 def config_of(model: str, revision: str | None = None) -> dict[str, Any] | None:
-    """The ``config.json`` of a folder, or of a name in Hugging Face's cache; None if not at hand.
+    """The ``config.json`` of a model, from where `model_source` finds it; None if nowhere.
 
-    A file that cannot be read is not at hand: SGLang, which reads it too, says what is wrong.
+    A file that cannot be read is not found: SGLang, which reads it too, says what is wrong.
     """
-    file = Path(model) / "config.json"
-    if not Path(model).exists() and "/" in model:
-        from huggingface_hub import try_to_load_from_cache
-
-        found = try_to_load_from_cache(model, "config.json", revision=revision)
-        file = Path(found) if isinstance(found, str) else file
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return config if isinstance(config, dict) else None
+    found = find_config(model, revision)
+    return None if found is None else found.config
 
 
 def server_model_conflict(values: Mapping[str, Any]) -> str | None:

@@ -88,8 +88,8 @@ def test_plan_runs_without_torch():
     code = (
         "import sys\nfrom sglang_longflow.cli.main import main\n"
         "argv = 'plan --model qwen3-1.7b --gpu H100-80G --budget 3200'.split()\n"
-        "main(argv)\nassert 'torch' not in sys.modules and 'sglang' not in sys.modules\n"
-        "assert 'httpx' not in sys.modules"
+        "main(argv)\n"
+        "assert not {'torch', 'sglang', 'transformers', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
 

@@ -256,8 +256,10 @@ def test_unreadable_models(tmp_path):
     (tmp_path / "config.json").write_text("[1]")
     with pytest.raises(PlanError, match="no JSON object"):
         load_geometry(str(tmp_path))
-    with pytest.raises(PlanError, match=r"neither a folder .* nor one of: Qwen/Qwen3-0.6B, "):
+    with pytest.raises(PlanError, match=r"HF_HUB_OFFLINE is set; hf download"):
         load_geometry("gpt2")
+    with pytest.raises(PlanError, match=r"neither a folder .*; did you mean Qwen/Qwen3-8B"):
+        load_geometry("./qwen3-8b")
 
 
 def test_tensor_parallel_kv_bytes():
@@ -512,7 +514,7 @@ def test_gpu_names_in_any_case(capsys):
         ((*GOOD, "--output-tokens", 0), "--output-tokens 0 must be an integer >= 1"),
         ((*GOOD, "--prompt-tokens", "x"), "--prompt-tokens x must be an integer >= 1"),
         ((*GOOD, "--prompt-tokens", 10**7), "--prompt-tokens 10000000 exceeds the pool of "),
-        (("--model", "nope", *GOOD[2:]), "--model 'nope' is neither a folder"),
+        (("--model", "./nope", *GOOD[2:]), "--model ./nope: neither a folder"),
     ],
 )
 def test_errors_are_one_line_with_exit_code_2(capsys, flags, message):

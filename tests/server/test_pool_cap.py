@@ -7,9 +7,8 @@ import json
 
 import pytest
 
-from sglang_longflow.planner.geometry import PlanError, load_geometry
+from sglang_longflow.planner.geometry import load_geometry
 from sglang_longflow.reasoner import MODEL_DIR
-from sglang_longflow.server import pool_cap
 from sglang_longflow.server.free_memory import Free
 from sglang_longflow.server.pool_cap import PROCESSES_BYTES, cap_pool, tokens_for
 
@@ -53,20 +52,6 @@ def test_no_more_than_all_requests_need():
 def test_what_limits_is_named():
     found = cap_pool(MODEL, "float32", Free(5 * GB, "cgroup"))
     assert found.reason == "capped by what the cgroup leaves, 5.0 GB"
-
-
-def test_a_model_of_the_hub_is_read_from_its_cache(tmp_path, monkeypatch):
-    config = tmp_path / "config.json"
-    config.write_text((MODEL_DIR / "config.json").read_text())
-    cached = {("org/model", "config.json"): str(config)}
-    monkeypatch.setattr(
-        "huggingface_hub.try_to_load_from_cache", lambda *key: cached.get(key), raising=True
-    )
-    geometry = pool_cap.geometry_of("org/model")
-    assert geometry.layers == 8 and geometry.name == "org/model"
-    assert pool_cap.geometry_of("Qwen/Qwen3-0.6B") == load_geometry("qwen3-0.6b")
-    with pytest.raises(PlanError, match="neither a folder"):
-        pool_cap.geometry_of("org/other")
 
 
 def test_quantized_weights_of_unknown_size(tmp_path):
