@@ -26,13 +26,8 @@ from pathlib import Path
 import torch
 import triton
 
-from longflow_kernels.attend_score_evict.arguments import (
-    DecodeStep,
-    KVCache,
-    Novelty,
-    RankRule,
-    RowState,
-)
+from longflow_kernels import Novelty, RankRule
+from longflow_kernels.attend_score_evict.arguments import DecodeStep, KVCache, RowState
 from longflow_kernels.attend_score_evict.l2 import set_aside_l2
 from longflow_kernels.attend_score_evict.launch import LaunchConfig, launch_config
 from longflow_kernels.attend_score_evict.op import attend_score_evict

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
-from longflow_kernels import RankRule, top_positions
+import longflow_kernels as kernels
+from longflow_kernels import RankRule
 from sglang_longflow.policies.rows import FullRows, Needs
+
+if TYPE_CHECKING:  # settings are judged by policies without it; what computes imports it
+    import torch
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,8 @@ class Policy:
 
         The rows are all due (`is_due`), or none is.
         """
+        import torch
+
         picks = [self.known_victim(rows.budget_tokens, done) for done in rows.overwrites]
         if picks[0] is not None:
             return torch.tensor(picks, dtype=torch.int64).to(rows.device, non_blocking=True)
@@ -133,9 +137,11 @@ class Policy:
         pick unless a policy has its own (arXiv 2404.14469): the window, the first tokens that stay,
         and the highest scores of the rest.
         """
+        import torch
+
         window = self.prompt_window_tokens
         assert prompt.scores is not None  # as there is a window
-        earlier = top_positions(
+        earlier = kernels.top_positions(
             prompt.scores, prompt.keep_tokens - window, always_first=self.first_tokens_kept
         )
         last = torch.arange(

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
+from typing import TYPE_CHECKING, ClassVar
 
 from sglang_longflow.policies.base import Policy
 from sglang_longflow.policies.rows import FullRows, Needs
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class H2O(Policy):
 
     def scores(self, rows: FullRows) -> torch.Tensor:
         late = rows.newest(int(rows.budget_tokens * self.recent_share))
-        return self.heavy(rows).masked_fill(late, torch.inf)
+        return self.heavy(rows).masked_fill(late, math.inf)
 
     def heavy(self, rows: FullRows) -> torch.Tensor:
         """[n, budget_tokens] float32, what ranks the tokens that are not recent."""

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-import torch.nn.functional as F
+from typing import TYPE_CHECKING, ClassVar
 
 from sglang_longflow.policies.base import Policy
 from sglang_longflow.policies.rows import FullRows
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class KeyDiff(Policy):
     name: ClassVar[str] = "keydiff"
 
     def scores(self, rows: FullRows) -> torch.Tensor:
+        import torch.nn.functional as F
+
         unit = F.normalize(rows.keys, dim=-1)
         anchor = unit.mean(dim=1, keepdim=True)
         return -F.cosine_similarity(unit, anchor, dim=-1).mean(dim=-1)

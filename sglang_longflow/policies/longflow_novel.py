@@ -5,22 +5,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
-from longflow_kernels import (
-    COMPARED_TOKENS,
-    Novelty,
-    RankRule,
-    compares,
-    first_recall,
-    found_similarity,
-    novelty_worth,
-    recalled_part,
-)
+import longflow_kernels as kernels
+from longflow_kernels import COMPARED_TOKENS, Novelty, RankRule
 from sglang_longflow.policies.base import Policy
 from sglang_longflow.policies.rows import FullRows, Needs
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -95,18 +88,20 @@ class LongFlowNovel(Policy):
         remembered = super().scores(rows)
         level = memory.level(remembered, novelty.level_share)
         protected = rows.protected(rule.first_tokens_kept)
-        part = recalled_part(rows.removal_scores, past, level, protected)
-        recall = memory.recall(part, first_recall(novelty.recall_threshold))
-        worth = novelty_worth(recall, novelty.recall_threshold)
+        part = kernels.recalled_part(rows.removal_scores, past, level, protected)
+        recall = memory.recall(part, kernels.first_recall(novelty.recall_threshold))
+        worth = kernels.novelty_worth(recall, novelty.recall_threshold)
         return remembered + novelty.weight * level * worth * newness
 
     @staticmethod
     def _similarity(rows: FullRows) -> torch.Tensor:
         """[n, budget_tokens] that this step adds."""
+        import torch
+
         last = rows.written_last(COMPARED_TOKENS)
         found = [
-            found_similarity(rows.keys[row], last[row], done)
-            if compares(done)  # else the row's keys need not be read
+            kernels.found_similarity(rows.keys[row], last[row], done)
+            if kernels.compares(done)  # else the row's keys need not be read
             else last.new_zeros(rows.budget_tokens, dtype=torch.float32)
             for row, done in enumerate(rows.overwrites)
         ]

@@ -4,10 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-import torch.nn.functional as F
+from typing import TYPE_CHECKING, ClassVar
 
 from sglang_longflow.policies.base import Policy
 from sglang_longflow.policies.rows import FullRows, Needs
@@ -17,6 +14,9 @@ from sglang_longflow.policies.windowed import (
     to_slots,
     window_logits,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,9 @@ class RKV(Policy):
     similar: float = 0.5
 
     def scores(self, rows: FullRows) -> torch.Tensor:
+        import torch
+        import torch.nn.functional as F
+
         keys = in_sequence(rows, rows.keys)
         earlier = rows.budget_tokens - self.needs.query_window
         logits = window_logits(rows, keys[:, :earlier]).amax(dim=2)
@@ -55,6 +58,9 @@ class RKV(Policy):
 
     def redundancy(self, keys: torch.Tensor) -> torch.Tensor:
         """Keys [n, m, num_kv_heads, head_dim] in sequence order to shares [n, num_kv_heads, m]."""
+        import torch
+        import torch.nn.functional as F
+
         unit = F.normalize(keys, dim=-1).permute(0, 2, 1, 3)
         cosine = unit @ unit.transpose(-1, -2)
         cosine.diagonal(dim1=-2, dim2=-1).zero_()

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
+if TYPE_CHECKING:  # as in `base`
+    import torch
 
 
 @dataclass(frozen=True)
@@ -228,13 +230,15 @@ class FullRows:
         Ties go to the lowest index; ``scores`` is not modified.
         """
         if first_tokens_kept or self.recent is not None:
-            scores = scores.masked_fill(self.protected(first_tokens_kept), torch.inf)
+            scores = scores.masked_fill(self.protected(first_tokens_kept), math.inf)
         if count == 1:
             return scores.argmin(dim=1, keepdim=True)
         return scores.argsort(dim=1, stable=True)[:, :count]
 
     def protected(self, first_tokens_kept: int) -> torch.Tensor:
         """[n, budget_tokens] bool: slots that are protected."""
+        import torch
+
         shape = (len(self.overwrites), self.budget_tokens)
         protected = torch.zeros(shape, dtype=torch.bool, device=self.device)
         protected[:, :first_tokens_kept] = True
@@ -247,6 +251,8 @@ class FullRows:
 
         In a row with fewer than `count` overwrites only that many entries are valid.
         """
+        import torch
+
         assert self.recent is not None and self.recent.shape[1] >= count
         done = torch.tensor(self.overwrites)[:, None]
         place = (done - 1 - torch.arange(count)) % self.recent.shape[1]
@@ -259,6 +265,8 @@ class FullRows:
 
     def newest(self, count: int) -> torch.Tensor:
         """[n, budget_tokens] bool: the `count` tokens written last."""
+        import torch
+
         sequence = self.sequence
         late = sequence[:, self.budget_tokens - count :]
         return torch.zeros_like(sequence, dtype=torch.bool).scatter(1, late, True)

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
+from typing import TYPE_CHECKING, ClassVar
 
 from sglang_longflow.policies.base import Policy
 from sglang_longflow.policies.rows import FullRows, Needs
@@ -16,6 +15,9 @@ from sglang_longflow.policies.windowed import (
     to_slots,
     window_logits,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class RPC(Policy):
     pool_kernel: int = 7
 
     def scores(self, rows: FullRows) -> torch.Tensor:
+        import torch
+
         budget = rows.budget_tokens
         earlier = budget - self.needs.query_window
         kept = [n if earlier - n >= budget // 4 else 0 for n in rows.prompt_tokens]
@@ -46,6 +50,6 @@ class RPC(Policy):
         generated = torch.arange(earlier, device=rows.device) >= prompt[:, None]
         keys = in_sequence(rows, rows.keys)[:, :earlier]
         logits = window_logits(rows, keys)
-        logits = logits.masked_fill(~generated[:, None, None, None], -torch.inf)
+        logits = logits.masked_fill(~generated[:, None, None, None], -math.inf)
         pooled = pooled_votes(rows, logits, self.pool_kernel)
-        return to_slots(rows, pooled.masked_fill(~generated, torch.inf))
+        return to_slots(rows, pooled.masked_fill(~generated, math.inf))

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
+from typing import TYPE_CHECKING, ClassVar
 
 from sglang_longflow.policies.base import Policy, PromptEnd
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Streaming(Policy):
         return sinks + overwrites % (budget_tokens - sinks)
 
     def prompt_keep(self, prompt: PromptEnd) -> torch.Tensor:
+        import torch
+
         sinks = self.protect_sink_tokens
         recent = prompt.keep_tokens - sinks
         return torch.cat(

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
+from typing import TYPE_CHECKING, ClassVar
 
 from sglang_longflow.policies.h2o import H2O
 from sglang_longflow.policies.rows import FullRows
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
+import math
+from typing import TYPE_CHECKING
 
 from sglang_longflow.policies.rows import FullRows
+
+if TYPE_CHECKING:
+    import torch
 
 
 def in_sequence(rows: FullRows, tensor: torch.Tensor) -> torch.Tensor:
@@ -18,7 +21,7 @@ def in_sequence(rows: FullRows, tensor: torch.Tensor) -> torch.Tensor:
 
 def to_slots(rows: FullRows, earlier: torch.Tensor) -> torch.Tensor:
     """Scores [n, m] of the m earliest tokens back at their slots; the later ones stay (inf)."""
-    scores = earlier.new_full((earlier.shape[0], rows.budget_tokens), torch.inf)
+    scores = earlier.new_full((earlier.shape[0], rows.budget_tokens), math.inf)
     return scores.scatter(1, rows.sequence[:, : earlier.shape[1]], earlier)
 
 
@@ -27,6 +30,8 @@ def window_logits(rows: FullRows, keys: torch.Tensor) -> torch.Tensor:
 
     Returns [n, num_kv_heads, group, window, m] float32.
     """
+    import torch
+
     queries, _ = rows.memory.queries()
     n, window, num_q_heads, head_dim = queries.shape
     kv_heads = keys.shape[2]
@@ -51,5 +56,8 @@ def pooled_votes(rows: FullRows, logits: torch.Tensor, pool_kernel: int) -> torc
 
     Softmax, mean over queries and heads, average pool over neighbours in the sequence.
     """
+    import torch
+    import torch.nn.functional as F
+
     votes = mean_over_window(rows, torch.softmax(logits, dim=-1)).mean(dim=(1, 2))
     return F.avg_pool1d(votes[:, None], pool_kernel, 1, pool_kernel // 2)[:, 0]

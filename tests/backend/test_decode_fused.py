@@ -7,13 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from longflow_kernels.attend_score_evict.arguments import (
-    DecodeStep,
-    KVCache,
-    Novelty,
-    RankRule,
-    RowState,
-)
+from longflow_kernels import Novelty, RankRule
+from longflow_kernels.attend_score_evict.arguments import DecodeStep, KVCache, RowState
 from longflow_kernels.attend_score_evict.reference import attend_score_evict_reference
 from longflow_kernels.attend_score_evict.rows import NUM_FIELDS
 from sglang_longflow.backend.decode_fused import FusedDecode

@@ -8,13 +8,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from longflow_kernels.attend_score_evict.arguments import (
-    DecodeStep,
-    KVCache,
-    Novelty,
-    RankRule,
-    RowState,
-)
+from longflow_kernels import Novelty, RankRule
+from longflow_kernels.attend_score_evict.arguments import DecodeStep, KVCache, RowState
 from longflow_kernels.attend_score_evict.launch import LaunchConfig
 from longflow_kernels.attend_score_evict.op import attend_score_evict
 from longflow_kernels.attend_score_evict.reference import (

@@ -20,6 +20,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from longflow_kernels.attend_score_evict import rule
+
 #: Rows of the step's int32 description [NUM_FIELDS, batch], see `rows.pack_rows`.
 KV_LEN = tl.constexpr(0)
 OVERWRITES = tl.constexpr(1)
@@ -32,7 +34,7 @@ REMEMBERS = tl.constexpr(7)
 NUM_FIELDS = 8
 #: REMEMBERS of a row that ranks by its past scores and by novelty; 1: by its past scores, 0: by
 #: this step's alone.
-USES_NOVELTY = tl.constexpr(2)
+USES_NOVELTY = tl.constexpr(rule.USES_NOVELTY)
 
 #: Probabilities are kept up to 2**8, not 1: in float16 fewer of them fall below its normal numbers.
 HEADROOM = tl.constexpr(8.0)

@@ -8,11 +8,12 @@ import functools
 import torch
 import triton
 
-from longflow_kernels.attend_score_evict.arguments import DecodeStep, KVCache, RankRule, RowState
+from longflow_kernels.attend_score_evict.arguments import DecodeStep, KVCache, RowState
 from longflow_kernels.attend_score_evict.attend import attend_kernel
 from longflow_kernels.attend_score_evict.check import check_arguments
 from longflow_kernels.attend_score_evict.combine import combine_kernel
 from longflow_kernels.attend_score_evict.gather import gather_indices_kernel
+from longflow_kernels.attend_score_evict.rule import RankRule
 from longflow_kernels.attend_score_evict.workspace import Workspace
 from longflow_kernels.novelty.level import LEVEL_PACE, LOWEST_LEVEL
 from longflow_kernels.novelty.op import update_similarity

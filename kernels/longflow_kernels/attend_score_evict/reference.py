@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from longflow_kernels.attend_score_evict.arguments import DecodeStep, KVCache, RankRule, RowState
+from longflow_kernels.attend_score_evict.arguments import DecodeStep, KVCache, RowState
 from longflow_kernels.attend_score_evict.rows import USES_NOVELTY
+from longflow_kernels.attend_score_evict.rule import RankRule
 from longflow_kernels.novelty.level import first_level, next_level
 from longflow_kernels.novelty.recall import (
     first_recall,

@@ -11,12 +11,12 @@ from typing import NamedTuple
 import torch
 import triton
 
-from longflow_kernels.attend_score_evict.check import HEAD_DIMS
 from longflow_kernels.compress_prompt.kernel import (
     combine_chunks_kernel,
     mass_kernel,
     normaliser_kernel,
 )
+from longflow_kernels.limits import HEAD_DIMS
 
 #: Enough chunks of a prompt's keys to fill a GPU, and few enough to add up at once.
 MAX_CHUNKS = 32

@@ -6,9 +6,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-#: The tokens written last that a full row's others are compared with, and the overwrites between
-#: two comparisons.
-COMPARED_TOKENS = 16
+from longflow_kernels.limits import COMPARED_TOKENS
 
 
 def slow_channels(keys: torch.Tensor) -> torch.Tensor:
