@@ -29,6 +29,8 @@ class Engine(SGLangEngine):
         Tokens at either end of a request that are never overwritten.
     kv_victims, kv_decode_kernel : str
         As the flags.
+    kv_planned_rows : int, optional
+        Requests at `kv_budget` that are counted on; a pool of another size is reported.
     **server_arguments
         SGLang's own, such as ``model_path``.
 
@@ -52,6 +54,7 @@ class Engine(SGLangEngine):
         kv_protect_recent_tokens: int = 0,
         kv_victims: Literal["layer", "kv_head"] = "layer",
         kv_decode_kernel: Literal["auto", "triton", "reference"] = "auto",
+        kv_planned_rows: int | None = None,
         **server_arguments: Any,
     ):
         ours: dict[str, Any] = dict(
@@ -64,6 +67,7 @@ class Engine(SGLangEngine):
             kv_protect_recent_tokens=kv_protect_recent_tokens,
             kv_victims=kv_victims,
             kv_decode_kernel=kv_decode_kernel,
+            kv_planned_rows=kv_planned_rows,
         )
         # What is at its default is not handed on: stock SGLang has none of these keywords, and an
         # engine without a budget is to be stock SGLang.

@@ -6,6 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+#: A pool may hold this part fewer or more rows than planned: plans are estimates.
+ROWS_TOLERANCE = 0.1
+
 
 @dataclass
 class Counters:
@@ -112,3 +115,31 @@ def row_capacity(
         return None
     fits = pool_tokens // kv_budget
     return fits if max_running_requests is None else min(fits, max_running_requests)
+
+
+def unplanned_rows(planned: int | None, fits: int | None) -> str:
+    """What is wrong where the pool holds other rows than a deployment's numbers count on.
+
+    Parameters
+    ----------
+    planned : int or None
+        ``--kv-planned-rows``.
+    fits : int or None
+        `row_capacity` of the pool.
+
+    Returns
+    -------
+    str
+        One line with what to change; empty where nothing was planned, or they are close.
+    """
+    if not planned or fits is None or abs(fits - planned) <= ROWS_TOLERANCE * planned:
+        return ""
+    percent, word = round(100 * abs(fits - planned) / planned), "fewer"
+    effect = "autoscaling and max-running-requests expect more than this server holds"
+    if fits > planned:
+        word, effect = "more", "max-running-requests and autoscaling leave memory unused"
+    return (
+        f"{fits} requests fit at the budget, {percent} % {word} than kv_planned_rows={planned}: "
+        f"{effect}; render for this card (longflow render --gpu, or --max-total-tokens with this "
+        f"pool), or pin the card that was planned for"
+    )

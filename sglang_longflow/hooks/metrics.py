@@ -24,7 +24,13 @@ class Exporter:
     they share one folder, where the last to write a series would stand for all.
     """
 
-    def __init__(self, model_name: str, row_capacity: int | None, dp_rank: int | None = None):
+    def __init__(
+        self,
+        model_name: str,
+        row_capacity: int | None,
+        dp_rank: int | None = None,
+        planned_rows: int | None = None,
+    ):
         # Imported late: SGLang sets the multiprocess folder first.
         from prometheus_client import Counter, Gauge
 
@@ -55,13 +61,23 @@ class Exporter:
                 ("failed_hooks", "Requests ended by an error of the plugin (should stay 0)."),
             )
         }
-        if row_capacity is not None:
-            Gauge(
-                "sglang_longflow_row_capacity",
+        for name, rows, text in (
+            (
+                "row_capacity",
+                row_capacity,
                 "Requests that run at once at the server's default KV budget.",
-                names,
-                multiprocess_mode="mostrecent",
-            ).labels(**self._labels).set(row_capacity)
+            ),
+            (
+                "planned_rows",
+                planned_rows,
+                "Requests at the default KV budget that the plan expects.",
+            ),
+        ):
+            if rows is not None:
+                gauge = Gauge(
+                    f"sglang_longflow_{name}", text, names, multiprocess_mode="mostrecent"
+                )
+                gauge.labels(**self._labels).set(rows)
         self._seen = dict.fromkeys(self._counters, 0)
         self._due = 0.0
 

@@ -7,7 +7,7 @@ import logging
 from typing import Any
 
 from sglang_longflow.core import runtime
-from sglang_longflow.core.counters import row_capacity
+from sglang_longflow.core.counters import row_capacity, unplanned_rows
 from sglang_longflow.errors import ConfigError, UnsupportedSetup
 from sglang_longflow.hooks import metrics, verify
 from sglang_longflow.hooks.sglang_types import Original, Scheduler
@@ -31,7 +31,9 @@ def init(original: Original, self: Scheduler, server_args: Any, *args: Any, **kw
         capacity = row_capacity(
             self.max_total_num_tokens, state.config.kv_budget, self.max_running_requests
         )
-        state.exporter = metrics.Exporter(server_args.served_model_name, capacity, self.ps.dp_rank)
+        state.exporter = metrics.Exporter(
+            server_args.served_model_name, capacity, self.ps.dp_rank, state.config.kv_planned_rows
+        )
     if self.ps.tp_rank == 0:
         logger.info(
             "longflow: kv_budget=%d policy=%s pool=%d tokens, rows that fit at the budget=%s, "
@@ -44,6 +46,7 @@ def init(original: Original, self: Scheduler, server_args: Any, *args: Any, **kw
             state.l2_set_aside_bytes / 2**20,
         )
         _warn_if_graphs_end_early(self, state)
+        _warn_if_unplanned(self, state)
 
 
 def _warn_if_graphs_end_early(scheduler: Scheduler, state: runtime.Runtime) -> None:
@@ -58,6 +61,13 @@ def _warn_if_graphs_end_early(scheduler: Scheduler, state: runtime.Runtime) -> N
             runner.max_bs,
             rows,
         )
+
+
+def _warn_if_unplanned(scheduler: Scheduler, state: runtime.Runtime) -> None:
+    """Warn if the pool holds other rows than a deployment's numbers count on."""
+    fits = row_capacity(scheduler.max_total_num_tokens, state.config.kv_budget)
+    if unplanned := unplanned_rows(state.config.kv_planned_rows, fits):
+        logger.warning("longflow: %s", unplanned)
 
 
 def _check_pools(scheduler: Scheduler, state: runtime.Runtime) -> None:

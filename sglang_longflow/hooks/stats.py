@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sglang_longflow.core import runtime
+from sglang_longflow.core.counters import row_capacity, unplanned_rows
 from sglang_longflow.hooks.metrics import row_stats
 from sglang_longflow.hooks.request import bounded_row
 from sglang_longflow.hooks.sglang_types import Original, Req, Scheduler
@@ -90,6 +91,7 @@ def _settings(scheduler: Scheduler, state: runtime.Runtime) -> dict[str, Any]:
     runner, config = scheduler.tp_worker.model_runner, state.config
     kv_pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
     device_name, device_memory_bytes = str(runner.device), None
+    fits = row_capacity(scheduler.max_total_num_tokens, config.kv_budget)
     if device_name.startswith("cuda"):
         import torch
 
@@ -105,6 +107,7 @@ def _settings(scheduler: Scheduler, state: runtime.Runtime) -> dict[str, Any]:
         "device_state_bytes": state.device_state_bytes,
         "l2_set_aside_bytes": state.l2_set_aside_bytes,
         "kv_pool_bytes": int(sum(kv_pool.get_kv_size_bytes())),
+        "capacity_warning": unplanned_rows(config.kv_planned_rows, fits),
         "max_running_requests": scheduler.max_running_requests,
         "max_queued_requests": scheduler.max_queued_requests,
         "device_name": device_name,

@@ -38,6 +38,8 @@ class LongFlowConfig:
         "layer" or "kv_head": what shares one victim.
     kv_decode_kernel : str
         "triton" or "reference"; `config_from` resolves "auto" by the server's device.
+    kv_planned_rows : int or None
+        Requests at `kv_budget` that the operator counts on; the scheduler compares its pool.
     """
 
     kv_budget: int
@@ -49,6 +51,7 @@ class LongFlowConfig:
     kv_protect_recent_tokens: int = 0
     kv_victims: str = "layer"
     kv_decode_kernel: str = "reference"
+    kv_planned_rows: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("kv_budget", "kv_budget_min", "kv_budget_max"):
@@ -63,6 +66,7 @@ class LongFlowConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise ConfigError(f"{name}={value!r}: expected an integer >= 0")
+        self._check_planned_rows()
         for flag in FLAGS:
             value = getattr(self, flag.name)
             if flag.choices and value not in flag.choices:
@@ -103,6 +107,18 @@ class LongFlowConfig:
             )
         if self.kv_budget_max is None and not self.allows_full:
             object.__setattr__(self, "kv_budget_max", self.kv_budget)
+
+    def _check_planned_rows(self) -> None:
+        planned = self.kv_planned_rows
+        if planned is None:
+            return
+        if type(planned) is not int or planned < 1:
+            raise ConfigError(f"kv_planned_rows={planned!r}: expected an integer >= 1")
+        if self.kv_budget == 0:
+            raise ConfigError(
+                f"kv_planned_rows={planned}: rows of full KV have no fixed size; set --kv-budget, "
+                f"or drop it"
+            )
 
     def policy(self, name: str | None = None) -> Policy:
         """The policy called `name` (default: the server's) with this server's protections.

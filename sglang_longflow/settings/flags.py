@@ -106,6 +106,13 @@ _DECLARED = (
         ("auto", "triton", "reference"),
     ),
     Flag(
+        "kv_planned_rows",
+        int,
+        None,
+        "Requests at the budget that a deployment's numbers count on; longflow render writes it. "
+        "A pool that holds over 10 % fewer or more is reported.",
+    ),
+    Flag(
         "kv_graphs_cover_rows",
         bool,
         False,

@@ -1,7 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The live sums count budgeted rows and nothing else; how many rows run at once."""
 
-from sglang_longflow.core.counters import LiveGauges, RowStats, Stall, gauges, row_capacity
+import pytest
+
+from sglang_longflow.core.counters import (
+    LiveGauges,
+    RowStats,
+    Stall,
+    gauges,
+    row_capacity,
+    unplanned_rows,
+)
 
 
 def test_full_rows_count_nowhere():
@@ -50,3 +59,22 @@ def test_a_stall_ends_where_the_queue_empties():
     stall.idle_turn(0, 101.0)
     stall.idle_turn(1, 102.0)
     assert stall.seconds(103.0) == 1
+
+
+@pytest.mark.parametrize(
+    ("planned", "fits", "text"),
+    [
+        (118, 51, "51 requests fit at the budget, 57 % fewer than kv_planned_rows=118"),
+        (118, 106, "10 % fewer"),
+        (118, 107, ""),  # the last within a tenth
+        (118, 129, ""),
+        (118, 130, "130 requests fit at the budget, 10 % more than kv_planned_rows=118"),
+        (1, 1, ""),
+        (None, 51, ""),
+        (118, None, ""),
+    ],
+)
+def test_a_pool_of_another_size_than_planned_is_named(planned, fits, text):
+    found = unplanned_rows(planned, fits)
+    assert text in found if text else found == ""
+    assert not text or "longflow render --gpu" in found

@@ -23,6 +23,7 @@ def server(tiny_with_tokenizer):
     arguments = ["--model-path", str(tiny_with_tokenizer), "--dtype", "float32"]
     arguments += ["--max-total-tokens", "3000", "--chunked-prefill-size", "128"]
     arguments += ["--kv-budget", "96", "--kv-budget-min", "48", "--kv-budget-max", "500"]
+    arguments += ["--kv-planned-rows", "62"]  # twice what the pool holds
     arguments += ["--enable-metrics", "--sleep-on-idle"]
     with harness.Server(arguments) as running:
         yield running.wait_ready()
@@ -127,6 +128,7 @@ def test_stats(server):
     assert stats["settings"]["kv_pool_bytes"] > 3000 * 1000
     assert stats["settings"]["l2_set_aside_bytes"] == 0  # there is a GPU's cache on a GPU only
     assert stats["settings"]["decode_cuda_graph"] is False  # a CPU
+    assert "31 requests fit at the budget, 50 % fewer" in stats["settings"]["capacity_warning"]
     assert set(stats["pool"]) == {
         "total_tokens",
         "available_tokens",

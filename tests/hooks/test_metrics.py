@@ -17,7 +17,8 @@ from sglang_longflow.core.counters import Counters, RowStats, Stall
 from sglang_longflow.hooks.metrics import Exporter
 
 rank, held, overwritten = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-exporter = Exporter("m", row_capacity=held, dp_rank=None if rank == "none" else int(rank))
+rank = None if rank == "none" else int(rank)
+exporter = Exporter("m", row_capacity=held, dp_rank=rank, planned_rows=2 * held)
 rows = [RowStats("r", 2 * held, held, held, "longflow", held, 0)]
 counters = Counters(overwritten_tokens=overwritten)
 exporter.update(SimpleNamespace(counters=counters, stall=Stall()), rows)
@@ -44,6 +45,8 @@ def test_schedulers_of_a_data_parallel_server_do_not_overwrite_each_other(tmp_pa
     found = scrape(tmp_path, (0, 64, 5), (1, 96, 7))
     for name in ("sglang_longflow_budgeted_tokens", "sglang_longflow_row_capacity"):
         assert (found[name, "0"], found[name, "1"]) == (64, 96)
+    planned = "sglang_longflow_planned_rows"
+    assert (found[planned, "0"], found[planned, "1"]) == (128, 192)
     total = "sglang_longflow_overwritten_tokens_total"
     assert (found[total, "0"], found[total, "1"]) == (5, 7)
 

@@ -29,3 +29,13 @@ def test_rows_beyond_the_cuda_graphs_are_told(monkeypatch, budget, runner, warns
     hook._warn_if_graphs_end_early(fake, Runtime(LongFlowConfig(kv_budget=budget)))
     text = "100 requests fit at the budget, decode CUDA graphs end at 99: set --cuda-graph-max-bs-d"
     assert (text in "".join(said)) == warns
+
+
+@pytest.mark.parametrize(("planned", "warns"), [(None, False), (105, False), (118, True)])
+def test_a_pool_of_another_size_than_planned_is_told(monkeypatch, planned, warns):
+    said = []
+    monkeypatch.setattr(hook.logger, "warning", lambda text, *args: said.append(text % args))
+    config = LongFlowConfig(kv_budget=100, kv_planned_rows=planned)
+    hook._warn_if_unplanned(SimpleNamespace(max_total_num_tokens=10_000), Runtime(config))
+    text = "longflow: 100 requests fit at the budget, 15 % fewer than kv_planned_rows=118"
+    assert len(said) == warns and all(text in line for line in said)

@@ -33,6 +33,7 @@ def test_defaults():
         "kv_protect_recent_tokens": 0,
         "kv_victims": "layer",
         "kv_decode_kernel": "reference",
+        "kv_planned_rows": None,
     }
 
 
@@ -53,6 +54,9 @@ def test_flags_and_fields_are_the_same():
         ({"kv_budget": 64.0}, "kv_budget=64.0: expected an integer"),
         ({"kv_budget": "64"}, "kv_budget='64': expected an integer"),
         ({"kv_budget": -1}, "kv_budget=-1: below the minimum 38"),
+        ({"kv_budget": 64, "kv_planned_rows": 0}, "kv_planned_rows=0: expected an integer >= 1"),
+        ({"kv_budget": 64, "kv_planned_rows": True}, "kv_planned_rows=True: expected an integer"),
+        ({"kv_budget": 0, "kv_planned_rows": 9}, "kv_planned_rows=9: rows of full KV"),
         ({"kv_budget": 37}, "kv_budget=37: below the minimum 38"),
         ({"kv_budget": 33, "kv_policy": "longflow"}, "kv_budget=33: below the minimum 34"),
         ({"kv_budget": 1, "kv_policy": "streaming"}, "kv_budget=1: below the minimum 2"),
@@ -250,6 +254,7 @@ def test_values_arrive_where_they_belong():
         "kv_protect_recent_tokens": 6,
         "kv_victims": "kv_head",
         "kv_decode_kernel": "triton",
+        "kv_planned_rows": 118,
     }
     assert config_from(SimpleNamespace(**values)).as_dict() == values
 

@@ -47,7 +47,7 @@ def longflow_metrics() -> set[str]:
     registry = prometheus_client.REGISTRY
     before = set(registry._collector_to_names)
     try:
-        exporter = metrics.Exporter("names", row_capacity=1)
+        exporter = metrics.Exporter("names", row_capacity=1, planned_rows=1)
         exporter.update(SimpleNamespace(counters=Counters(), stall=Stall()), [])
         metrics.count_refusal("names")
         return {
