@@ -35,7 +35,7 @@ RULES = DEPLOY / "monitoring/rules.yaml"
 ADAPTER = CHART / "files/prometheus-adapter.yaml"
 #: Values beyond the examples, for what those leave out.
 SECURED = {
-    "secrets": {"huggingFace": "hf", "apiKey": "key"},
+    "secrets": {"huggingFace": "hf", "apiKey": "key", "apiKeyKey": "bearer"},
     "image": {"repository": "registry:5000/x", "tag": "sha256:" + "0" * 64, "pullSecrets": ["p"]},
     "extraArgs": ["--log-level=warning"],
     "extraEnv": [{"name": "A", "value": "b"}],
@@ -321,7 +321,7 @@ def test_secrets_are_references(charts):
         (container,) = pod["containers"]
         assert "--api-key=$(LONGFLOW_API_KEY)" in container["args"]
         keys = {entry["name"]: entry.get("valueFrom") for entry in container["env"]}
-        assert keys["LONGFLOW_API_KEY"] == {"secretKeyRef": {"name": "key", "key": "api-key"}}
+        assert keys["LONGFLOW_API_KEY"] == {"secretKeyRef": {"name": "key", "key": "bearer"}}
     (server,) = pod_of(server_of(charts["secured"]))["containers"]
     token = {"secretKeyRef": {"name": "hf", "key": "token"}}
     assert {"name": "HF_TOKEN", "valueFrom": token} in server["env"]
@@ -431,10 +431,35 @@ def test_the_image_agrees(charts, image):
         ),
         ({"config": {"model-path": None}}, "config.model-path: not set"),
         ({"config": {"tp-size": 2}}, "config.tp-size: the chart sets it"),
+        ({"config": {"kv-bugdet": 5}}, "kv-bugdet"),
+        ({"config": {"kv-budget": "x"}}, "kv-budget"),
+        ({"config": {"kv-policy": "longflw"}}, "kv-policy"),
+        ({"config": {"page-size": 16}}, "page-size"),
+        ({"config": {"max-running-requests": "many"}}, "max-running-requests"),
+        ({"secrets": {"apiKeyKey": "a key"}}, "apiKeyKey"),
     ],
 )
 def test_helm_refuses(tools, values, text):
     assert text in helm_error(tools, values)
+
+
+def test_helm_lint_knows_the_servers_arguments(tools):
+    """What `helm lint` says before anything is installed; `helm template` is above."""
+    for config in ({"kv-bugdet": 5}, {"kv-budget": "x"}, {"page-size": 16}):
+        (result,) = tool(tools, "lint", [{"chart": str(CHART), "values": {"config": config}}])
+        (key,) = config
+        assert any("'/config" in e and key in e for e in result["errors"]), result
+    stock = {
+        "config": {
+            "kv-budget": None,
+            "page-size": 16,
+            "kv-policy": None,
+            "kv-budget-min": None,
+            "kv-budget-max": None,
+            "kv-budget-allow-full": None,
+        }
+    }
+    assert helm(tools, stock)  # pages of SGLang's choice where there is no budget
 
 
 def test_helm_lint(tools):
