@@ -143,3 +143,11 @@ def unplanned_rows(planned: int | None, fits: int | None) -> str:
         f"{effect}; render for this card (longflow render --gpu, or --max-total-tokens with this "
         f"pool), or pin the card that was planned for"
     )
+
+
+def rows_used_ratio(running_requests: int, capacity: int | None) -> float | None:
+    """Running requests per request that fits; None without a capacity to compare with.
+
+    It passes 1 if requests choose budgets below the default, so that more of them fit.
+    """
+    return running_requests / capacity if capacity else None

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from sglang_longflow.core import runtime
-from sglang_longflow.core.counters import RowStats, gauges
+from sglang_longflow.core.counters import RowStats, gauges, rows_used_ratio
 from sglang_longflow.hooks.guard import watching
 from sglang_longflow.hooks.sglang_types import Req, ScheduleBatch, Scheduler
 
@@ -78,6 +78,17 @@ class Exporter:
                     f"sglang_longflow_{name}", text, names, multiprocess_mode="mostrecent"
                 )
                 gauge.labels(**self._labels).set(rows)
+        # For endpoint pickers: they read a load from one gauge and divide nothing.
+        self._row_capacity = row_capacity
+        self._rows_used = None
+        if rows_used_ratio(0, row_capacity) is not None:
+            self._rows_used = Gauge(
+                "sglang_longflow_rows_used_ratio",
+                "Running requests per request that fits at the server's default KV budget.",
+                names,
+                multiprocess_mode="mostrecent",
+            )
+            self._rows_used.labels(**self._labels).set(0)
         self._seen = dict.fromkeys(self._counters, 0)
         self._due = 0.0
 
@@ -87,6 +98,9 @@ class Exporter:
         for name, metric in self._gauges.items():
             metric.labels(**self._labels).set(getattr(live, name))
         self._stalled.labels(**self._labels).set(state.stall.seconds(time.monotonic()))
+        used = rows_used_ratio(len(rows), self._row_capacity)
+        if self._rows_used is not None and used is not None:
+            self._rows_used.labels(**self._labels).set(used)
         totals = {
             "overwritten_tokens": state.counters.overwritten_tokens,
             "cut_tokens": state.counters.cut_tokens,

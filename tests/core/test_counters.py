@@ -9,6 +9,7 @@ from sglang_longflow.core.counters import (
     Stall,
     gauges,
     row_capacity,
+    rows_used_ratio,
     unplanned_rows,
 )
 
@@ -30,6 +31,12 @@ def test_row_capacity_is_what_the_pool_holds_or_the_server_runs():
     assert row_capacity(pool_tokens=1200, kv_budget=0, max_running_requests=8) is None
     assert row_capacity(pool_tokens=1299, kv_budget=96) == 13
     assert row_capacity(pool_tokens=1299, kv_budget=0) is None
+
+
+def test_the_ratio_of_rows_needs_a_capacity():
+    assert rows_used_ratio(3, 12) == 0.25
+    assert rows_used_ratio(18, 12) == 1.5
+    assert rows_used_ratio(3, None) is rows_used_ratio(3, 0) is None
 
 
 def test_a_stall_lasts_while_requests_wait_and_nothing_runs():

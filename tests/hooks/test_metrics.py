@@ -18,7 +18,8 @@ from sglang_longflow.hooks.metrics import Exporter
 
 rank, held, overwritten = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 rank = None if rank == "none" else int(rank)
-exporter = Exporter("m", row_capacity=held, dp_rank=rank, planned_rows=2 * held)
+capacity = held // 16 or None  # 4 and 6 rows; none where the default is full KV
+exporter = Exporter("m", row_capacity=capacity, dp_rank=rank, planned_rows=2 * held or None)
 rows = [RowStats("r", 2 * held, held, held, "longflow", held, 0)]
 counters = Counters(overwritten_tokens=overwritten)
 exporter.update(SimpleNamespace(counters=counters, stall=Stall()), rows)
@@ -43,10 +44,13 @@ def scrape(folder, *schedulers):
 
 def test_schedulers_of_a_data_parallel_server_do_not_overwrite_each_other(tmp_path):
     found = scrape(tmp_path, (0, 64, 5), (1, 96, 7))
-    for name in ("sglang_longflow_budgeted_tokens", "sglang_longflow_row_capacity"):
-        assert (found[name, "0"], found[name, "1"]) == (64, 96)
-    planned = "sglang_longflow_planned_rows"
-    assert (found[planned, "0"], found[planned, "1"]) == (128, 192)
+    for name, values in (
+        ("sglang_longflow_budgeted_tokens", (64, 96)),
+        ("sglang_longflow_row_capacity", (4, 6)),
+        ("sglang_longflow_rows_used_ratio", (1 / 4, 1 / 6)),
+        ("sglang_longflow_planned_rows", (128, 192)),
+    ):
+        assert (found[name, "0"], found[name, "1"]) == values
     total = "sglang_longflow_overwritten_tokens_total"
     assert (found[total, "0"], found[total, "1"]) == (5, 7)
 
@@ -55,3 +59,9 @@ def test_one_scheduler_has_no_rank(tmp_path):
     found = scrape(tmp_path, ("none", 64, 5))
     assert found["sglang_longflow_budgeted_tokens", None] == 64
     assert {rank for _, rank in found} == {None}
+
+
+def test_without_a_capacity_there_is_no_ratio_of_rows(tmp_path):
+    names = {name for name, _ in scrape(tmp_path, ("none", 15, 0))}
+    assert "sglang_longflow_budgeted_tokens" in names
+    assert not names & {"sglang_longflow_rows_used_ratio", "sglang_longflow_row_capacity"}
