@@ -257,8 +257,10 @@ def test_modules_have_no_state(path):
 HELPERS = {
     "admission:live_row",
     "metrics:count_refusal",
+    "metrics:local_counts",
     "metrics:observe_batch",
     "metrics:row_stats",
+    "http:history",
     "http:page",
     "drain:drain_of",
     "inbox:guard_answers",

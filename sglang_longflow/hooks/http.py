@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,12 +20,15 @@ from sglang_longflow import __version__
 from sglang_longflow.core.http_budget import BudgetFields
 from sglang_longflow.hooks import verify
 from sglang_longflow.hooks.drain import CountResponses, drain_of
-from sglang_longflow.hooks.metrics import count_refusal
+from sglang_longflow.hooks.metrics import count_refusal, local_counts
 from sglang_longflow.hooks.sglang_types import TokenizerManager
 from sglang_longflow.hooks.stats import OUR_QUESTION
 from sglang_longflow.monitor import what_if
+from sglang_longflow.monitor.access_log import NoPolls
 from sglang_longflow.monitor.health import StalledIsUnhealthy
+from sglang_longflow.monitor.history import COARSE_SPAN_S, INTERVAL_S, SpanError
 from sglang_longflow.monitor.page import DATA_HEADERS, FILE_HEADERS, PAGE, load_files
+from sglang_longflow.monitor.sampler import Sampler, WhileServing
 from sglang_longflow.monitor.snapshots import (
     DEFAULT_MAX_AGE_S,
     MAX_AGE_LIMIT_S,
@@ -103,6 +107,9 @@ class HttpState:
         self.scheduler_info = scheduler_info
         self.files = load_files()
         self.snapshots = Snapshots(self.ask, self.ended)
+        self.sampler = Sampler(
+            lambda max_age_s: self.snapshots.get(max_age_s), lambda: local_counts(manager)
+        )
 
     def facts(self) -> dict[str, Any]:
         """What the HTTP process itself knows."""
@@ -173,6 +180,24 @@ async def stats(
     state = _state(request)
     look = await state.look(max_age_s)
     return _json(look.body({} if look.snapshot else not_known(state.facts())))
+
+
+_Seconds = Annotated[int, Query(ge=INTERVAL_S, le=COARSE_SPAN_S)]
+
+
+@router.get("/history", **_DATA)
+async def history(
+    request: Request,
+    span_s: _Seconds = 600,
+    step_s: Annotated[int | None, Query(ge=INTERVAL_S, le=COARSE_SPAN_S)] = None,
+) -> Response:
+    """The last `span_s` seconds of this server, a value per `step_s`; null where it was silent."""
+    sampler = _state(request).sampler
+    try:
+        found = sampler.history.table(sampler.now(), span_s, step_s)
+    except SpanError as error:
+        raise HTTPException(400, str(error)) from error
+    return _json(json.dumps(found, separators=(",", ":"), allow_nan=False).encode())
 
 
 @router.get("/plan", **_DATA)
@@ -256,3 +281,5 @@ def setup_and_run_http_server(
     app.add_middleware(CountResponses, drain=drain_of(tokenizer_manager))
     app.add_middleware(PlainMetrics)
     app.add_middleware(StalledIsUnhealthy, look=state.snapshots.get)
+    app.add_middleware(WhileServing, work=state.sampler.run)
+    logging.getLogger("uvicorn.access").addFilter(NoPolls(server_args.fastapi_root_path))

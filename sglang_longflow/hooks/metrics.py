@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import time
+from collections import Counter
 from typing import Any
 
 from sglang_longflow.core import runtime
 from sglang_longflow.core.counters import RowStats, gauges, rows_used_ratio
 from sglang_longflow.hooks.guard import watching
-from sglang_longflow.hooks.sglang_types import Req, ScheduleBatch, Scheduler
+from sglang_longflow.hooks.sglang_types import Req, ScheduleBatch, Scheduler, TokenizerManager
+from sglang_longflow.monitor.history import LATENCIES, Histogram, Local
 
 #: Seconds between two updates of the gauges; steps in between cost nothing.
 GAUGE_INTERVAL_S = 1.0
@@ -128,6 +131,35 @@ def count_refusal(reason: str) -> None:
     """Count a refused request by reason, in whichever process refused it."""
     with watching("the count of refusals"):
         _refusals().labels(reason=reason).inc()
+
+
+def local_counts(manager: TokenizerManager) -> Local:
+    """What the HTTP process has counted: refusals, and SGLang's latencies if it measures them."""
+    refused = sum(
+        s.value for m in _refusals().collect() for s in m.samples if s.name.endswith("_total")
+    )
+    if not manager.enable_metrics:
+        return Local(int(refused), missing=dict.fromkeys(LATENCIES, "needs --enable-metrics"))
+    collector = manager.metrics_collector
+    return Local(
+        int(refused),
+        {
+            # A request that is not streamed is first heard of after 50 tokens, or at its end.
+            "time_to_first_token": _histogram(collector.histogram_time_to_first_token, "true"),
+            "inter_token": _histogram(collector.histogram_inter_token_latency),
+        },
+    )
+
+
+def _histogram(metric: Any, is_streaming: str | None = None) -> Histogram:
+    """This process's observations, summed over labels; `is_streaming` is a label's value."""
+    reached: Counter[float] = Counter()  # observations up to a bound
+    for sample in metric.collect()[0].samples:
+        if sample.name.endswith("_bucket") and is_streaming == sample.labels.get("is_streaming"):
+            reached[float(sample.labels["le"])] += int(sample.value)
+    bounds = sorted(reached)
+    steps = [0, *(reached[bound] for bound in bounds)]
+    return Histogram(tuple(bounds), tuple(b - a for a, b in itertools.pairwise(steps)))
 
 
 def row_stats(req: Req) -> RowStats:

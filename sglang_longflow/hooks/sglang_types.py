@@ -110,6 +110,8 @@ class TokenizerManager(Protocol):
     server_status: Any
     gracefully_exit: bool
     is_pause: bool
+    enable_metrics: bool
+    metrics_collector: Any
     _result_dispatcher: Any
 
     async def _async_dispatch_to_scheduler(self, obj: Any) -> None: ...

@@ -15,7 +15,7 @@ from sglang_longflow.client.http import NoResponse
 from sglang_longflow.monitor.client import ask_route
 from sglang_longflow.monitor.page import DATA_HEADERS, FILE_HEADERS, PAGE, load_files
 
-DATA_ROUTES = ("stats", "plan")
+DATA_ROUTES = ("stats", "plan", "history")
 TIMEOUT_S = 15.0
 #: Names this machine calls itself by: with another Host header, a page of a site whose name was
 #: pointed here could read what only this machine may see.

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sglang_longflow.monitor.client import state_text
+from sglang_longflow.monitor.owners import owners
 
 PLAIN_WIDTH = 100  # of a snapshot that goes to a file
 BAR_CELLS = 60
@@ -30,20 +31,6 @@ OWNERS = (
 def printable(text: str) -> str:
     """A user's request id, with a question mark for whatever could control a terminal."""
     return "".join(c if c.isprintable() else "?" for c in str(text))
-
-
-def owners(stats: dict[str, Any]) -> dict[str, int]:
-    """Slots by kind of owner; they sum to the pool."""
-    pool, rows = stats["pool"], stats["requests"]
-    found = {
-        "budgeted": sum(row["own_tokens"] for row in rows if row["kv_budget"] > 0),
-        "full": sum(row["own_tokens"] for row in rows if row["kv_budget"] == 0),
-        "prefill": sum(row["own_tokens"] for row in stats["prefilling"]),
-        "held": stats["tree_held_tokens"],
-        "evictable": pool["evictable_tokens"],
-        "free": pool["available_tokens"],
-    }
-    return found | {"other": max(0, pool["total_tokens"] - sum(found.values()))}
 
 
 def _used(stats: dict[str, Any]) -> int:

@@ -49,7 +49,15 @@ def client(asked):
 
 
 def test_every_answer_is_guarded(client):
-    for path in ("", "/static/console.js", "/stats", "/plan?budget=96", "/plan", "/static/x"):
+    for path in (
+        "",
+        "/static/console.js",
+        "/stats",
+        "/history",
+        "/plan?budget=96",
+        "/plan",
+        "/static/x",
+    ):
         headers = client.get(f"/longflow{path}").headers
         assert headers["X-Content-Type-Options"] == "nosniff", path
         assert "script-src 'self'" in headers["Content-Security-Policy"], path
@@ -65,6 +73,13 @@ def test_stats_are_shared(client, asked):
     assert asked.count == 1
     client.get("/longflow/stats?max_age_s=0")
     assert asked.count == 2
+
+
+def test_history_of_a_server_that_has_just_started(client):
+    """Asking costs the scheduler nothing, and nothing is made up."""
+    found = client.get("/longflow/history?span_s=60&step_s=10").json()
+    assert (found["span_s"], found["step_s"], len(found["t"])) == (60, 10, 6)
+    assert found["columns"]["running_requests"] == [None] * 6
 
 
 def test_a_request_id_stays_text(client):
@@ -85,6 +100,9 @@ def test_a_plan(client):
         ("stats?max_age_s=61", ["max_age_s='61'", "less than or equal to 60"]),
         ("stats?max_age_s=nan", ["max_age_s='nan'", "finite"]),
         ("stats?max_age_s=soon", ["max_age_s='soon'", "number"]),
+        ("history?span_s=4", ["span_s='4'", "5"]),
+        ("history?span_s=86401", ["span_s='86401'", "86400"]),
+        ("history?span_s=600&step_s=7", ["step_s=7", "multiple of 5"]),
         ("plan", ["budget: is required"]),
         ("plan?budget=37", ["budget='37'", "38"]),
         ("plan?budget=5001", ["budget=5001", "from 38 to 5000"]),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prometheus series of several schedulers that share SGLang's multiprocess folder."""
 
+import json
 import os
 import subprocess
 import sys
@@ -65,3 +66,44 @@ def test_without_a_capacity_there_is_no_ratio_of_rows(tmp_path):
     names = {name for name, _ in scrape(tmp_path, ("none", 15, 0))}
     assert "sglang_longflow_budgeted_tokens" in names
     assert not names & {"sglang_longflow_rows_used_ratio", "sglang_longflow_row_capacity"}
+
+
+LOCAL = """
+import json
+from types import SimpleNamespace
+from prometheus_client import Histogram
+from sglang_longflow.hooks.metrics import count_refusal, local_counts
+
+first = Histogram("first", "-", ["model_name", "is_streaming"], buckets=[0.1, 0.2])
+inter = Histogram("inter", "-", ["model_name", "priority"], buckets=[0.1, 0.2])
+for streaming, value in (("true", 0.05), ("true", 0.1), ("true", 9), ("false", 0.15)):
+    first.labels("m", streaming).observe(value)
+for priority, value in (("1", 0.05), ("2", 0.06), ("2", 0.15)):
+    inter.labels("m", priority).observe(value)
+count_refusal("over_max")
+count_refusal("wrong_type")
+collector = SimpleNamespace(
+    histogram_time_to_first_token=first, histogram_inter_token_latency=inter
+)
+found = local_counts(SimpleNamespace(enable_metrics=True, metrics_collector=collector))
+off = local_counts(SimpleNamespace(enable_metrics=False))
+counts = {name: h.counts for name, h in found.latencies.items()}
+bounds = found.latencies["inter_token"].bounds_s
+print(json.dumps([found.refused_requests, counts, bounds[:2], off.missing, list(off.latencies)]))
+"""
+
+
+@pytest.mark.parametrize("is_shared", [False, True], ids=["alone", "multiprocess"])
+def test_what_the_http_process_has_counted(tmp_path, is_shared):
+    """Streamed requests' first tokens only; all labels; SGLang's folder of several processes."""
+    env = {name: value for name, value in os.environ.items() if "PROMETHEUS" not in name}
+    if is_shared:
+        env["PROMETHEUS_MULTIPROC_DIR"] = str(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", LOCAL], env=env, check=True, capture_output=True, text=True
+    )
+    refused, counts, bounds, missing, without = json.loads(done.stdout)
+    assert (refused, bounds) == (2, [0.1, 0.2])
+    assert counts == {"time_to_first_token": [2, 0, 1], "inter_token": [2, 1, 0]}
+    assert set(missing.values()) == {"needs --enable-metrics"} and without == []
+    assert set(missing) == set(counts)
