@@ -8,13 +8,17 @@ import json
 import math
 import sys
 import time
+from collections import deque
 from typing import Any
 
 from sglang_longflow.errors import ConfigError, NoAnswer, WatchError
 from sglang_longflow.monitor.client import DEFAULT_URL, base_url, fetch_stats
+from sglang_longflow.monitor.request_order import SORTS
+from sglang_longflow.settings.nearest import nearest
 
 MIN_INTERVAL_S = 0.2
 MAX_INTERVAL_S = 3600.0
+HISTORY_LOOKS = 300
 #: So long without an answer, a log of lines ends: the server is gone.
 GONE_AFTER_S = 30.0
 
@@ -27,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--interval", default="1", help="seconds between two looks, default %(default)s")
     add("--once", action="store_true", help="one look, then end")
     add("--json", action="store_true", help="one JSON object per line instead of a view")
+    add(
+        "--sort",
+        default="arrival",
+        help=f"order of the requests: {', '.join(SORTS)}; on a screen also by its first letter",
+    )
 
 
 def rates(stats: dict[str, Any], before: dict[str, Any] | None) -> dict[str, float] | None:
@@ -57,6 +66,10 @@ def _interval(value: str) -> float:
 def run(args: argparse.Namespace) -> int:
     """Watch until Ctrl+C; 1 if the server cannot be watched, or in text is gone for 30 s."""
     url, interval_s = base_url(args.url), _interval(args.interval)
+    if args.sort not in SORTS:
+        raise ConfigError(
+            f"sort={args.sort!r}: expected one of {', '.join(SORTS)}{nearest(args.sort, SORTS)}"
+        )
     stats = fetch_stats(url, args.api_key, timeout_s=GONE_AFTER_S)
     try:
         if args.json or args.once or not sys.stdout.isatty():
@@ -79,7 +92,7 @@ def _print_lines(
         if args.json:
             print(json.dumps({**stats, "rates": speed}), flush=True)
         elif args.once:
-            terminal.print_once(stats)
+            terminal.print_once(stats, args.sort)
         else:
             print(f"{time.strftime('%H:%M:%S')} {terminal.line(stats, speed)}", flush=True)
         if args.once:
@@ -105,15 +118,29 @@ def _watch(args: argparse.Namespace, url: str, interval_s: float, stats: dict[st
     from rich.live import Live
 
     from sglang_longflow.monitor import terminal
+    from sglang_longflow.monitor.keys import key_reader
 
+    by_key = {key: name for name, (key, _) in SORTS.items()}
     before, speed, problem, silent_since = None, None, "", 0.0
-    with Live(screen=True, auto_refresh=False) as live:
+    history: deque[float] = deque(maxlen=HISTORY_LOOKS)
+    sort = args.sort
+    with key_reader() as wait, Live(screen=True, auto_refresh=False) as live:
         while True:
-            speed = rates(stats, before) or speed
+            if not problem and (found := rates(stats, before)):
+                speed = found
+                history.append(found["decoded_tokens_per_s"])
             is_gone = bool(problem) and time.monotonic() - silent_since >= GONE_AFTER_S
-            live.update(terminal.view(stats, speed, url, problem, is_gone, live.console.height))
-            live.refresh()
-            time.sleep(interval_s)
+            due = time.monotonic() + interval_s
+            while True:
+                size = live.console.size
+                look = terminal.Look(size.width, size.height, sort, tuple(history))
+                live.update(terminal.view(stats, speed, url, problem, is_gone, look), refresh=True)
+                key = wait(due - time.monotonic())
+                if key == "q":
+                    return
+                if not key and time.monotonic() >= due:
+                    break
+                sort = by_key.get(key, sort)
             try:
                 before, stats = stats, fetch_stats(url, args.api_key)
                 problem = ""

@@ -3,19 +3,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from rich import box
 from rich.console import Console, Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from sglang_longflow.monitor.client import state_text
 from sglang_longflow.monitor.owners import owners
+from sglang_longflow.monitor.request_order import SORTS, printable
+from sglang_longflow.monitor.request_table import plain_table, requests_table
 
 PLAIN_WIDTH = 100  # of a snapshot that goes to a file
 BAR_CELLS = 60
-OTHER_LINES = 13  # of a screen: all but the table's rows
+OTHER_LINES = 17  # of a screen: all but the table's rows
+BLOCKS = "▁▂▃▄▅▆▇█"
+HISTORY = "tokens/s so far  "
 #: Kind of owner, its name, style and a letter for terminals without colours.
 OWNERS = (
     ("budgeted", "with a budget", "green", "#"),
@@ -26,11 +30,6 @@ OWNERS = (
     ("other", "between owners", "white", "o"),
     ("free", "free", "dim", "."),
 )
-
-
-def printable(text: str) -> str:
-    """A user's request id, with a question mark for whatever could control a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in str(text))
 
 
 def _used(stats: dict[str, Any]) -> int:
@@ -62,16 +61,16 @@ def line(stats: dict[str, Any], speed: dict[str, float] | None) -> str:
     return f"{state} | {text}" if state else text
 
 
-def pool_bar(stats: dict[str, Any]) -> Text:
+def pool_bar(stats: dict[str, Any], cells: int = BAR_CELLS) -> Text:
     """The pool by owner; every owner of a slot has at least one place."""
     found, total, bar = owners(stats), stats["pool"]["total_tokens"], Text()
     taken = 0
     for kind, _, style, letter in OWNERS[:-1]:
-        width = max(1, round(BAR_CELLS * found[kind] / total)) if found[kind] else 0
-        width = min(width, BAR_CELLS - taken)
+        width = max(1, round(cells * found[kind] / total)) if found[kind] else 0
+        width = min(width, cells - taken)
         taken += width
         bar.append(letter * width, style)
-    bar.append(OWNERS[-1][3] * (BAR_CELLS - taken), OWNERS[-1][2])
+    bar.append(OWNERS[-1][3] * (cells - taken), OWNERS[-1][2])
     return bar
 
 
@@ -84,27 +83,40 @@ def _legend(stats: dict[str, Any]) -> Text:
     return text
 
 
-def requests_table(stats: dict[str, Any], most: int) -> Table:
-    """The first `most` running requests."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("request", overflow="ellipsis", no_wrap=True, max_width=36)
-    for name in ("logical", "resident", "budget", "saved"):
-        table.add_column(name, justify="right")
-    table.add_column("policy")
-    for row in stats["requests"][:most]:
-        budget, length = row["kv_budget"], row["seq_len"]
-        saved = max(0, length - row["kv_len"]) if budget else 0
-        table.add_row(
-            Text(printable(row["rid"])),
-            f"{length:,}",
-            f"{row['kv_len']:,}",
-            f"{budget:,}" if budget else "full KV",
-            f"{saved / length:.0%}" if saved else "-",
-            row["kv_policy"] if budget else "-",
-        )
-    if hidden := len(stats["requests"]) - most:
-        table.caption = f"and {hidden:,} more" if hidden > 0 else None
-    return table
+@dataclass(frozen=True)
+class Look:
+    """How a screen is looked at.
+
+    Attributes
+    ----------
+    width, height : int
+        Cells and lines.
+    sort : str
+        A name of `request_table.SORTS`.
+    history : tuple of float
+        Decoded tokens per second of the looks before, the oldest first.
+    """
+
+    width: int
+    height: int
+    sort: str = "arrival"
+    history: tuple[float, ...] = ()
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """The last `width` values as blocks, the largest of them a full one; empty without two."""
+    last = list(values)[-width:] if width > 0 else []
+    if len(last) < 2 or max(last) <= 0:
+        return ""
+    return "".join(BLOCKS[round(value / max(last) * (len(BLOCKS) - 1))] for value in last)
+
+
+def _footer(sort: str) -> Text:
+    text = Text("\nsorted by ", "dim").append(sort, "bold")
+    text.append("   keys:", "dim")
+    for name, (key, _) in SORTS.items():
+        text.append(f" {key}", "bold").append(f" {name}", "dim")
+    return text.append("  q", "bold").append(" quit", "dim")
 
 
 def view(
@@ -113,10 +125,10 @@ def view(
     url: str,
     problem: str,
     is_gone: bool,
-    height: int,
+    look: Look,
 ) -> RenderableType:
-    """One screen of `height` lines; `problem` says since when there is no answer, `is_gone` that it
-    is too long ago for a busy server."""
+    """One screen; `problem` says since when there is no answer, `is_gone` that it is too long ago
+    for a busy server."""
     head = Text.assemble(
         ("longflow top  ", "bold"), printable(stats["server"]["model"]), f"  {url}", overflow="fold"
     )
@@ -127,27 +139,38 @@ def view(
     if stats["pool"] is None:
         return head
     sums = stats["sums"]
-    rows = Text(
-        f"\n{sums['running_requests']:,} running, {sums['at_budget_requests']:,} at their budget, "
-        f"{stats['queued_requests']:,} queued   {_speed(speed)}\n"
-        f"{sums['saved_tokens']:,} slots saved now   "
-        f"{stats['counters']['overwritten_tokens']:,} overwritten so far"
+    rows = Text.assemble(
+        f"\n{sums['running_requests']:,} running, ",
+        (f"{sums['at_budget_requests']:,} at their budget", "green"),
+        ", ",
+        (f"{stats['queued_requests']:,} queued", "yellow" if stats["queued_requests"] else ""),
+        f"   {_speed(speed)}\n",
+        (f"{sums['saved_tokens']:,} slots saved now", "green" if sums["saved_tokens"] else ""),
+        f"   {stats['counters']['overwritten_tokens']:,} overwritten so far",
     )
+    if blocks := sparkline(look.history, look.width - len(HISTORY)):
+        rows.append(f"\n{HISTORY}").append(blocks, "cyan")
     pool = Text(f"\npool  {_used(stats):,} of {stats['pool']['total_tokens']:,} slots in use")
-    table = requests_table(stats, max(1, height - OTHER_LINES))
-    return Group(head, rows, pool, pool_bar(stats), _legend(stats), Text(), table)
+    bar = pool_bar(stats, min(BAR_CELLS, look.width))
+    most = max(1, look.height - OTHER_LINES)
+    table = requests_table(stats, most, look.sort, look.width)
+    parts = (head, rows, pool, bar, _legend(stats), Text(), table, _footer(look.sort))
+    return Group(*parts)
 
 
-def print_once(stats: dict[str, Any]) -> None:
-    """One snapshot; without colours and as wide as it needs where it goes to a file."""
+def print_once(stats: dict[str, Any], sort: str) -> None:
+    """One snapshot; without colours, with whole ids and as wide as it needs in a file."""
     console = Console(highlight=False)
-    if not console.is_terminal:
+    is_screen = console.is_terminal
+    if not is_screen:
         console = Console(highlight=False, width=PLAIN_WIDTH, no_color=True)
     console.print(line(stats, None))
     if stats["pool"] is None:
         return
     console.print(pool_bar(stats), _legend(stats), sep="\n")
-    if stats["requests"]:
-        console.print(requests_table(stats, len(stats["requests"])))
-    else:
+    if not stats["requests"]:
         console.print("no request is running")
+    elif is_screen:
+        console.print(requests_table(stats, len(stats["requests"]), sort, console.width))
+    else:
+        console.print(plain_table(stats, sort))

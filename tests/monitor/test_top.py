@@ -9,9 +9,11 @@ import copy
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -163,7 +165,7 @@ def read_until(screen: int, text: str) -> str:
     seen, deadline = "", time.monotonic() + 20
     while text not in seen:
         assert time.monotonic() < deadline, seen
-        seen += os.read(screen, 65536).decode(errors="replace")
+        seen += re.sub(r"\x1b\[[\d;]*m", "", os.read(screen, 65536).decode(errors="replace"))
     return seen
 
 
@@ -179,10 +181,37 @@ def test_a_screen_that_outlives_the_server(server):
         server.answer = (503, '{"message": "the scheduler has not answered"}')
         text = read_until(screen, "no answer since")
         read_until(screen, "first")  # the last rows stay
+        os.write(screen, b"s")
+        assert read_until(screen, "sorted by saved")
+        os.write(screen, b"\x1b[A")  # an arrow is none of its keys
         server.answer = None
         running.send_signal(signal.SIGINT)
         assert running.wait(10) == 0
     os.close(screen)
+
+
+def test_a_key_ends_it_and_the_terminal_is_as_before(server):
+    screen, end = pty.openpty()
+    before = termios.tcgetattr(end)
+    command = [sys.executable, "-m", "sglang_longflow.cli", "top", "--url", server.url]
+    command += ["--sort", "id"]
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"}
+    with watching(command, stdin=end, stdout=end, stderr=end, env=environment) as running:
+        read_until(screen, "sorted by id")
+        assert termios.tcgetattr(end) != before
+        os.write(screen, b"q")
+        assert running.wait(10) == 0
+    assert termios.tcgetattr(end) == before
+    os.close(end)
+    os.close(screen)
+
+
+@pytest.mark.parametrize("sort", ["speed", "savd"])
+def test_an_unknown_order(capsys, sort):
+    assert main(["top", "--sort", sort]) == 2
+    line = capsys.readouterr().err
+    assert f"sort={sort!r}: expected one of arrival, saved" in line
+    assert ("did you mean saved?" in line) == (sort == "savd")
 
 
 @pytest.mark.parametrize(
@@ -235,7 +264,7 @@ def test_a_busy_server_is_said_to_be(server, capsys):
     ],
 )
 def test_the_screen_is_red_only_where_the_server_is_gone(stats, problem, is_gone, words):
-    shown = terminal.view(stats, None, "http://x", problem, is_gone, 40)
+    shown = terminal.view(stats, None, "http://x", problem, is_gone, terminal.Look(120, 40))
     head = shown if stats is UNKNOWN else shown.renderables[0]
     (style,) = (span.style for span in head.spans if words in head.plain[span.start : span.end])
     assert style == ("bold red" if is_gone else "bold yellow")
