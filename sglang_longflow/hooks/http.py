@@ -271,7 +271,8 @@ def setup_and_run_http_server(
 
     config = config_from(server_args)
     # Innermost: after the API key was asked for, and after a body was decompressed.
-    fields = Middleware(BudgetFields, routes=app.routes, config=config, count=count_refusal)
+    count = functools.partial(count_refusal, model_name=server_args.served_model_name)
+    fields = Middleware(BudgetFields, routes=app.routes, config=config, count=count)
     app.user_middleware.append(fields)
     if config is None:
         return

@@ -80,10 +80,10 @@ def create_tokenized_object(
             _check_processor(tokenized.custom_logit_processor)
         return tokenized
     except BudgetError as error:
-        metrics.count_refusal(error.reason)
+        metrics.count_refusal(error.reason, self.server_args.served_model_name)
         raise
     except (re.error, TypeError, OverflowError) as error:  # SGLang makes a 500 of them
-        metrics.count_refusal("wrong_type")
+        metrics.count_refusal("wrong_type", self.server_args.served_model_name)
         raise BudgetError(f"the request cannot be read: {error}", "wrong_type") from error
 
 

@@ -124,13 +124,17 @@ def _refusals() -> Any:
     # Imported late: SGLang sets the multiprocess folder first.
     from prometheus_client import Counter
 
-    return Counter("sglang_longflow_refusals", "Requests refused for their KV budget.", ["reason"])
+    text = "Requests refused for their KV budget."
+    return Counter("sglang_longflow_refusals", text, ["model_name", "reason"])
 
 
-def count_refusal(reason: str) -> None:
-    """Count a refused request by reason, in whichever process refused it."""
+def count_refusal(reason: str, model_name: str) -> None:
+    """Count a refused request by reason, in whichever process refused it.
+
+    `model_name` is ``--served-model-name``, as in the other metrics, so that they can be joined.
+    """
     with watching("the count of refusals"):
-        _refusals().labels(reason=reason).inc()
+        _refusals().labels(model_name=model_name, reason=reason).inc()
 
 
 def local_counts(manager: TokenizerManager) -> Local:

@@ -162,7 +162,10 @@ def test_metrics(server):
     assert float(values["sglang_longflow_overwritten_tokens_total"]) > 100
     assert float(values["sglang_longflow_cut_tokens_total"]) > 100
     assert {"sglang_longflow_rows_at_budget", "sglang_longflow_saved_tokens"} <= set(values)
-    assert 'sglang_longflow_refusals_total{reason="below_policy_minimum"}' in text
+    refusals = re.findall(r"^sglang_longflow_refusals_total\{([^}]*)\}", text, re.M)
+    (refused,) = (labels for labels in refusals if 'reason="below_policy_minimum"' in labels)
+    (saved,) = re.findall(r"^sglang_longflow_saved_tokens\{([^}]*)\}", text, re.M)
+    assert {saved, 'reason="below_policy_minimum"'} == set(refused.split(","))
     assert not re.search(r"^sglang_longflow:", text, re.M)
 
 

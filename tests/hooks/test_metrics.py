@@ -80,8 +80,8 @@ for streaming, value in (("true", 0.05), ("true", 0.1), ("true", 9), ("false", 0
     first.labels("m", streaming).observe(value)
 for priority, value in (("1", 0.05), ("2", 0.06), ("2", 0.15)):
     inter.labels("m", priority).observe(value)
-count_refusal("over_max")
-count_refusal("wrong_type")
+count_refusal("over_max", "m")
+count_refusal("wrong_type", "m")
 collector = SimpleNamespace(
     histogram_time_to_first_token=first, histogram_inter_token_latency=inter
 )
@@ -107,3 +107,14 @@ def test_what_the_http_process_has_counted(tmp_path, is_shared):
     assert counts == {"time_to_first_token": [2, 0, 1], "inter_token": [2, 1, 0]}
     assert set(missing.values()) == {"needs --enable-metrics"} and without == []
     assert set(missing) == set(counts)
+
+
+def test_refusals_carry_the_model_as_the_other_metrics_do(tmp_path):
+    code = "from sglang_longflow.hooks.metrics import count_refusal\n"
+    code += "count_refusal('above_maximum', 'm')\ncount_refusal('above_maximum', 'm')"
+    env = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=env, check=True)
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry, path=str(tmp_path))
+    labels = {"model_name": "m", "reason": "above_maximum"}
+    assert registry.get_sample_value("sglang_longflow_refusals_total", labels) == 2

@@ -32,7 +32,7 @@ def scheduler(sent=None):
         max_req_len=min(CONTEXT, POOL) - 1,
         max_total_num_tokens=POOL,
         page_size=1,
-        server_args=SimpleNamespace(dcp_size=1),
+        server_args=SimpleNamespace(dcp_size=1, served_model_name="m"),
         model_config=SimpleNamespace(context_len=CONTEXT),
         ipc_channels=SimpleNamespace(send_to_tokenizer=channel),
     )
@@ -118,7 +118,8 @@ def test_a_retracted_row_waits_only_where_the_pool_can_prefill_it(prompt, output
 def validate(obj, input_ids=(1, 2, 3), **flags):
     settings = {flag.name: flag.default for flag in FLAGS} | {"device": "cpu"} | flags
     manager = SimpleNamespace(
-        server_args=SimpleNamespace(**settings), model_config=SimpleNamespace(vocab_size=512)
+        server_args=SimpleNamespace(served_model_name="m", **settings),
+        model_config=SimpleNamespace(vocab_size=512),
     )
     request.validate_one_request(manager, obj, list(input_ids))
 

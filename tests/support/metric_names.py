@@ -49,7 +49,7 @@ def longflow_metrics() -> set[str]:
     try:
         exporter = metrics.Exporter("names", row_capacity=1, planned_rows=1)
         exporter.update(SimpleNamespace(counters=Counters(), stall=Stall()), [])
-        metrics.count_refusal("names")
+        metrics.count_refusal("names", "names")
         return {
             sample.name
             for collector in set(registry._collector_to_names) - before
