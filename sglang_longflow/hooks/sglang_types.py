@@ -91,6 +91,7 @@ class Scheduler(Protocol):
     token_to_kv_pool_allocator: Any
     tp_worker: Any
     model_config: Any
+    server_args: Any
     ps: Any
     ipc_channels: Any
     enable_overlap: bool
