@@ -40,6 +40,10 @@ class NoAnswer(WatchError):
     """It does not answer now; it may be busy or starting, and answer later."""
 
 
+class KeyWanted(WatchError):
+    """It asks for its API key, or refuses the one that was given."""
+
+
 class BenchError(LongFlowError, RuntimeError):
     """A server that is measured refused a request, shortened it, or went away."""
 

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 from urllib.parse import urlsplit
 
 from sglang_longflow.client.http import NoResponse, ask
-from sglang_longflow.errors import ConfigError, NoAnswer, WatchError
+from sglang_longflow.errors import ConfigError, KeyWanted, NoAnswer, WatchError
 
 if TYPE_CHECKING:
     from httpx import Response
 
 DEFAULT_URL = "http://127.0.0.1:30000"
+_KEY_STATUSES = (401, 403)
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -69,7 +70,9 @@ def fetch_stats(
     except NoResponse as error:
         raise NoAnswer(f"url={url}: the server does not answer: {error}") from None
     if not response.is_success:
-        kind = NoAnswer if response.status_code >= 500 else WatchError
+        kind: type[WatchError] = NoAnswer if response.status_code >= 500 else WatchError
+        if response.status_code in _KEY_STATUSES:
+            kind = KeyWanted
         raise kind(_refusal(url, response, api_key))
     try:
         stats = response.json()
@@ -161,7 +164,7 @@ def activity(url: str, api_key: str | None = None, timeout_s: float = 2.5) -> st
 
 def _refusal(url: str, response: Response, api_key: str | None) -> str:
     status = response.status_code
-    if status in (401, 403):
+    if status in _KEY_STATUSES:
         advice = "it refuses this --api-key" if api_key else "it asks for a key; give --api-key"
         return f"url={url}: {advice} ({status})"
     if status == 404:
