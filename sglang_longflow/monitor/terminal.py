@@ -164,10 +164,12 @@ def print_once(stats: dict[str, Any], sort: str) -> None:
     is_screen = console.is_terminal
     if not is_screen:
         console = Console(highlight=False, width=PLAIN_WIDTH, no_color=True)
-    console.print(line(stats, None))
+    # In a file each is one line: what cuts or searches it should not meet a break.
+    console.print(line(stats, None), soft_wrap=not is_screen)
     if stats["pool"] is None:
         return
-    console.print(pool_bar(stats), _legend(stats), sep="\n")
+    console.print(pool_bar(stats))
+    console.print(_legend(stats), soft_wrap=not is_screen)
     if not stats["requests"]:
         console.print("no request is running")
     elif is_screen:
