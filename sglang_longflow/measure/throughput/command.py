@@ -16,7 +16,7 @@ from sglang_longflow.errors import ConfigError
 from sglang_longflow.measure.extra import require_extra
 from sglang_longflow.measure.servers import started
 from sglang_longflow.measure.throughput import BASELINES, NONE
-from sglang_longflow.measure.throughput.point import Result, Work, measure
+from sglang_longflow.measure.throughput.point import Result, Work, measure, require_accepted
 from sglang_longflow.measure.throughput.report import draw, save, show, title_of
 from sglang_longflow.measure.throughput.systems import (
     System,
@@ -195,8 +195,11 @@ def _on_running_server(bench: Bench, budgets: list[int]) -> None:
         "model": info.get("model_path"),
         "device": device_of(info, is_ours=False),
     }
+    params = {budget: bench.params(budget) if has_plugin else {} for budget in budgets}
+    points = [(f"server, budget {budget_text(n)}", params[n]) for n in budgets]
+    require_accepted(args.url, bench.work.warm_up_prompt()[:1], points, args.api_key)
     for budget in budgets:
-        bench.point("server", args.url, budget, bench.params(budget) if has_plugin else {})
+        bench.point("server", args.url, budget, params[budget])
 
 
 def _on_own_servers(bench: Bench, budgets: list[int]) -> None:

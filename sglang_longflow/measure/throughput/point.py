@@ -7,7 +7,7 @@ import asyncio
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -257,6 +257,41 @@ async def _measure(
             await asyncio.gather(watch, *waiting, return_exceptions=True)
     check(streams, work, where, custom_params)
     return summarise(system, budget, work, streams, max(peaks, default=None))
+
+
+async def _ask_for_one_token(
+    url: str, prompt: list[int], points: Iterable[tuple[str, dict[str, Any]]], api_key: str | None
+) -> None:
+    async with session_for(api_key) as session:
+        for where, custom_params in points:
+            stream = Stream()
+            await ask(session, url, body_of(prompt, 1, custom_params), stream)
+            reason = stream.meta.get("finish_reason") or {}
+            problem = stream.problem
+            if reason.get("type") == "abort":  # what only the scheduler can refuse
+                problem = reason.get("message", "aborted")
+            if problem:
+                raise BenchError(f"{where}: {problem}")
+
+
+def require_accepted(
+    url: str, prompt: list[int], points: Iterable[tuple[str, dict[str, Any]]], api_key: str | None
+) -> None:
+    """Ask a running server for one token with the settings of each point.
+
+    What it refuses it then refuses at once, and not after the minutes of the points before.
+
+    Parameters
+    ----------
+    points : iterable of (str, dict)
+        What it is, for the message, and the ``custom_params`` of its requests.
+
+    Raises
+    ------
+    BenchError
+        The server's own words for the first one that it refuses.
+    """
+    asyncio.run(_ask_for_one_token(url, prompt, points, api_key))
 
 
 def measure(

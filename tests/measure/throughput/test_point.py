@@ -171,3 +171,24 @@ def test_a_server_that_does_not_tell_its_load_is_not_asked_again(answer):
     session, peaks = Answers(answer, loads(7)), []
     asyncio.run(point._watch(session, "http://x", peaks))
     assert peaks == [] and len(session.answers) == 1
+
+
+def test_a_budget_that_the_server_refuses_is_told_before_the_first_point(monkeypatch):
+    asked = []
+    aborted = {"finish_reason": {"type": "abort", "message": "kv_budget=900: over the pool"}}
+
+    async def answer(session, url, body, stream):
+        params = body["sampling_params"]["custom_params"]
+        asked.append((params["kv_budget"], body["sampling_params"]["max_new_tokens"]))
+        if params["kv_budget"] == 0:
+            stream.problem = "kv_budget=0: full KV is not allowed on this server"
+        if params["kv_budget"] == 900:
+            stream.meta = aborted
+
+    monkeypatch.setattr(point, "ask", answer)
+    points = [(f"budget {n}", {"kv_budget": n}) for n in (48, 0, 900)]
+    point.require_accepted("http://x", [3], points[:1], None)
+    assert asked == [(48, 1)]
+    for wrong, words in ((points[:2], "budget 0: kv_budget=0: full KV"), (points[2:], "over the")):
+        with pytest.raises(BenchError, match=words):
+            point.require_accepted("http://x", [3], wrong, None)
