@@ -107,6 +107,7 @@ def test_plan_runs_without_torch():
         (["plan", "--model", "x", "y"], "unexpected 'y'"),
         (["bench", "--model", "x", "--out", "y", "--baselines", "stok"], "did you mean stock?"),
         (["eval", "--model", "reasoner", "--out", "y", "--task", "gsm9k"], "did you mean gsm8k?"),
+        (["eval", "--model", "/no/model", "--out", "y"], "model_path='/no/model': no such folder"),
         (["plan", "--budget", "96"], "required: --model"),
         (["demo", "--requests", "9"], "requests=9: expected 1 to 8"),
         (["demo", "--max-new-tokens", "0"], "max_new_tokens=0"),

@@ -44,6 +44,7 @@ from sglang_longflow.measure.variants import (
 from sglang_longflow.monitor.client import activity
 from sglang_longflow.reasoner import MODEL_DIR
 from sglang_longflow.server.pool_cap import tokens_for
+from sglang_longflow.server.preflight import check_model
 from sglang_longflow.server.progress import Bars, shared
 
 
@@ -159,6 +160,7 @@ def run(args: argparse.Namespace) -> int:
     for name in ("count", "concurrency", "max_new_tokens"):
         if getattr(args, name) < 1:
             raise ConfigError(f"{name}={getattr(args, name)}: expected at least 1")
+    check_model(str(args.model))
     if args.plot:
         require_extra("matplotlib", "plot=True", "add --no-plot")
     variants = [parse_variant(text) for text in args.policies]
