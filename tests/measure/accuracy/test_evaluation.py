@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sglang_longflow.cli.eval import shipped_or
+from sglang_longflow.cli.main import main
 from sglang_longflow.errors import ConfigError
 from sglang_longflow.measure.accuracy.command import model_of, whole_points
 from sglang_longflow.measure.accuracy.records import Record, Records
@@ -163,3 +164,17 @@ def test_a_point_that_was_broken_off_is_left_out_and_named():
     found, broken_off = whole_points([*part, *whole, *more], wanted)
     assert found == [*whole, *more]
     assert broken_off == {("longflow", 32): 3}
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (["--model", "reasoner", "--task", "gsm9k"], "; did you mean gsm8k?"),
+        (["--model", "/no/model"], "model_path='/no/model': no such folder, and not a Hugging"),
+    ],
+)
+def test_bad_input_is_told_before_anything_is_written(capsys, tmp_path, argv, text):
+    folder = tmp_path / "out"
+    assert main(["eval", "--out", str(folder), "--no-plot", *argv]) == 2
+    assert text in capsys.readouterr().err.splitlines()[-1]
+    assert not folder.exists()
