@@ -32,6 +32,8 @@ COMPONENTS = {
     "keda": ("keda", ("monitoring",)),
     "hpa": ("hpa", ("monitoring",)),
     "router": ("router", ()),
+    "service-monitor": ("service-monitor", ()),
+    "inference-pool": ("inference-pool", ()),
     "router-monitoring": ("router-keda", ("monitoring", "keda", "router")),
 }
 #: Copies, and what of: a chart and a kustomization can only read files of their own folder.

@@ -59,6 +59,26 @@ EXISTING_CLAIM = {
     "networkPolicy": {"enabled": False},
     "monitoring": {"enabled": True},
 }
+#: A Gateway and an Ingress at once, to the router.
+OPEN = {
+    "fullnameOverride": "chat",
+    "router": {"enabled": True},
+    "monitoring": {"enabled": True, "serviceMonitor": True},
+    "httpRoute": {
+        "enabled": True,
+        "gateway": {"name": "web", "namespace": "gateways", "sectionName": "https"},
+        "hostnames": ["chat.example.com"],
+        "paths": ["/v1", "/generate"],
+        "annotations": {"a": "b"},
+    },
+    "ingress": {
+        "enabled": True,
+        "className": "nginx",
+        "host": "chat.example.com",
+        "tlsSecret": "chat-tls",
+        "annotations": {"nginx.ingress.kubernetes.io/proxy-buffering": "off"},
+    },
+}
 
 
 def example(name: str) -> dict:
@@ -69,7 +89,7 @@ def example(name: str) -> dict:
 def charts(tools) -> dict[str, list]:
     """The chart's objects for every example, for no values, and for the sets above."""
     values = {name: example(name) for name in OVERLAYS}
-    values |= {"": None, "secured": SECURED, "existing claim": EXISTING_CLAIM}
+    values |= {"": None, "secured": SECURED, "existing claim": EXISTING_CLAIM, "open": OPEN}
     job = {"chart": str(CHART), "name": "longflow", "namespace": "longflow"}
     found = tool(tools, "helm", [job | {"values": v} for v in values.values()])
     assert [f["error"] for f in found if "error" in f] == []
@@ -98,7 +118,7 @@ def pod_of(deployment: dict) -> dict:
 
 def test_every_overlay_has_an_example():
     assert OVERLAYS == sorted(path.stem for path in (CHART / "examples").iterdir())
-    assert {"keda", "hpa", "router", "tp2", "cpu"} <= set(OVERLAYS)
+    assert {"keda", "hpa", "router", "tp2", "cpu", "inference-pool", "secrets"} <= set(OVERLAYS)
 
 
 @pytest.mark.parametrize("name", ["", *OVERLAYS])
@@ -117,7 +137,7 @@ def test_all_objects_are_valid(tools, charts):
     kinds = {content["kind"] for content in objects.values()}
     assert kinds == {
         *("Deployment", "Service", "ServiceAccount", "PersistentVolumeClaim", "ConfigMap"),
-        *("PodDisruptionBudget", "NetworkPolicy", "HorizontalPodAutoscaler"),
+        *("PodDisruptionBudget", "NetworkPolicy", "HorizontalPodAutoscaler", "Ingress"),
         *("Role", "RoleBinding", *CUSTOM),
     }
     assert problems(tools, list(objects.values())) == []
@@ -139,7 +159,30 @@ def test_misspelt_fields_are_found(tools, charts):
         broken = copy.deepcopy(of_kind(charts["keda"], kind)[0])
         change(broken["spec"])
         assert problems(tools, [broken]) != [], (kind, broken)
-    assert crd_problems(tools, [{"kind": "InferencePool"}]) == ["no type for kind InferencePool"]
+    for name, kind, change in (
+        (
+            "service-monitor",
+            "ServiceMonitor",
+            lambda spec: spec["endpoints"][0].update(prot="http"),
+        ),
+        ("inference-pool", "InferencePool", lambda spec: spec.pop("targetPorts")),
+        ("inference-pool", "InferencePool", lambda spec: spec.update(targetPort=30000)),
+        (
+            "inference-pool",
+            "InferencePool",
+            lambda spec: spec["endpointPickerRef"].update(failureMode="Open"),
+        ),
+        ("inference-pool", "HTTPRoute", lambda spec: spec["rules"][0].update(timeout="1h")),
+        (
+            "inference-pool",
+            "HTTPRoute",
+            lambda spec: spec["rules"][0]["timeouts"].update(request="100000s"),
+        ),
+    ):
+        broken = copy.deepcopy(of_kind(charts[name], kind)[0])
+        change(broken["spec"])
+        assert problems(tools, [broken]) != [], (kind, broken)
+    assert crd_problems(tools, [{"kind": "Gateway"}]) == ["no type for kind Gateway"]
 
 
 def test_generated_files_are_up_to_date(tools, tmp_path):
@@ -246,7 +289,7 @@ def test_the_adapter_serves_what_the_hpa_asks_for(charts):
     assert asked == served and not any(":" in name for name in served)
 
 
-@pytest.mark.parametrize("name", [*OVERLAYS, "secured", "existing claim", ""])
+@pytest.mark.parametrize("name", [*OVERLAYS, "secured", "existing claim", "open", ""])
 def test_selectors_and_names_meet(charts, name):
     objects = charts[name]
     pods = {}
@@ -263,8 +306,16 @@ def test_selectors_and_names_meet(charts, name):
         spec = content.get("spec", {})
         if content["kind"] == "Service":
             assert chosen(spec["selector"]) == 1
-        if content["kind"] in ("PodDisruptionBudget", "PodMonitor"):
+        if content["kind"] in ("PodDisruptionBudget", "PodMonitor", "InferencePool"):
             assert chosen(spec["selector"]["matchLabels"]) == 1
+        if content["kind"] == "ServiceMonitor":
+            (service,) = (
+                service
+                for service in of_kind(objects, "Service")
+                if spec["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+            )
+            ports = {port["name"] for port in service["spec"]["ports"]}
+            assert {endpoint["port"] for endpoint in spec["endpoints"]} <= ports
         if content["kind"] == "NetworkPolicy":
             assert chosen(spec["podSelector"]["matchLabels"]) == 1
         if content["kind"] in ("ScaledObject", "HorizontalPodAutoscaler"):
@@ -282,7 +333,7 @@ def test_selectors_and_names_meet(charts, name):
             if "persistentVolumeClaim" in volume:
                 claim = volume["persistentVolumeClaim"]["claimName"]
                 assert f"PersistentVolumeClaim/{claim}" in names
-    for monitor in of_kind(objects, "PodMonitor"):
+    for monitor in of_kind(objects, "PodMonitor") + of_kind(objects, "ServiceMonitor"):
         if "jobLabel" not in monitor["spec"]:  # the alert rules' job
             assert "longflow" in monitor["metadata"]["name"]
 
@@ -319,7 +370,10 @@ def test_secrets_are_references(charts):
     pods = [pod_of(deployment) for deployment in of_kind(charts["secured"], "Deployment")]
     for pod in pods:
         (container,) = pod["containers"]
-        assert "--api-key=$(LONGFLOW_API_KEY)" in container["args"]
+        # `longflow serve` reads the variable; the router takes a flag alone.
+        assert ("--api-key=$(LONGFLOW_API_KEY)" in container["args"]) == (
+            container["name"] == "router"
+        )
         keys = {entry["name"]: entry.get("valueFrom") for entry in container["env"]}
         assert keys["LONGFLOW_API_KEY"] == {"secretKeyRef": {"name": "key", "key": "bearer"}}
     (server,) = pod_of(server_of(charts["secured"]))["containers"]
@@ -429,6 +483,32 @@ def test_the_image_agrees(charts, image):
             {"autoscaling": {"kind": "keda"}, "config": {"enable-metrics": False}},
             "autoscaling.kind=keda: needs config.enable-metrics=true",
         ),
+        (
+            {"inferencePool": {"enabled": True}, "router": {"enabled": True}},
+            "router.enabled=true: the pool's endpoint picker chooses the server",
+        ),
+        (
+            {"inferencePool": {"enabled": True}, "config": {"kv-budget": 0}},
+            "inferencePool.enabled=true: needs config.kv-budget over 0",
+        ),
+        (
+            {"inferencePool": {"enabled": True}, "config": {"enable-metrics": False}},
+            "inferencePool.enabled=true: needs config.enable-metrics=true",
+        ),
+        ({"inferencePool": {"parser": "json"}}, "parser"),
+        ({"httpRoute": {"enabled": True}}, "httpRoute.gateway.name: not set"),
+        ({"httpRoute": {"paths": []}}, "paths"),
+        (
+            {
+                "httpRoute": {"enabled": True, "gateway": {"name": "g"}},
+                "shutdown": {"longestGenerationSeconds": 50000},
+            },
+            "shutdown.longestGenerationSeconds=50000: an HTTPRoute's time limit",
+        ),
+        (
+            {"monitoring": {"serviceMonitor": True}},
+            "monitoring.serviceMonitor=true: needs monitoring.enabled=true",
+        ),
         ({"config": {"model-path": None}}, "config.model-path: not set"),
         ({"config": {"tp-size": 2}}, "config.tp-size: the chart sets it"),
         ({"config": {"kv-bugdet": 5}}, "kv-bugdet"),
@@ -463,7 +543,7 @@ def test_helm_lint_knows_the_servers_arguments(tools):
 
 
 def test_helm_lint(tools):
-    values = [None, SECURED, EXISTING_CLAIM, *map(example, OVERLAYS)]
+    values = [None, SECURED, EXISTING_CLAIM, OPEN, *map(example, OVERLAYS)]
     for result in tool(tools, "lint", [{"chart": str(CHART), "values": v} for v in values]):
         assert result["errors"] in ([], None)
         assert [m["error"] for m in result["messages"]] == ["icon is recommended"]

@@ -12,6 +12,7 @@ const modules = path.join(path.resolve(process.argv[2]), "node_modules", "@kuber
 const KINDS = {
   ScaledObject: "keda/keda.sh/v1alpha1/ScaledObject.js",
   PodMonitor: "prometheus-operator/monitoring.coreos.com/v1/PodMonitor.js",
+  ServiceMonitor: "prometheus-operator/monitoring.coreos.com/v1/ServiceMonitor.js",
   PrometheusRule: "prometheus-operator/monitoring.coreos.com/v1/PrometheusRule.js",
 };
 

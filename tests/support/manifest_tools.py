@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
+from typing import Any
 
 
 def helm(jobs: list[dict]) -> list[dict]:
@@ -58,6 +60,31 @@ def schema(objects: list[dict]) -> list[list[str]]:
     return found
 
 
+def _closed(schema: Any) -> Any:
+    """The schema without fields that it does not name, as in the API server's strict validation."""
+    if isinstance(schema, list):
+        return [_closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {key: _closed(part) for key, part in schema.items()}
+    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object":
+        closed.setdefault("additionalProperties", False)
+    return closed
+
+
+def crd(objects: list[dict]) -> list[list[str]]:
+    """What is wrong with each object by the schema in crds/KIND.json; its CEL rules are not run."""
+    import jsonschema
+
+    found = []
+    for content in objects:
+        file = Path(__file__).parent / "crds" / f"{content['kind']}.json"
+        schema = _closed(json.loads(file.read_text(encoding="utf-8")))
+        validator = jsonschema.Draft202012Validator(schema)
+        found.append([f"{e.json_path}: {e.message}" for e in validator.iter_errors(content)])
+    return found
+
+
 def promql(queries: list[str]) -> list[str | None]:
     """None for each query that parses, else why not."""
     import promql_parser
@@ -72,7 +99,7 @@ def promql(queries: list[str]) -> list[str | None]:
     return found
 
 
-TASKS = {"helm": helm, "lint": lint, "schema": schema, "promql": promql}
+TASKS = {"helm": helm, "lint": lint, "schema": schema, "crd": crd, "promql": promql}
 
 if __name__ == "__main__":
     json.dump(TASKS[sys.argv[1]](json.load(sys.stdin)), sys.stdout)

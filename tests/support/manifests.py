@@ -15,7 +15,10 @@ import yaml
 HERE = Path(__file__).parent
 DEPLOY = HERE.parents[1] / "deploy"
 CHART = DEPLOY / "helm/sglang-longflow"
-CUSTOM = ("ScaledObject", "PodMonitor", "PrometheusRule")
+#: Of operators whose types npm has, and of those whose CRDs are in crds/.
+TYPED = ("ScaledObject", "PodMonitor", "ServiceMonitor", "PrometheusRule")
+CRDS = tuple(sorted(path.stem for path in (HERE / "crds").glob("*.json")))
+CUSTOM = (*TYPED, *CRDS)
 _HASHED = re.compile(r"-config-[a-z0-9]{10}$")
 _OF_HELM = ("helm.sh/chart", "app.kubernetes.io/managed-by", "helm.sh/resource-policy")
 
@@ -66,11 +69,13 @@ def crd_problems(tools: Path, objects: list[Object]) -> list[str | None]:
 
 def problems(tools: Path, objects: list[Object]) -> list[str]:
     """What the schemas say against any of the objects."""
-    custom = [content for content in objects if content["kind"] in CUSTOM]
+    custom = [content for content in objects if content["kind"] in TYPED]
+    by_crd = [content for content in objects if content["kind"] in CRDS]
     builtin = [content for content in objects if content["kind"] not in CUSTOM]
     found = [
         f"{name_of(content)}: {problem}"
-        for content, many in zip(builtin, tool(tools, "schema", builtin))
+        for task, some in (("schema", builtin), ("crd", by_crd))
+        for content, many in zip(some, tool(tools, task, some))
         for problem in many
     ]
     if custom:
@@ -102,8 +107,10 @@ def normal(objects: list[Object], namespace: str = "longflow") -> dict[str, Obje
                 if part.get(group) == {}:
                     del part[group]
         for template in templates:
-            # Merged by name: a patched volume comes first.
+            # Merged by name: what is patched comes first.
             template["spec"]["volumes"].sort(key=lambda volume: volume["name"])
+            for container in template["spec"]["containers"]:
+                container.get("env", []).sort(key=lambda variable: variable["name"])
             for volume in template["spec"]["volumes"]:
                 if "configMap" in volume:
                     name = volume["configMap"]["name"]

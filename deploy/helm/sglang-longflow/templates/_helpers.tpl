@@ -21,6 +21,12 @@ app.kubernetes.io/instance: {{ include "longflow.fullname" . }}
 app.kubernetes.io/component: router
 {{- end }}
 
+{{- define "longflow.pickerSelector" -}}
+app.kubernetes.io/name: sglang-longflow
+app.kubernetes.io/instance: {{ include "longflow.fullname" . }}
+app.kubernetes.io/component: endpoint-picker
+{{- end }}
+
 {{- define "longflow.commonLabels" -}}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/part-of: sglang-longflow
@@ -36,6 +42,20 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- define "longflow.routerLabels" -}}
 {{ include "longflow.routerSelector" . }}
 {{ include "longflow.commonLabels" . }}
+{{- end }}
+
+{{- define "longflow.pickerLabels" -}}
+{{ include "longflow.pickerSelector" . }}
+{{ include "longflow.commonLabels" . }}
+{{- end }}
+
+{{/* What clients use: the router where there is one. */}}
+{{- define "longflow.clientService" -}}
+{{ include "longflow.fullname" . }}{{ ternary "-router" "" .Values.router.enabled }}
+{{- end }}
+
+{{- define "longflow.clientPort" -}}
+{{ ternary .Values.router.port .Values.service.port .Values.router.enabled }}
 {{- end }}
 
 {{- define "longflow.image" -}}
@@ -54,6 +74,11 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 
 {{- define "longflow.graceSeconds" -}}
 {{- add .Values.shutdown.preStopSeconds .Values.shutdown.longestGenerationSeconds 30 -}}
+{{- end }}
+
+{{/* What a request may take in all: it may wait for a row as long as it then generates. */}}
+{{- define "longflow.requestSeconds" -}}
+{{- mul 2 .Values.shutdown.longestGenerationSeconds -}}
 {{- end }}
 
 {{- define "longflow.podSecurity" -}}
@@ -132,4 +157,58 @@ scaleDown:
 {{- define "longflow.clients" -}}
 - podSelector: {}
 {{- include "longflow.namespaces" .Values.networkPolicy.clientNamespaces }}
+{{- end }}
+
+{{- /*
+How the endpoint picker chooses. Free rows count most: 1 - running requests / row capacity. The queue
+decides where no server has any. Servers are drawn by their score, not the best one taken: the gauges are
+up to a second old, and a burst would go to one server. The picker's KV usage would be the pool's share in
+use, which stays near 1 once prefixes are cached.
+*/ -}}
+{{- define "longflow.pickerConfig" -}}
+apiVersion: inference.networking.x-k8s.io/v1alpha1
+kind: EndpointPickerConfig
+plugins:
+  - type: metrics-data-source
+  - type: core-metrics-extractor
+    parameters:
+      defaultEngine: sglang
+      engineConfigs:
+        - name: sglang
+          queuedRequestsSpec: sglang:num_queue_reqs
+          runningRequestsSpec: sglang:num_running_reqs
+          kvUsageSpec: sglang_longflow_rows_used_ratio
+  - name: free-rows
+    type: kv-cache-utilization-scorer
+  - type: queue-scorer
+  {{- if eq .Values.inferencePool.parser "openai-parser" }}
+  - type: prefix-cache-scorer
+    parameters:
+      autoTune: false
+      blockSizeTokens: 64
+  {{- end }}
+  - type: weighted-random-picker
+  # Requests of a negative priority are refused when rows and queue are full.
+  - type: utilization-detector
+    parameters:
+      kvCacheUtilThreshold: 0.95
+      queueDepthThreshold: {{ include "longflow.queueThreshold" . }}
+      metricsStalenessThreshold: 5s
+  - type: {{ .Values.inferencePool.parser }}
+schedulingProfiles:
+  - name: default
+    plugins:
+      - pluginRef: free-rows
+        weight: 8
+      - pluginRef: queue-scorer
+        weight: 1
+      {{- if eq .Values.inferencePool.parser "openai-parser" }}
+      - pluginRef: prefix-cache-scorer
+        weight: 4
+      {{- end }}
+      - pluginRef: weighted-random-picker
+saturationDetector:
+  pluginRef: utilization-detector
+parser:
+  pluginRef: {{ .Values.inferencePool.parser }}
 {{- end }}
