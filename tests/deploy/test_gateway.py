@@ -178,6 +178,13 @@ def test_a_route_leads_to_what_clients_use(tools, values, backend):
     assert [match["path"]["value"] for match in rule["matches"]] == ["/v1"]
 
 
+@pytest.mark.parametrize(("limit", "expected"), [("48h", {"request": "48h"}), ("none", None)])
+def test_the_limit_of_a_route_can_be_set_or_left_out(tools, limit, expected):
+    objects = helm(tools, {"httpRoute": {**GATEWAY, "requestTimeout": limit}})
+    (rule,) = one(objects, "HTTPRoute", "longflow")["spec"]["rules"]
+    assert rule.get("timeouts") == expected
+
+
 def test_an_ingress_leads_to_a_port_that_exists(tools):
     for router in (False, True):
         objects = helm(tools, {"router": {"enabled": router}, "ingress": {"enabled": True}})

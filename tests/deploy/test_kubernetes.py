@@ -40,6 +40,9 @@ SECURED = {
     "extraArgs": ["--log-level=warning"],
     "extraEnv": [{"name": "A", "value": "b"}],
     "modelCache": {"kind": "emptyDir"},
+    "extraVolumes": [{"name": "weights", "emptyDir": {}}],
+    "extraVolumeMounts": [{"name": "weights", "mountPath": "/weights", "readOnly": True}],
+    "initContainers": [{"name": "fetch", "image": "registry:5000/fetch:1"}],
     "runtimeClassName": "nvidia",
     "priorityClassName": "high",
     "nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"},
@@ -498,12 +501,13 @@ def test_the_image_agrees(charts, image):
         ({"inferencePool": {"parser": "json"}}, "parser"),
         ({"httpRoute": {"enabled": True}}, "httpRoute.gateway.name: not set"),
         ({"httpRoute": {"paths": []}}, "paths"),
+        ({"httpRoute": {"requestTimeout": "1 hour"}}, "requestTimeout"),
         (
             {
                 "httpRoute": {"enabled": True, "gateway": {"name": "g"}},
                 "shutdown": {"longestGenerationSeconds": 50000},
             },
-            "shutdown.longestGenerationSeconds=50000: an HTTPRoute's time limit",
+            "shutdown.longestGenerationSeconds=50000: twice that is over 99999 s",
         ),
         (
             {"monitoring": {"serviceMonitor": True}},
