@@ -44,12 +44,13 @@ class Sampler:
     async def run(self) -> None:
         """Until it is cancelled."""
         while True:
-            await asyncio.sleep(INTERVAL_S - self.now() % INTERVAL_S)
-            await self.sample()
+            due_s = (self.now() // INTERVAL_S + 1) * INTERVAL_S
+            await asyncio.sleep(due_s - self.now())
+            # A sleep may end a moment early, in the interval before.
+            await self.sample(max(due_s, self.now()))
 
-    async def sample(self) -> None:
-        """One reading; never raises."""
-        at_s = self.now()
+    async def sample(self, at_s: float) -> None:
+        """One reading at `at_s` (Unix seconds); never raises."""
         reading: Reading | None = None
         local: Local | None = None
         try:

@@ -2,6 +2,7 @@
 """The sampler goes on, whatever fails, and says so once."""
 
 import asyncio
+import contextlib
 import logging
 
 from sglang_longflow.monitor import sampler as module
@@ -48,18 +49,17 @@ class Server:
 
 
 class Clock:
-    """A sampler's clock that jumps an interval at each reading."""
+    """Readings of a sampler, an interval apart."""
 
     def __init__(self, server: Server):
         snapshots = Snapshots(server.ask, min_interval_s=0, patience_s=0.05)
         self.sampler = Sampler(lambda _: snapshots.get(0), server.local)
         self.at_s = 1_800_000_000.0
-        self.sampler.now = lambda: self.at_s
 
     async def sample(self) -> dict:
         """The columns of the last four intervals."""
         self.at_s += 5
-        await self.sampler.sample()
+        await self.sampler.sample(self.at_s)
         return self.sampler.history.table(self.at_s, 20, 5)["columns"]
 
 
@@ -158,3 +158,32 @@ def test_it_runs_while_the_app_does(monkeypatch):
 
     asyncio.run(asyncio.wait_for(run(), 20))
     assert at == sorted(at)
+
+
+def test_a_sleep_that_ends_early_leaves_no_gap(monkeypatch):
+    """Every interval has its reading, although the clock is a moment behind at each."""
+    readings: list[float] = []
+
+    async def run():
+        sampler = Sampler(Snapshots(Server().ask, min_interval_s=0).get, Local)
+        clock = 1_800_000_000.0
+        sampler.now = lambda: clock
+
+        async def sleep(seconds):
+            nonlocal clock
+            clock += seconds - 0.001
+
+        async def sample(at_s):
+            nonlocal clock
+            readings.append(at_s)
+            clock += 0.002  # past the boundary
+            if len(readings) == 5:
+                raise asyncio.CancelledError
+
+        sampler.sample = sample
+        monkeypatch.setattr(module.asyncio, "sleep", sleep)
+        await sampler.run()
+
+    with contextlib.suppress(asyncio.CancelledError):
+        asyncio.run(run())
+    assert [at_s - 1_800_000_000 for at_s in readings] == [5, 10, 15, 20, 25]

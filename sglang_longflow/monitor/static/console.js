@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // Asks the server once a second and hands what it says to the parts of the page.
-import { $, clock, number, setText } from "./format.js";
+import { Charts } from "./charts.js";
+import { $, clock, duration, modelName, number, setText } from "./format.js";
 import { Pool } from "./pool.js";
 import { Requests } from "./requests.js";
+import { showSettings } from "./settings.js";
 import { WhatIf } from "./plan.js";
 
 const POLL_MS = 1000;
 const RETRY_MS = 3000;
+// In a hidden tab for its title alone; an answer that the server's own history has asked for will do.
+const HIDDEN_MS = 15000;
+const HIDDEN_AGE_S = 15;
 const PATIENCE_MS = 8000;
 const GONE_MS = 30000; // without an answer: until then it may be busy, or the way to it
 const KEY = "longflow-key";
@@ -14,6 +19,7 @@ const KEY = "longflow-key";
 const pool = new Pool();
 const requests = new Requests(pool);
 const whatIf = new WhatIf(ask);
+const charts = new Charts(ask);
 let timer = 0;
 let last = null; // the last stats
 let lastAt = null;
@@ -40,10 +46,21 @@ async function ask(path) {
   return { status: response.status, body };
 }
 
-function show(state, text) {
+const TITLES = { key: "key needed", gone: "gone" };
+
+/** The state, in the header that stays in sight and in the tab's title. */
+function show(state, text, brief = TITLES[state] ?? "") {
   const status = $("status");
-  status.dataset.state = $("main").dataset.state = state;
+  status.dataset.state = $("main").dataset.state = $("header").dataset.state = state;
   setText(status, text);
+  const model = last ? `${modelName(last.server.model)} - ` : "";
+  const title = `${brief ? `${state === "busy" ? "●" : "✕"} ${brief} - ` : ""}${model}longflow`;
+  if (document.title !== title) document.title = title;
+  for (const element of document.querySelectorAll(".as-of")) {
+    element.hidden = state !== "gone" || !last;
+    if (last) setText(element, `as of ${clock(lastAt)}`);
+  }
+  if (state === "gone" && last) requests.stop(clock(lastAt));
 }
 
 function notice(text) {
@@ -71,7 +88,9 @@ function askForKey() {
 function silent(why, ended) {
   goneSince ??= new Date();
   const gone = ended || new Date() - goneSince >= GONE_MS;
-  show(gone ? "gone" : "busy", `No answer since ${clock(goneSince)}`);
+  const seconds = Math.round((new Date() - goneSince) / 1000);
+  if (gone) show("gone", `Gone: no answer since ${clock(goneSince)}`, `gone since ${clock(goneSince)}`);
+  else show("busy", `No answer since ${clock(goneSince)}`, `no answer for ${seconds} s`);
   if (last) setText($("when"), `last answer ${clock(lastAt)}`);
   notice(gone
     ? `${why} ${last ? "What is shown is the last answer. " : ""}Trying again every ${RETRY_MS / 1000} seconds.`
@@ -86,7 +105,8 @@ function answered(stats) {
   if (known && stats.uptime_s !== last?.uptime_s) render(stats);
   if (known) lastAt = new Date(Date.now() - 1000 * (stats.age_s ?? 0));
   if (stats.state === "busy") {
-    show("busy", known ? `Busy: last answer ${Math.round(stats.age_s)} s ago` : "Busy: no answer yet");
+    const age = known ? duration(stats.age_s) : "";
+    show("busy", known ? `Busy: last answer ${age} ago` : "Busy: no answer yet", known ? `busy ${age}` : "busy");
   } else {
     show("live", "Live"); // the time is elsewhere: a screen reader would say it every second
   }
@@ -118,30 +138,18 @@ function tiles(stats) {
   setText($("waiting-note"), retracted ? `${number(retracted)} rows retracted` : "none retracted");
 }
 
-function settings(stats) {
-  const facts = { ...stats.settings, uptime_s: Math.round(stats.uptime_s), ...stats.counters };
-  const list = $("settings");
-  list.replaceChildren(
-    ...Object.entries(facts).map(([name, value]) => {
-      const part = document.createElement("div");
-      const term = document.createElement("dt");
-      const text = document.createElement("dd");
-      term.textContent = name.replaceAll("_", " ");
-      text.textContent = typeof value === "number" ? number(value) : String(value ?? "not set");
-      part.append(term, text);
-      return part;
-    }),
-  );
-}
-
 function render(stats) {
-  setText($("model"), stats.server.model);
+  setText($("model"), modelName(stats.server.model));
+  $("model").title = stats.server.model;
+  $("warning").hidden = !stats.settings.capacity_warning;
+  setText($("warning"), stats.settings.capacity_warning ?? "");
   setText($("footer"), `sglang-longflow ${stats.server.longflow}`);
   tiles(stats);
   pool.render(stats);
   requests.render(stats);
-  settings(stats);
+  showSettings(stats);
   whatIf.start(stats);
+  charts.start();
   last = stats;
 }
 
@@ -149,7 +157,7 @@ async function poll() {
   clearTimeout(timer);
   let wait = POLL_MS;
   try {
-    const { status, body } = await ask("stats");
+    const { status, body } = await ask(document.hidden ? `stats?max_age_s=${HIDDEN_AGE_S}` : "stats");
     if (status === 401) {
       goneSince = null;
       notice("");
@@ -168,7 +176,7 @@ async function poll() {
     silent(unreachable ? "The server does not answer." : error.message, false);
     wait = RETRY_MS;
   }
-  if (!document.hidden) timer = setTimeout(poll, wait);
+  timer = setTimeout(poll, document.hidden ? HIDDEN_MS : wait);
 }
 
 $("key-form").addEventListener("submit", (event) => {
@@ -178,7 +186,6 @@ $("key-form").addEventListener("submit", (event) => {
   poll();
 });
 document.addEventListener("visibilitychange", () => {
-  if (document.hidden) clearTimeout(timer);
-  else poll();
+  if (!document.hidden) poll();
 });
 poll();

@@ -1,11 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The pool as cells, who owns what, and up to two minutes of it.
+// The pool as cells: who owns what now.
 import { $, number, setText } from "./format.js";
 
 const CELLS = 480; // divides by the columns of both layouts
-const SAMPLES = 120; // one a second
-const LEAST_SAMPLES = 20; // the chart's width at first
-const SVG = "http://www.w3.org/2000/svg";
 const KINDS = [
   ["budgeted", "Rows with a budget"],
   ["full", "Rows with full KV"],
@@ -55,16 +52,9 @@ export class Pool {
     this.cells = Array.from({ length: CELLS }, () => document.createElement("i"));
     $("cells").replaceChildren(...this.cells);
     this.shown = [];
-    this.history = [];
     this.legend = new Map();
     for (const [kind, label] of KINDS) this.legend.set(kind, this.legendEntry(kind, label));
     $("legend").replaceChildren(...[...this.legend.values()].map((entry) => entry.item));
-    this.paths = ["evictable", "rest", "full", "budgeted"].map((kind) => {
-      const path = document.createElementNS(SVG, "path");
-      path.setAttribute("class", kind);
-      $("history").append(path);
-      return path;
-    });
     $("cells").addEventListener("pointerover", (event) => {
       const part = this.shown[this.cells.indexOf(event.target)];
       if (part) this.say(part);
@@ -120,7 +110,8 @@ export class Pool {
     });
     this.mark();
     const used = total - sums.free - sums.evictable;
-    setText($("pool-note"), `${number(used)} of ${number(total)} slots in use, ${number(Math.round((100 * used) / total))}%`);
+    const kept = sums.evictable ? `, ${number(sums.evictable)} kept in the prefix cache for later` : "";
+    setText($("pool-note"), `${number(used)} of ${number(total)} slots in use by requests${kept}`);
     this.scale = `A square is ${number(total / CELLS)} slots. Shades tell neighbouring requests apart.`;
     if (this.marked === null) setText($("cell-note"), this.scale);
     for (const [kind, entry] of this.legend) {
@@ -131,24 +122,5 @@ export class Pool {
       "aria-label",
       KINDS.map(([kind, label]) => `${label}: ${number(sums[kind])} slots`).join("; "),
     );
-    this.chart(sums, total);
-  }
-
-  chart(sums, total) {
-    const rest = sums.prefill + sums.held + sums.other;
-    this.history.push([sums.budgeted, sums.full, rest, sums.evictable].map((tokens) => tokens / total));
-    if (this.history.length > SAMPLES) this.history.shift();
-    const width = Math.max(LEAST_SAMPLES, this.history.length);
-    const start = width - this.history.length;
-    $("history").setAttribute("viewBox", `0 0 ${width - 1} 40`);
-    setText($("history-start"), `${width} seconds ago`);
-    // The lowest area is the rows with a budget; each next one is drawn behind it, to its own top.
-    [4, 3, 2, 1].forEach((depth, index) => {
-      const line = this.history.map((shares, i) => {
-        const top = shares.slice(0, depth).reduce((sum, share) => sum + share, 0);
-        return `${start + i},${(40 * (1 - top)).toFixed(2)}`;
-      });
-      this.paths[index].setAttribute("d", `M${start},40L${line.join("L")}L${width - 1},40Z`);
-    });
   }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The running requests and the queue.
-import { $, number, setShare, setText } from "./format.js";
+import { $, duration, number, setShare, setText } from "./format.js";
 
 // A phone shows each as a card.
 const shownAtMost = () => (matchMedia("(max-width: 720px)").matches ? 8 : 25);
@@ -77,10 +77,16 @@ export class Requests {
     const prefilling = stats.prefilling.length;
     setText($("requests-note"), `${number(found.length)} running${prefilling ? `, ${number(prefilling)} in prefill` : ""}`);
     $("requests-empty").hidden = found.length > 0 || prefilling > 0;
+    setText($("requests-empty"), "No request is running. This fills as soon as one is sent.");
     $("requests").hidden = found.length === 0;
     $("more").hidden = found.length <= most;
     setText($("more"), this.all ? "Show fewer" : `Show all ${number(found.length)}`);
     this.queue(stats);
+  }
+
+  /** The server is gone: nothing is said of now. */
+  stop(time) {
+    setText($("requests-empty"), `No request was running at ${time}.`);
   }
 
   fill({ row, cells, bar, fill }, request, longest) {
@@ -113,7 +119,7 @@ export class Requests {
       facts.textContent = `${number(request.prompt_tokens)} in, up to ${number(request.max_new_tokens)} out, ${budget}`;
       const waited = document.createElement("span");
       waited.className = "quiet";
-      waited.textContent = `waits ${number(request.waited_s)} s`;
+      waited.textContent = `waits ${duration(request.waited_s)}`;
       item.append(rid, facts, waited);
       return item;
     });
