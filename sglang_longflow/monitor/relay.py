@@ -48,6 +48,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._file(parts[2])
         elif len(parts) == 2 and parts[0] == "longflow" and parts[1] in DATA_ROUTES:
             self._hand_on(f"{parts[1]}?{query}" if query else parts[1])
+        elif parts in (["docs"], ["metrics"]):  # links of the page, to pages of the server itself
+            self._answer(302, b"", {"Location": f"{self.server.url}/{parts[0]}"})
         else:
             self._error(404, "the relay has no such page")
 

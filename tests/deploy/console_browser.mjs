@@ -56,7 +56,8 @@ const page = await open(watching, server, /status of 400|net::ERR_/);
 say({ loading: await text(page, "#status"), loading_state: await page.getAttribute("#main", "data-state") });
 hold();
 await state(page, "live");
-say({ empty: await page.isVisible("#requests-empty"), empty_running: await text(page, "#running") });
+say({ empty: await page.isVisible("#requests-empty"), empty_running: await text(page, "#running"),
+  live_title: await page.title() });
 
 await stopAt("load");
 await page.waitForFunction(() => document.querySelectorAll("#requests tbody tr").length >= 4);
@@ -73,10 +74,52 @@ say(await page.evaluate(() => {
       all: document.querySelectorAll("#cells i").length },
     legend: numbers(document.querySelectorAll("#legend li:not([hidden]) b")),
     settings: document.querySelectorAll("#settings div").length,
+    settings_text: Object.fromEntries([...document.querySelectorAll("#settings div, #totals div")].map((part) =>
+      [part.querySelector("dt").textContent, part.querySelector("dd").textContent])),
+    tabs: { panel: document.getElementById("tab-watch").role, selected: document.getElementById("to-watch").ariaSelected,
+      labelled: document.getElementById("tab-watch").getAttribute("aria-labelledby") === "to-watch" },
     queue: document.querySelectorAll("#queue li").length,
     model: document.getElementById("model").textContent,
   };
 }));
+
+// Charts: the server's own readings, at the keyboard, as a table, and after a reload.
+const drawn = () => page.evaluate(() => [...document.querySelectorAll(".plot:not([hidden]) svg")].filter((svg) =>
+  [...svg.querySelectorAll(".line, .area")].some((path) => path.getAttribute("d"))).length);
+const value = (name) => page.getAttribute('.plot[aria-label="Requests over time"]', name);
+await page.waitForFunction((rows) => [...document.querySelectorAll(".chart")][1].querySelector("b").textContent === rows, "12",
+  { timeout: 40000 });
+await page.waitForFunction(() => [...document.querySelectorAll(".chart")].every((chart) =>
+  [...chart.querySelectorAll(".line, .area")].some((path) => path.getAttribute("d"))), null, { timeout: 40000 });
+const charts = { drawn: await drawn(), keys: {}, ...(await page.evaluate(() => ({
+  titles: [...document.querySelectorAll(".chart h3")].map((title) => title.textContent),
+  missing: document.querySelectorAll(".chart > .empty:not([hidden])").length,
+  running: document.querySelectorAll(".chart")[1].querySelector("b").textContent,
+}))) };
+await page.focus('.plot[aria-label="Requests over time"]');
+charts.keys.newest = await value("aria-valuetext");
+await page.keyboard.press("ArrowLeft");
+charts.keys.before = await value("aria-valuetext");
+charts.keys.marked = await page.locator('.cross[d^="M"]').count();
+await page.keyboard.press("Home");
+charts.keys.first = await value("aria-valuetext");
+await page.keyboard.press("Escape");
+charts.keys.after_escape = await page.locator('.cross[d^="M"]').count();
+await page.click("#values-part summary");
+await page.waitForSelector("#values tbody tr");
+charts.values = await page.locator("#values tbody tr").count();
+await page.click("#values-part summary");
+await page.reload();
+await page.waitForFunction(() => [...document.querySelectorAll(".plot:not([hidden]) svg")].filter((svg) =>
+  [...svg.querySelectorAll(".line, .area")].some((path) => path.getAttribute("d"))).length >= 5, null, { timeout: 4000 });
+charts.after_reload = await drawn();
+await page.click('[data-span="3600"]');
+await page.waitForFunction(() => !document.getElementById("charts-note").textContent.includes("per 5 s"));
+charts.hour = [await page.getAttribute('[data-span="3600"]', "aria-pressed"),
+  1 + Number(await value("aria-valuemax"))];
+await page.click('[data-span="600"]');
+say({ charts });
+await page.waitForSelector("#plan:not([hidden])");
 
 const rowsAtBudget = () => text(page, "#rows-budget");
 const plan = { start: await rowsAtBudget(), budget: await text(page, "#budget-out") };
@@ -157,6 +200,16 @@ busy.state = await page.getAttribute("#status", "data-state");
 busy.colour = await page.evaluate(() => getComputedStyle(document.getElementById("status")).color);
 busy.rows = await page.locator("#requests tbody tr").count();
 busy.notice = await page.isVisible("#notice");
+busy.title = await page.title();
+await page.evaluate(() => scrollTo(0, 600));
+busy.scrolled = await page.evaluate(() => scrollY);
+busy.header = await page.evaluate(() => {
+  const box = document.getElementById("status").getBoundingClientRect();
+  const seen = document.elementFromPoint(box.left + box.width / 2, box.top + box.height / 2);
+  return [document.getElementById("header").getBoundingClientRect().top, seen === document.getElementById("status")];
+});
+await page.screenshot({ path: join(folder, "console-busy.png") });
+await page.evaluate(() => scrollTo(0, 0));
 await tell({ age_s: null, pool: null, sums: null, counters: null, settings: null, uptime_s: null,
   queued_requests: null, tree_held_tokens: null, requests: [], prefilling: [], queue: [] });
 await page.waitForFunction(() => document.getElementById("status").textContent === "Busy: no answer yet");
@@ -167,9 +220,11 @@ say({ busy });
 
 await stopAt("gone");
 await state(page, "busy"); // it may be busy: amber for 30 s
-say({ silent: await text(page, "#status") });
+say({ silent: await text(page, "#status"), silent_title: await page.title() });
 await page.waitForSelector('#status[data-state="gone"]', { timeout: 60000 });
 say({ gone: await text(page, "#status"), gone_when: await text(page, "#when"), gone_notice: await text(page, "#notice"),
+  gone_title: await page.title(), gone_text: await text(page, "#main"),
+  gone_as_of: await page.locator(".as-of:visible").evaluateAll((items) => items.map((item) => item.textContent)),
   gone_rows: await page.locator("#requests tbody tr").count() });
 await page.screenshot({ path: join(folder, "console-gone.png") });
 await watching.close();

@@ -28,7 +28,7 @@ def server(tmp_path_factory):
     arguments = ["--model-path", str(model), "--skip-tokenizer-init", "--dtype", "float32"]
     arguments += ["--max-total-tokens", str(POOL), "--kv-budget", str(BUDGET)]
     arguments += ["--kv-budget-allow-full", "--max-running-requests", str(ROWS)]
-    arguments += ["--api-key", KEY, "--served-model-name", "tiny-llama"]
+    arguments += ["--api-key", KEY, "--served-model-name", "tiny-llama", "--enable-metrics"]
     with harness.Server(arguments) as running:
         yield running.wait_ready()
 
@@ -55,6 +55,7 @@ def start_load(server) -> None:
             "input_ids": shared + harness.prompt(20 + number, number),
             "rid": EVIL if number == ROWS - 1 else f"chat-{1000 + number * 37}",
             "sampling_params": params,
+            "stream": number % 2 == 0,
         }
         # The last row is last in the table, out of the pictures; those after it wait, whatever
         # order a busy machine starts threads in.
@@ -103,7 +104,7 @@ def test_a_fuzzer_finds_no_server_error(server, tools, tmp_path):
         capture_output=True, text=True, timeout=200, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:]
-    assert "Selected: 2/" in done.stdout, done.stdout
+    assert "Selected: 3/" in done.stdout, done.stdout
     send(server, "/generate", {"input_ids": [5, 6], "sampling_params": {"max_new_tokens": 3}})
     assert server.process.poll() is None
 
@@ -140,7 +141,13 @@ def test_states(seen):
     assert (seen["loading"], seen["loading_state"]) == ("Loading", "loading")
     assert seen["empty"] is True and seen["empty_running"] == "0"
     assert seen["silent"].startswith("No answer since ")
-    assert seen["gone"].startswith("No answer since ")
+    assert seen["gone"].startswith("Gone: no answer since ")
+    assert seen["gone_title"].startswith("✕ gone since ")
+    assert seen["silent_title"].startswith("● no answer for ")
+    assert seen["live_title"] == "tiny-llama - longflow"
+    assert len(seen["gone_as_of"]) == 3
+    assert all(text.startswith("as of ") for text in seen["gone_as_of"])
+    assert "fills as soon as" not in seen["gone_text"]
     assert seen["gone_when"].startswith("last answer ")
     assert "does not answer" in seen["gone_notice"] and "last answer" in seen["gone_notice"]
     assert seen["gone_rows"] >= 4
@@ -150,6 +157,41 @@ def test_a_busy_scheduler_is_amber_and_its_rows_stay(seen):
     busy = seen["busy"]
     assert (busy["state"], busy["colour"], busy["notice"]) == ("busy", "rgb(138, 90, 0)", False)
     assert busy["rows"] >= 4 and busy["rows_then"] >= 4
+    assert busy["title"] == "● busy 7 s - tiny-llama - longflow"
+
+
+def test_the_state_stays_in_sight(seen):
+    assert seen["busy"]["scrolled"] > 300 and seen["busy"]["header"] == [0, True]
+
+
+def test_charts_come_from_the_server_and_survive_a_reload(seen):
+    charts = seen["charts"]
+    assert charts["titles"] == [
+        "Tokens per second", "Requests", "Time to first token", "Time between tokens", "KV pool",
+    ]  # fmt: skip
+    assert charts["missing"] == 0 and charts["drawn"] == charts["after_reload"] == 5
+    assert charts["running"] == f"{ROWS}"
+    assert charts["values"] == 120 and charts["hour"] == ["true", 120]
+
+
+def test_charts_are_read_with_the_keyboard(seen):
+    keys = seen["charts"]["keys"]
+    assert keys["newest"].split(": ")[1].startswith("running ") and "waiting " in keys["newest"]
+    assert keys["before"] != keys["newest"] and keys["marked"] == 5
+    assert keys["first"].endswith("running no value, waiting no value")
+    assert keys["after_escape"] == 0
+
+
+def test_settings_are_in_words_and_units(seen):
+    settings = seen["settings_text"]
+    assert settings["Budget of a request"] == "96 tokens" and settings["Prefix cache"] == "yes"
+    assert settings["KV pool"].endswith("MiB") and settings["Up for"].split()[1] in ("s", "min")
+    assert not any("_" in name for name in settings)
+
+
+def test_tabs(seen):
+    tabs = seen["tabs"]
+    assert tabs["panel"] == "tabpanel" and tabs["selected"] == "true" and tabs["labelled"] is True
 
 
 def test_rows_and_pool(seen):
@@ -194,4 +236,6 @@ def test_the_key_is_asked_for_and_stays_in_the_tab(seen):
 
 def test_screenshots_were_taken(seen):
     names = {file.name for file in seen["folder"].glob("*.png") if file.stat().st_size > 10_000}
-    assert names == {f"console-{name}.png" for name in ("light", "dark", "phone", "key", "gone")}
+    assert names == {
+        f"console-{name}.png" for name in ("light", "dark", "phone", "key", "busy", "gone")
+    }

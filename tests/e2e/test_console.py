@@ -90,7 +90,7 @@ def until(check, timeout_s: float = 60):
     return found
 
 
-ROUTES = ["", "/static/console.js", "/stats", "/plan?budget=96"]
+ROUTES = ["", "/static/console.js", "/stats", "/history", "/plan?budget=96"]
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -210,6 +210,32 @@ def test_many_viewers_cost_one_question_a_second(server):
     begin = time.monotonic()
     assert len({stats(server)["uptime_s"] for _ in range(5)}) == 5
     assert time.monotonic() - begin >= 0.4
+
+
+def test_the_history_is_that_of_the_server(server):
+    """Its own readings, and SGLang's latencies of streamed requests; watching leaves no lines."""
+
+    def last() -> dict:
+        found = json.loads(ask(server, "/longflow/history?span_s=60&step_s=5")[2])
+        columns = found["columns"]
+        assert found["missing"] == {} and {len(c) for c in columns.values()} == {12}
+        return {name: column[-1] for name, column in columns.items()}
+
+    body = {"text": "Hello", "stream": True, "rid": "streamed"}
+    body["sampling_params"] = {"max_new_tokens": 20, "ignore_eos": True}
+    with load(server, ["a", "b"], new_tokens=3500):
+        until(lambda: last()["running_requests"] == 2 and last()["decoded_tokens_per_s"])
+        assert ask(server, "/generate", body=body)[0] == 200
+        found = until(lambda: (now := last())["time_to_first_token_p50_s"] and now)
+        assert 0 < found["inter_token_p50_s"] <= found["inter_token_p95_s"]
+        slots = ("budgeted", "full_kv", "prefill", "tree_held", "evictable", "free")
+        assert 0 <= POOL - sum(found[f"{name}_tokens"] for name in slots) < BUDGET
+        assert found["budgeted_tokens"] > 0
+    until(lambda: last()["running_requests"] == 0)  # idle is no gap
+    lines = server.log.read_text().splitlines()
+    assert [line for line in lines if "GET /longflow/" in line and '" 200' in line] == []
+    assert [line for line in lines if "GET /health " in line] == []
+    assert any("POST /generate" in line for line in lines)
 
 
 def longflow_top(server, *arguments: str) -> subprocess.CompletedProcess:

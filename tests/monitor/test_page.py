@@ -2,9 +2,12 @@
 """The console's files: all of them served, nothing from outside, nothing that the policy blocks."""
 
 import re
+import tomllib
+from pathlib import Path
 
 from sglang_longflow.monitor.page import CONTENT_SECURITY_POLICY, PAGE, load_files
 
+ROOT = Path(__file__).parents[2]
 FILES = load_files()
 TEXT = {name: content.decode() for name, (content, _) in FILES.items()}
 
@@ -24,10 +27,22 @@ def test_content_types():
 
 def test_nothing_comes_from_outside():
     for name, text in TEXT.items():
+        loaded = re.sub(r'<a href="[^"]*"', "", text)  # a link is followed, not loaded
         found = [
-            url for url in re.findall(r"(?:https?:)?//[\w.-]+\.\w+", text) if "w3.org" not in url
+            url for url in re.findall(r"(?:https?:)?//[\w.-]+\.\w+", loaded) if "w3.org" not in url
         ]
         assert found == [], name
+
+
+def test_links_lead_to_this_server_and_to_the_documentation():
+    """The page is at /longflow, so a relative link is one of the server's own routes."""
+    links = re.findall(r'<a href="([^"#]+)"', TEXT[PAGE])
+    assert links[:2] == ["docs", "metrics"]
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    pages = pyproject["project"]["urls"]["Documentation"].removesuffix("index.md")
+    assert [link for link in links[2:] if not link.startswith(pages)] == []
+    for link in links[2:]:
+        assert (ROOT / "docs" / link.removeprefix(pages)).is_file()
 
 
 def test_nothing_is_inline():
@@ -69,7 +84,10 @@ def test_contrast_of_both_themes():
         for text in ("ink", "quiet", "bad", "accent"):
             assert _contrast(colour[text], colour["panel"]) >= 4.5, (theme, text)
             assert text == "bad" or _contrast(colour[text], colour["ground"]) >= 4.5, (theme, text)
-        assert _contrast(colour["bad"], colour["bad-ground"]) >= 4.5, theme
+        for text in ("bad", "wait"):
+            assert _contrast(colour[text], colour[f"{text}-ground"]) >= 4.5, (theme, text)
+            for quiet in ("ink", "quiet"):  # the header's
+                assert _contrast(colour[quiet], colour[f"{text}-ground"]) >= 4.5, (theme, text)
         for part in ("budgeted", "full", "prefill", "held"):
             assert _contrast(colour[part], colour["panel"]) >= 3, (theme, part)
             assert _contrast(colour[part], colour["free"]) >= 3, (theme, part)

@@ -2,6 +2,7 @@
 """``longflow console``: the page here, the data there, the key handed on, nothing else."""
 
 import contextlib
+import http.client
 import json
 import threading
 import urllib.error
@@ -67,6 +68,7 @@ def test_the_page_is_open_and_guarded(relay):
 def test_data_needs_the_key(relay):
     assert get(f"{relay}/longflow/stats")[0] == 401
     assert get(f"{relay}/longflow/stats", "wrong")[0] == 401
+    assert get(f"{relay}/longflow/history?span_s=60", "right")[0] == 200
     status, body, headers = get(f"{relay}/longflow/plan?budget=96&users=2", "right")
     assert status == 200 and json.loads(body) == {"path": "/longflow/plan?budget=96&users=2"}
     assert headers["Cache-Control"] == "no-store"
@@ -77,6 +79,18 @@ def test_data_needs_the_key(relay):
 )
 def test_nothing_else_is_handed_on(relay, path):
     assert get(relay + path, "right")[0] == 404
+
+
+@pytest.mark.parametrize("name", ["docs", "metrics"])
+def test_links_of_the_page_lead_to_the_server(relay, name):
+    """Not through the relay: a browser goes there itself, without the key."""
+    connection = http.client.HTTPConnection(relay.removeprefix("http://"))
+    connection.request("GET", f"/{name}")
+    answer = connection.getresponse()
+    location = answer.getheader("Location")
+    assert answer.status == 302 and location.endswith(f"/{name}") and relay not in location
+    assert get(location, "right")[:2] == (200, json.dumps({"path": f"/{name}"}).encode())
+    connection.close()
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:30080", "["])
