@@ -87,8 +87,8 @@ def test_no_module_takes_the_place_of_a_function():
 
 def test_plan_is_the_commands_plan():
     from sglang_longflow.planner.geometry import load_geometry
+    from sglang_longflow.planner.gpus import GIB, GPUS
     from sglang_longflow.planner.plan import make_plan
-    from sglang_longflow.planner.step_time import GIB, GPUS
 
     found = sglang_longflow.plan(
         "Qwen/Qwen3-1.7B", gpu="h100-80g", budget=3200, users=300, tp=2, weights_gb=8

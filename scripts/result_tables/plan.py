@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from result_tables.data import PAPER, table, value, whole
 from result_tables.speed import SETTLED
 from sglang_longflow.planner.geometry import load_geometry
+from sglang_longflow.planner.gpus import GPUS
 from sglang_longflow.planner.plan import make_plan
-from sglang_longflow.planner.step_time import GPUS
 
 #: What is read within each decode step: Hugging Face names of the geometries.
 MODELS = {

@@ -11,14 +11,22 @@ from inspect import signature
 
 from sglang_longflow.planner.api import plan
 from sglang_longflow.planner.geometry import DTYPE_BYTES, KV_DTYPES, PlanError
+from sglang_longflow.planner.gpus import AUTO, GIB, GPUS
 from sglang_longflow.planner.plan import (
     DEFAULT_MEM_FRACTION,
     DEFAULT_OUTPUT_TOKENS,
     DEFAULT_PROMPT_TOKENS,
     Plan,
 )
-from sglang_longflow.planner.step_time import GIB, GPUS
 from sglang_longflow.settings.flags import MIN_BUDGET_TOKENS
+
+#: Where the shape of a model was found, in words.
+SOURCES = {
+    "folder": "its folder",
+    "cache": "Hugging Face's cache",
+    "hub": "Hugging Face's hub",
+    "built-in": "built-in shape",
+}
 
 
 def render(plan: Plan) -> str:
@@ -35,7 +43,7 @@ def render(plan: Plan) -> str:
     if plan.memory_bytes is not None:
         memory = f"{plan.memory_bytes / GIB:.2f} GiB x {plan.mem_fraction_static:g}"
     lines = {
-        "model": f"{plan.model}, {plan.dtype}, KV {plan.kv_cache_dtype}, TP {plan.tp}",
+        "model": f"{plan.model} ({SOURCES[plan.model_source]}), {plan.dtype}, KV {plan.kv_cache_dtype}, TP {plan.tp}",
         "GPU": f"{plan.gpu or 'unnamed'}, {memory}",
         "weights": f"{plan.weights_bytes / GIB:.2f} GiB ({plan.weights_source})",
         "KV per token": f"{plan.kv_bytes_per_token:,} bytes per GPU",
@@ -67,8 +75,9 @@ def render(plan: Plan) -> str:
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that `plan_from` reads, which checks the numbers and names."""
     add = parser.add_argument
-    add("--model", required=True, help="model folder, config.json, or a built-in name")
-    add("--gpu", help=f"one of {', '.join(GPUS)}")
+    add("--model", required=True, help="model folder, config.json, or a name of the hub")
+    add("--revision", help="branch, tag or commit of a model with a name, as SGLang's flag")
+    add("--gpu", help=f"{', '.join(GPUS)}, what nvidia-smi prints, or {AUTO}: this machine's")
     add("--memory-gb", help="memory of one GPU in GiB, as SGLang reports it; overrides --gpu's")
     add("--budget", help=f"KV budget of a request in tokens, at least {MIN_BUDGET_TOKENS}")
     add("--users", help="requests that should run at once; without --budget, finds the budget")

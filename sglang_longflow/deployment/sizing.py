@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sglang_longflow.planner.geometry import PlanError
+from sglang_longflow.planner.gpus import GIB
 from sglang_longflow.planner.plan import Plan
-from sglang_longflow.planner.step_time import GIB
 from sglang_longflow.settings.flags import DEFAULT_POLICY
 
 # Parts of a server's rows, in percent; the same as the chart's defaults, which a test compares.

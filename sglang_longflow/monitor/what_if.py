@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from sglang_longflow.planner.geometry import DTYPE_BYTES, ModelGeometry, PlanError, weights_bytes
+from sglang_longflow.planner.geometry import DTYPE_BYTES, ModelGeometry, PlanError
+from sglang_longflow.planner.gpus import gpu_called
 from sglang_longflow.planner.plan import make_plan
-from sglang_longflow.planner.step_time import gpu_called
+from sglang_longflow.planner.weights import weights_bytes
 from sglang_longflow.settings.flags import MIN_BUDGET_TOKENS
 
 MAX_OUTPUT_TOKENS = 10_000_000

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 
 from sglang_longflow.planner.geometry import DTYPE_BYTES, KV_DTYPES, PlanError, load_geometry
+from sglang_longflow.planner.gpus import GIB, choose_gpu
 from sglang_longflow.planner.plan import (
     DEFAULT_MEM_FRACTION,
     DEFAULT_OUTPUT_TOKENS,
@@ -14,7 +17,6 @@ from sglang_longflow.planner.plan import (
     Plan,
     make_plan,
 )
-from sglang_longflow.planner.step_time import GIB, GPUS
 from sglang_longflow.settings.flags import MIN_BUDGET_TOKENS
 
 
@@ -45,13 +47,16 @@ def one_of(flag: str, value: str, known: Iterable[str]) -> str:
     """The known name that equals `value` in any case; else a `PlanError`."""
     names = {name.lower(): name for name in known}
     if str(value).lower() not in names:
-        raise PlanError(f"{flag} {value} is not one of: {', '.join(names.values())}")
+        near = difflib.get_close_matches(str(value).lower(), names, 1)
+        meant = f"; did you mean {names[near[0]]}?" if near else ""
+        raise PlanError(f"{flag} {value} is not one of: {', '.join(names.values())}{meant}")
     return names[str(value).lower()]
 
 
 def plan(
     model: str | os.PathLike[str],
     *,
+    revision: str | None = None,
     gpu: str | None = None,
     memory_gb: float | None = None,
     budget: int | None = None,
@@ -72,9 +77,13 @@ def plan(
     Parameters
     ----------
     model : str or path
-        Model folder, ``config.json``, or a built-in name such as ``"Qwen/Qwen3-1.7B"``.
+        Model folder, ``config.json``, or a name such as ``"Qwen/Qwen3-1.7B"``, looked for in
+        Hugging Face's cache, on its hub, and in a built-in table.
+    revision : str, optional
+        Branch, tag or commit of a model with a name, as SGLang's flag.
     gpu : str, optional
-        A card of the table, such as ``"H100-80G"``, in any case.
+        A card of the table, such as ``"H100-80G"``, a nickname such as ``"h100"``, the name that
+        ``nvidia-smi`` prints, or ``"auto"``: the cards of this machine.
     memory_gb : float, optional
         Memory of one GPU in GiB; overrides that of `gpu`. One of the two is needed.
     budget : int, optional
@@ -104,10 +113,14 @@ def plan(
     def given(flag: str, value: int | None, minimum: int = 1) -> int | None:
         return None if value is None else integer(flag, value, minimum)
 
-    return make_plan(
-        load_geometry(os.fspath(model)),
-        gpu=None if gpu is None else GPUS[one_of("--gpu", gpu, GPUS)],
-        memory_bytes=given_bytes("--memory-gb", memory_gb),
+    card = None if gpu is None else choose_gpu(gpu)
+    memory_bytes = given_bytes("--memory-gb", memory_gb)
+    if card is not None and card.gpu is None and memory_bytes is None:
+        memory_bytes = card.memory_bytes
+    plan = make_plan(
+        load_geometry(os.fspath(model), revision),
+        gpu=None if card is None else card.gpu,
+        memory_bytes=memory_bytes,
         budget_tokens=given("--budget", budget, MIN_BUDGET_TOKENS),
         users=given("--users", users),
         prompt_tokens=integer("--prompt-tokens", prompt_tokens),
@@ -119,3 +132,6 @@ def plan(
         model_bytes=given_bytes("--weights-gb", weights_gb),
         max_total_tokens=given("--max-total-tokens", max_total_tokens),
     )
+    if card is not None and card.note is not None:
+        plan = replace(plan, gpu=card.name, notes=(*plan.notes, card.note))
+    return plan

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model geometry read from ``config.json``: weight bytes, and KV bytes per token."""
+"""Model geometry read from ``config.json``: parameters, and KV bytes per token."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sglang_longflow.errors import LongFlowError
@@ -14,7 +12,6 @@ from sglang_longflow.settings.refused_models import model_conflict
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 KV_DTYPES = ("auto", "fp8_e4m3")
-_FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _TIED_BY_DEFAULT = ("gemma", "cohere")
 
 
@@ -29,7 +26,8 @@ class ModelGeometry:
     ``shared_intermediate`` is the width of all shared experts of a layer together,
     ``dense_layers`` the layers with an ordinary MLP in a mixture-of-experts model. ``folder`` is
     where safetensors files are looked for; ``opaque_field`` names the config field because of
-    which the geometry alone does not give the weights.
+    which the geometry alone does not give the weights. ``source`` says where the config was found,
+    ``passed_over`` why it is a built-in one; ``stored_dtype`` is that of the checkpoint.
     """
 
     name: str
@@ -51,6 +49,15 @@ class ModelGeometry:
     dense_layers: int = 0
     folder: str | None = None
     opaque_field: str = ""
+    source: str = ""
+    passed_over: str = ""
+    revision: str | None = None
+    stored_dtype: str | None = None
+
+    @property
+    def named(self) -> bool:
+        """Whether the hub knows the model by its name."""
+        return self.source in ("cache", "hub")
 
 
 def _size(config: dict[str, Any], key: str, default: int | None = None) -> int:
@@ -68,6 +75,11 @@ def _size(config: dict[str, Any], key: str, default: int | None = None) -> int:
 def _count(config: dict[str, Any], *keys: str) -> int:
     """First of the keys that is present and not null or 0, else 0."""
     return next((_size(config, key) for key in keys if config.get(key)), 0)
+
+
+def _text(config: dict[str, Any], key: str) -> str | None:
+    value = config.get(key)
+    return value if isinstance(value, str) else None
 
 
 def geometry_from(config: dict[str, Any], name: str, folder: str | None) -> ModelGeometry:
@@ -119,6 +131,7 @@ def geometry_from(config: dict[str, Any], name: str, folder: str | None) -> Mode
         dense_layers=dense if experts else layers,
         folder=folder,
         opaque_field=opaque,
+        stored_dtype=_text(config, "dtype") or _text(config, "torch_dtype"),
     )  # fmt: skip
 
 
@@ -139,7 +152,9 @@ def load_geometry(model: str, revision: str | None = None) -> ModelGeometry:
     if isinstance(found, Missing):
         raise PlanError(f"--model {found}")
     try:
-        return geometry_from(found.config, found.name, found.folder)
+        geometry = geometry_from(found.config, found.name, found.folder)
+        passed_over = str(found.passed_over or "")
+        return replace(geometry, source=found.source, passed_over=passed_over, revision=revision)
     except TypeError as error:  # such as a number for layer_types
         raise PlanError(
             f"--model {model}: what the {found.source} has is not a model config: {error}"
@@ -158,80 +173,6 @@ def parameter_count(geom: ModelGeometry) -> int:
     mlps = dense * geom.dense_layers + sparse * (geom.layers - geom.dense_layers)
     embeddings = geom.vocab * h * (1 if geom.tied else 2)
     return embeddings + geom.layers * (attention + 2 * h) + mlps + h
-
-
-def checkpoint_bytes(geom: ModelGeometry, dtype: str = "bfloat16") -> int | None:
-    """Bytes the folder's safetensors files take once loaded, on all GPUs; None without files.
-
-    Float tensors count at ``dtype`` unless the checkpoint is quantized; a stored copy of a tied
-    output matrix does not count, as SGLang does not load it.
-    """
-    if geom.folder is None:
-        return None
-    folder = Path(geom.folder)
-    index = folder / "model.safetensors.index.json"
-    files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors"))
-    try:
-        if index.is_file():
-            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-            files = [folder / name for name in sorted(set(names))]
-        if not files or not all(file.is_file() for file in files):
-            return None
-        return sum(_file_bytes(file, geom, DTYPE_BYTES[dtype]) for file in files)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
-        raise PlanError(
-            f"the safetensors files in {folder} are not readable (git-lfs pointers?): {err}; "
-            "give --weights-gb"
-        ) from err
-
-
-def _file_bytes(file: Path, geom: ModelGeometry, dtype_bytes: int) -> int:
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if length > file.stat().st_size - 8:
-            raise ValueError(f"{file.name} has no safetensors header")
-        header = json.loads(stream.read(length))
-    total = 0
-    for name, tensor in header.items():
-        if name == "__metadata__" or (geom.tied and name.endswith("lm_head.weight")):
-            continue
-        begin, end = tensor["data_offsets"]
-        stored = _FLOAT_BYTES.get(tensor["dtype"])
-        if stored is None or geom.opaque_field == "quantization_config":
-            total += end - begin
-        else:
-            total += (end - begin) // stored * dtype_bytes
-    return total
-
-
-def weights_bytes(geom: ModelGeometry, dtype: str = "bfloat16") -> int:
-    """Bytes of the weights: from the safetensors files if there, else from the geometry.
-
-    Parameters
-    ----------
-    geom : ModelGeometry
-    dtype : str
-        ``bfloat16``, ``float16`` or ``float32``.
-
-    Returns
-    -------
-    int
-        Bytes on all GPUs together.
-
-    Raises
-    ------
-    PlanError
-        The geometry alone does not tell (quantized or multimodal) and there are no files.
-    """
-    stored = checkpoint_bytes(geom, dtype)
-    if stored is not None:
-        return stored
-    if geom.opaque_field:
-        raise PlanError(
-            f"config.json field {geom.opaque_field}: the geometry alone does not give the weights "
-            f"of {geom.name} and its folder has no safetensors files; give --weights-gb"
-        )
-    return parameter_count(geom) * DTYPE_BYTES[dtype]
 
 
 def kv_bytes_per_token(

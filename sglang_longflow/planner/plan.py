@@ -3,22 +3,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sglang_longflow.planner.geometry import (
     ModelGeometry,
     PlanError,
-    checkpoint_bytes,
     kv_bytes_per_token,
     parameter_count,
-    weights_bytes,
 )
-from sglang_longflow.planner.step_time import GIB, Gpu, StepTime
+from sglang_longflow.planner.gpus import GIB, Gpu
+from sglang_longflow.planner.step_time import StepTime
+from sglang_longflow.planner.weights import weights_of
 from sglang_longflow.settings.flags import MIN_BUDGET_TOKENS
 
 COMPUTE_BOUND_ROWS = 256  # about where matrix products stop being limited by reading weights
 DEFAULT_MEM_FRACTION = 0.85
+TP_SIZES = (2, 4, 8, 16)  # that are suggested where one GPU is too small
+FASTER = 1.05  # a gain in tokens/s from which a budget that lets nobody in is still of use
 DEFAULT_PROMPT_TOKENS = 512
+NO_HELP = "does NOT help: "
 DEFAULT_OUTPUT_TOKENS = 16384
 
 
@@ -65,6 +69,7 @@ class Plan:
     helps: bool
     verdict: str
     notes: tuple[str, ...]
+    model_source: str = ""
 
 
 def _rows_full(pool_tokens: int, prompt_tokens: int, output_tokens: int) -> int:
@@ -119,15 +124,13 @@ def _weights(geom: ModelGeometry, dtype: str, given: int | None) -> tuple[int, s
     """Bytes of the weights on all GPUs together, and where the number is from."""
     if given is not None:
         return given, "--weights-gb"
-    stored = checkpoint_bytes(geom, dtype)
-    if stored is not None:
-        return stored, "safetensors files"
-    return weights_bytes(geom, dtype), "config.json geometry"
+    return weights_of(geom, dtype, hub=True)
 
 
 def _pool_tokens(
-    memory: int, mem_fraction: float, gpu_weights: float, kv_bytes: float, most: int | None
-) -> int:
+    memory: int, mem_fraction: float, gpu_weights: float, kv_bytes: float, most: int | None,
+    fix: Callable[[], str],
+) -> int:  # fmt: skip
     """KV slots that one GPU's memory leaves beside the weights (all in bytes), `most` at most."""
     if most is not None and most < MIN_BUDGET_TOKENS:
         raise PlanError(f"--max-total-tokens {most} is below {MIN_BUDGET_TOKENS}, the least budget")
@@ -136,9 +139,34 @@ def _pool_tokens(
         raise PlanError(
             f"memory {memory / GIB:.2f} GiB x --mem-fraction-static {mem_fraction:g} = "
             f"{memory * mem_fraction / GIB:.2f} GiB is too small for {gpu_weights / GIB:.2f}"
-            f" GiB of weights a GPU and a KV pool of {MIN_BUDGET_TOKENS} tokens"
+            f" GiB of weights a GPU and a KV pool of {MIN_BUDGET_TOKENS} tokens; fix: {fix()}"
         )
     return pool if most is None else min(pool, most)
+
+
+def _what_fits(
+    geom: ModelGeometry, share: float, weights: float, tp: int, kv: str, dtype: str, request: int
+) -> str:
+    """Flags with which weights and one request of `request` tokens fit; `share` in bytes a GPU."""
+
+    def least_tp(kv_dtype: str) -> int | None:
+        for more in (n for n in TP_SIZES if n > tp):
+            try:
+                token_bytes = kv_bytes_per_token(geom, more, kv_dtype, dtype)
+            except PlanError:
+                continue
+            if share - weights / more >= request * token_bytes:
+                return more
+        return None
+
+    found = [(least_tp(kind), kind) for kind in dict.fromkeys((kv, "fp8_e4m3"))]
+    fixes, best = [], None
+    for more, kind in found:
+        if more is not None and (best is None or more < best):
+            fixes.append(f"--tp {more}" + ("" if kind == kv else f" --kv-cache-dtype {kind}"))
+            best = more
+    fixes.append("a quantized checkpoint" if not geom.opaque_field else "a smaller model")
+    return " or ".join([*fixes, "a GPU with more memory"])
 
 
 def make_plan(
@@ -198,6 +226,7 @@ def make_plan(
         raise PlanError(
             f"--budget {budget_tokens} must be an integer >= {MIN_BUDGET_TOKENS} (policy minimum)"
         )
+    final = prompt_tokens + output_tokens
     kv_bytes = kv_bytes_per_token(geom, tp, kv_cache_dtype, dtype)
     model_bytes, source = _weights(geom, dtype, model_bytes)
     gpu_weights = model_bytes / tp
@@ -209,10 +238,13 @@ def make_plan(
             )
     else:
         assert memory is not None
-        pool = _pool_tokens(memory, mem_fraction_static, gpu_weights, kv_bytes, max_total_tokens)
+        share = memory * mem_fraction_static
+        pool = _pool_tokens(
+            memory, mem_fraction_static, gpu_weights, kv_bytes, max_total_tokens,
+            lambda: _what_fits(geom, share, model_bytes, tp, kv_cache_dtype, dtype, final),
+        )  # fmt: skip
     if prompt_tokens > pool:
         raise PlanError(f"--prompt-tokens {prompt_tokens} exceeds the pool of {pool} tokens")
-    final = prompt_tokens + output_tokens
     given = budget_tokens
     if budget_tokens is None and users is not None:
         budget_tokens = budget_for_users(pool, users, prompt_tokens, output_tokens)
@@ -242,6 +274,10 @@ def make_plan(
         budget=budget_tokens, pool=pool, prompt=prompt_tokens, output=output_tokens, users=users,
         fits=fits, rows_full=rows_full, rows=rows or 0,
     )  # fmt: skip
+    if not helps and speed_gain is not None and speed_gain >= FASTER:
+        reason = verdict.removeprefix(NO_HELP)
+        verdict = f"faster, not more: about {speed_gain:.2f}x the tokens/s, as steps read less KV; "
+        verdict += f"but {reason}"
     notes = []
     if budget_tokens is not None and prompt_tokens > budget_tokens - 1:
         notes.append(
@@ -255,8 +291,8 @@ def make_plan(
         )
     if geom.experts and gpu:
         notes.append("the products of a mixture of experts are not counted, only its bytes")
-    if not helps and speed_gain is not None and speed_gain > 1:
-        notes.append(f"steps would still read less KV: about {speed_gain:.2f}x the tokens/s")
+    if geom.source == "built-in":
+        notes.append(f"the model's shape is the built-in one: {geom.passed_over}")
     if given is not None and users is not None and rows is not None and rows < users:
         notes.append(f"{rows:,} of the {users:,} users run at once, the others wait")
     return Plan(
@@ -271,7 +307,7 @@ def make_plan(
         budget_tokens_per_s=speed if gpu else None, concurrency_gain=gain,
         throughput_gain=speed_gain, break_even_output_tokens=break_even,
         max_running_requests=pool // budget_tokens if helps and budget_tokens else None,
-        helps=helps, verdict=verdict, notes=tuple(notes),
+        helps=helps, verdict=verdict, notes=tuple(notes), model_source=geom.source,
     )  # fmt: skip
 
 
@@ -286,15 +322,15 @@ def _verdict(
     """
     if users is not None and users <= fits and (budget is None or budget <= pool):
         return False, (
-            f"does NOT help: all {users:,} users run at once with full KV already, "
+            f"{NO_HELP}all {users:,} users run at once with full KV already, "
             f"{fits:,} fit by mean length"
         )
     assert budget is not None  # budget_for_users leaves it out only in the case above
     if budget > pool:
-        return False, f"does NOT help: the budget of {budget:,} tokens exceeds the pool of {pool:,}"
+        return False, f"{NO_HELP}the budget of {budget:,} tokens exceeds the pool of {pool:,}"
     if prompt + output <= budget:
         return False, (
-            f"does NOT help: prompt + output = {prompt + output:,} tokens never exceed the budget "
+            f"{NO_HELP}prompt + output = {prompt + output:,} tokens never exceed the budget "
             f"of {budget:,}"
         )
     if rows_full == 0:
@@ -303,7 +339,7 @@ def _verdict(
         return True, f"helps: {rows:,} requests at once instead of {rows_full:,} with full KV"
     if output <= 2 * (budget - prompt):
         return False, (
-            f"does NOT help: outputs of {output:,} tokens do not exceed the break-even of "
+            f"{NO_HELP}outputs of {output:,} tokens do not exceed the break-even of "
             f"{2 * (budget - prompt):,}; full KV runs {rows_full:,} at once by mean length"
         )
-    return False, "does NOT help: the pool does not hold one more request at this budget"
+    return False, f"{NO_HELP}the pool does not hold one more request at this budget"

@@ -9,52 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-GIB = 2**30
+from sglang_longflow.planner.gpus import Gpu
+
 ACHIEVABLE_BANDWIDTH = 0.87  # part of the peak that attention reaches
 ACHIEVABLE_COMPUTE = 0.5  # part of the dense 16-bit peak that matrix products reach
 SECONDS_PER_LAYER = 39e-6  # small kernels and gaps between kernels, in a CUDA graph
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """One card: memory that CUDA reports as usable, peak bandwidth, dense 16-bit peak."""
-
-    name: str
-    memory_bytes: int
-    bandwidth_bytes_per_s: float
-    operations_per_s: float
-
-
-GPUS = {
-    name: Gpu(name, int(gib * GIB), bandwidth, operations)
-    for name, gib, bandwidth, operations in (
-        ("H100-80G", 79.1, 3.35e12, 989e12),
-        ("H200-141G", 139.8, 4.8e12, 989e12),
-        ("A100-40G", 39.4, 1.555e12, 312e12),
-        ("A100-80G", 79.1, 2.039e12, 312e12),
-        ("L4-24G", 22.0, 0.3e12, 121e12),
-        ("L40S-48G", 44.4, 0.864e12, 362e12),
-        ("RTX4090-24G", 23.5, 1.008e12, 165e12),
-        ("B200-192G", 178.4, 8.0e12, 2250e12),
-    )
-}
-
-
-def gpu_called(name: str, memory_bytes: int) -> Gpu | None:
-    """The card of the table that CUDA calls `name`, such as ``NVIDIA H100 80GB HBM3``.
-
-    None for a card that is not in the table (an H100 on PCIe has slower memory than the one that
-    is); the memory, within a tenth, tells sizes apart.
-    """
-    words = name.upper().replace("RTX ", "RTX").split()
-    if "H100" in words and "PCIE" in words:
-        return None
-    for gpu in GPUS.values():
-        family = gpu.name.split("-")[0]
-        close = abs(memory_bytes - gpu.memory_bytes) <= gpu.memory_bytes / 10
-        if close and any(family in word.split("-") for word in words):
-            return gpu
-    return None
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from sglang_longflow.planner.geometry import (
     PlanError,
     kv_bytes_per_token,
     load_geometry,
-    weights_bytes,
 )
+from sglang_longflow.planner.weights import weights_bytes
 from sglang_longflow.server.free_memory import Free
 
 #: The pool gets one part in this many of what is free beside weights and processes.

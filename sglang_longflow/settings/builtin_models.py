@@ -10,43 +10,167 @@ import difflib
 from typing import Any
 
 _FIELDS = (
-    "model_type", "num_hidden_layers", "hidden_size", "intermediate_size",
-    "num_attention_heads", "num_key_value_heads", "vocab_size", "tie_word_embeddings",
+    "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads",
+    "num_key_value_heads", "vocab_size", "head_dim", "tie_word_embeddings",
 )  # fmt: skip
-#: Values of these fields; head_dim is 128 in all.
-_SHAPES: dict[str, tuple[str, int, int, int, int, int, int, bool]] = {
-    "Qwen/Qwen3-0.6B": ("qwen3", 28, 1024, 3072, 16, 8, 151936, True),
-    "Qwen/Qwen3-1.7B": ("qwen3", 28, 2048, 6144, 16, 8, 151936, True),
-    "Qwen/Qwen3-4B": ("qwen3", 36, 2560, 9728, 32, 8, 151936, True),
-    "Qwen/Qwen3-8B": ("qwen3", 36, 4096, 12288, 32, 8, 151936, False),
-    "Qwen/Qwen3-32B": ("qwen3", 64, 5120, 25600, 64, 8, 151936, False),
-    "Qwen/Qwen2.5-7B-Instruct": ("qwen2", 28, 3584, 18944, 28, 4, 152064, False),
-    "Qwen/Qwen2.5-Math-7B": ("qwen2", 28, 3584, 18944, 28, 4, 152064, False),
-    "meta-llama/Llama-3.1-8B-Instruct": ("llama", 32, 4096, 14336, 32, 8, 128256, False),
-    "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": ("llama", 32, 4096, 14336, 32, 8, 128256, False),
-    "meta-llama/Llama-3.3-70B-Instruct": ("llama", 80, 8192, 28672, 64, 8, 128256, False),
+
+
+def _shape(
+    kind: str, sizes: tuple[int, ...], tied: bool, context: int | None = None, **more: Any
+) -> dict[str, Any]:
+    """A config: `sizes` are the first seven fields; `context` is ``max_position_embeddings``."""
+    found = {"model_type": kind, **dict(zip(_FIELDS, (*sizes, tied), strict=True)), **more}
+    return found if context is None else {**found, "max_position_embeddings": context}
+
+
+def _experts(count: int, width: int) -> dict[str, Any]:
+    return {"num_experts": count, "moe_intermediate_size": width, "decoder_sparse_step": 1}
+
+
+_QWEN3_4B = (36, 2560, 9728, 32, 8, 151936, 128)
+_QWEN3_30B = (48, 2048, 6144, 32, 4, 151936, 128)
+_QWEN3_235B = (94, 4096, 12288, 64, 4, 151936, 128)
+_QWEN25_7B = (28, 3584, 18944, 28, 4, 152064, 128)
+_QWEN25_14B = (48, 5120, 13824, 40, 8, 152064, 128)
+_QWEN25_32B = (64, 5120, 27648, 40, 8, 152064, 128)
+_LLAMA_8B = (32, 4096, 14336, 32, 8, 128256, 128)
+_LLAMA_70B = (80, 8192, 28672, 64, 8, 128256, 128)
+_LONG = 262144
+_SHAPES: dict[str, dict[str, Any]] = {
+    "Qwen/Qwen3-0.6B": _shape("qwen3", (28, 1024, 3072, 16, 8, 151936, 128), True, 40960),
+    "Qwen/Qwen3-1.7B": _shape("qwen3", (28, 2048, 6144, 16, 8, 151936, 128), True, 40960),
+    "Qwen/Qwen3-4B": _shape("qwen3", _QWEN3_4B, True, 40960),
+    "Qwen/Qwen3-4B-Thinking-2507": _shape("qwen3", _QWEN3_4B, True, _LONG),
+    "Qwen/Qwen3-4B-Instruct-2507": _shape("qwen3", _QWEN3_4B, True, _LONG),
+    "Qwen/Qwen3-8B": _shape("qwen3", (36, 4096, 12288, 32, 8, 151936, 128), False, 40960),
+    "Qwen/Qwen3-14B": _shape("qwen3", (40, 5120, 17408, 40, 8, 151936, 128), False, 40960),
+    "Qwen/Qwen3-32B": _shape("qwen3", (64, 5120, 25600, 64, 8, 151936, 128), False, 40960),
+    "Qwen/Qwen3-30B-A3B": _shape("qwen3_moe", _QWEN3_30B, False, 40960, **_experts(128, 768)),
+    "Qwen/Qwen3-30B-A3B-Thinking-2507": _shape(
+        "qwen3_moe", _QWEN3_30B, False, _LONG, **_experts(128, 768)
+    ),
+    "Qwen/Qwen3-30B-A3B-Instruct-2507": _shape(
+        "qwen3_moe", _QWEN3_30B, False, _LONG, **_experts(128, 768)
+    ),
+    "Qwen/Qwen3-235B-A22B": _shape("qwen3_moe", _QWEN3_235B, False, 40960, **_experts(128, 1536)),
+    "Qwen/Qwen3-235B-A22B-Thinking-2507": _shape(
+        "qwen3_moe", _QWEN3_235B, False, _LONG, **_experts(128, 1536)
+    ),
+    "Qwen/Qwen3-235B-A22B-Instruct-2507": _shape(
+        "qwen3_moe", _QWEN3_235B, False, _LONG, **_experts(128, 1536)
+    ),
+    "Qwen/Qwen3-Coder-480B-A35B-Instruct": _shape(
+        "qwen3_moe", (62, 6144, 8192, 96, 8, 151936, 128), False, _LONG, **_experts(160, 2560)
+    ),
+    "Qwen/Qwen2.5-1.5B-Instruct": _shape(
+        "qwen2", (28, 1536, 8960, 12, 2, 151936, 128), True, 32768
+    ),
+    "Qwen/Qwen2.5-3B-Instruct": _shape("qwen2", (36, 2048, 11008, 16, 2, 151936, 128), True, 32768),
+    "Qwen/Qwen2.5-7B-Instruct": _shape("qwen2", _QWEN25_7B, False, 32768),
+    "Qwen/Qwen2.5-Math-7B": _shape("qwen2", _QWEN25_7B, False),
+    "Qwen/Qwen2.5-14B-Instruct": _shape("qwen2", _QWEN25_14B, False, 32768),
+    "Qwen/Qwen2.5-32B-Instruct": _shape("qwen2", _QWEN25_32B, False, 32768),
+    "Qwen/Qwen2.5-72B-Instruct": _shape(
+        "qwen2", (80, 8192, 29568, 64, 8, 152064, 128), False, 32768
+    ),
+    "Qwen/QwQ-32B": _shape("qwen2", _QWEN25_32B, False),
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": _shape(
+        "qwen2", (28, 1536, 8960, 12, 2, 151936, 128), False, 131072
+    ),
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": _shape("qwen2", _QWEN25_7B, False, 131072),
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B": _shape("qwen2", _QWEN25_14B, False, 131072),
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B": _shape("qwen2", _QWEN25_32B, False, 131072),
+    "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": _shape("llama", _LLAMA_8B, False, 131072),
+    "deepseek-ai/DeepSeek-R1-Distill-Llama-70B": _shape("llama", _LLAMA_70B, False, 131072),
+    "meta-llama/Llama-3.1-8B-Instruct": _shape("llama", _LLAMA_8B, False, 131072),
+    "meta-llama/Llama-3.1-70B-Instruct": _shape("llama", _LLAMA_70B, False, 131072),
+    "meta-llama/Llama-3.2-1B-Instruct": _shape(
+        "llama", (16, 2048, 8192, 32, 8, 128256, 64), True, 131072
+    ),
+    "meta-llama/Llama-3.2-3B-Instruct": _shape(
+        "llama", (28, 3072, 8192, 24, 8, 128256, 128), True, 131072
+    ),
+    "meta-llama/Llama-3.3-70B-Instruct": _shape("llama", _LLAMA_70B, False, 131072),
+    "mistralai/Mistral-7B-Instruct-v0.3": _shape(
+        "mistral", (32, 4096, 14336, 32, 8, 32768, 128), False, 32768
+    ),
+    "mistralai/Mistral-Nemo-Instruct-2407": _shape(
+        "mistral", (40, 5120, 14336, 32, 8, 131072, 128), False
+    ),
+    "mistralai/Mixtral-8x7B-Instruct-v0.1": _shape(
+        "mixtral", (32, 4096, 14336, 32, 8, 32000, 128), False, 32768, num_local_experts=8
+    ),
+    "microsoft/phi-4": _shape("phi3", (40, 5120, 17920, 40, 10, 100352, 128), False, 16384),
 }
+
+
+def _each(config: dict[str, Any], *names: str) -> dict[str, dict[str, Any]]:
+    return dict.fromkeys(names, config)
+
+
+_WINDOWS = {"layer_types": ["sliding_attention", "full_attention"]}
+#: Fields that decide, of models that people ask for.
+_REFUSED: dict[str, dict[str, Any]] = {
+    **_each({"model_type": "gpt_oss", **_WINDOWS}, "openai/gpt-oss-20b", "openai/gpt-oss-120b"),
+    **_each(
+        {"model_type": "deepseek_v3", "kv_lora_rank": 512},
+        "deepseek-ai/DeepSeek-V3", "deepseek-ai/DeepSeek-V3-0324", "deepseek-ai/DeepSeek-V3.1",
+        "deepseek-ai/DeepSeek-R1", "deepseek-ai/DeepSeek-R1-0528",
+    ),
+    **_each(
+        {"model_type": "deepseek_v32", "kv_lora_rank": 512}, "deepseek-ai/DeepSeek-V3.2"
+    ),
+    **_each({"model_type": "kimi_k2", "kv_lora_rank": 512}, "moonshotai/Kimi-K2-Instruct"),
+    **_each({"model_type": "gemma3_text", "sliding_window": 512}, "google/gemma-3-1b-it"),
+    **_each(
+        {
+            "model_type": "gemma3",
+            "vision_config": {"model_type": "siglip_vision_model"},
+            "text_config": {"model_type": "gemma3_text", "sliding_window": 1024},
+        },
+        "google/gemma-3-4b-it", "google/gemma-3-12b-it", "google/gemma-3-27b-it",
+    ),
+    **_each(
+        {"model_type": "qwen3_next", "layer_types": ["linear_attention", "full_attention"]},
+        "Qwen/Qwen3-Next-80B-A3B-Instruct", "Qwen/Qwen3-Next-80B-A3B-Thinking",
+    ),
+    **_each(
+        {
+            "model_type": "llama4",
+            "text_config": {"model_type": "llama4_text", "attention_chunk_size": 8192},
+        },
+        "meta-llama/Llama-4-Scout-17B-16E-Instruct",
+        "meta-llama/Llama-4-Maverick-17B-128E-Instruct",
+    ),
+    **_each(
+        {"model_type": "mistral", "sliding_window": 4096, "max_position_embeddings": 32768},
+        "mistralai/Mistral-7B-v0.1", "mistralai/Mistral-7B-Instruct-v0.1",
+    ),
+}  # fmt: skip
 
 
 def builtin_name(model: str) -> str | None:
     """The name of the table that is meant: in any case, with or without the organisation."""
     asked = model.strip().lower()
-    for name in builtin_names():
+    for name in (*_SHAPES, *_REFUSED):
         if asked in (name.lower(), name.split("/")[1].lower()):
             return name
     return None
 
 
 def builtin_names() -> tuple[str, ...]:
-    """Every name of the table."""
+    """The names of the table whose models can have a KV budget."""
     return tuple(_SHAPES)
+
+
+def refused_names() -> tuple[str, ...]:
+    """The names of the table whose models cannot."""
+    return tuple(_REFUSED)
 
 
 def builtin_config(name: str) -> dict[str, Any] | None:
     """The fields of ``config.json`` of a name of the table; None for any other."""
-    if name not in _SHAPES:
-        return None
-    return {**dict(zip(_FIELDS, _SHAPES[name])), "head_dim": 128}
+    return _SHAPES.get(name) or _REFUSED.get(name)
 
 
 def near_names(model: str, known: tuple[str, ...]) -> tuple[str, ...]:

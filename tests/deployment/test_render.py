@@ -20,8 +20,8 @@ from sglang_longflow.deployment import files, sizing
 from sglang_longflow.deployment.settings import Settings
 from sglang_longflow.errors import ConfigError
 from sglang_longflow.planner.geometry import load_geometry
+from sglang_longflow.planner.gpus import GIB, GPUS
 from sglang_longflow.planner.plan import make_plan
-from sglang_longflow.planner.step_time import GIB, GPUS
 from sglang_longflow.server import serve
 from sglang_longflow.server import settings as server_settings
 

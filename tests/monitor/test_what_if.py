@@ -5,8 +5,8 @@ import pytest
 
 from sglang_longflow.monitor.what_if import RunningServer
 from sglang_longflow.planner.geometry import PlanError, load_geometry
+from sglang_longflow.planner.gpus import GIB, GPUS, gpu_called
 from sglang_longflow.planner.plan import make_plan
-from sglang_longflow.planner.step_time import GIB, GPUS, gpu_called
 
 CPU = {"device_name": "cpu", "device_memory_bytes": None, "weights_bytes": 0}
 H100 = {

@@ -16,11 +16,11 @@ from sglang_longflow.planner.geometry import (
     parameter_count,
     weights_bytes,
 )
+from sglang_longflow.planner.gpus import GIB, GPUS
 from sglang_longflow.planner.plan import (
     budget_for_users,
     make_plan,
 )
-from sglang_longflow.planner.step_time import GIB, GPUS
 from sglang_longflow.settings.refused_models import model_conflict
 
 LLAMA = {
