@@ -6,18 +6,23 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from sglang_longflow import __version__
 from sglang_longflow.cli.plan import add_plan_arguments, plan_from
 from sglang_longflow.deployment import compose, helm, keda, kustomize
+from sglang_longflow.deployment.advice import CLUSTER, image_commands, image_comment, notes
 from sglang_longflow.deployment.files import Output
+from sglang_longflow.deployment.node_labels import PRODUCT, affinity, node_selector, products
+from sglang_longflow.deployment.secrets import SecretKey
 from sglang_longflow.deployment.settings import Settings
 from sglang_longflow.deployment.sizing import Sizing, make_sizing
 from sglang_longflow.errors import ConfigError
 from sglang_longflow.planner.api import integer, one_of
 from sglang_longflow.planner.geometry import PlanError, load_geometry
 from sglang_longflow.planner.plan import Plan
+from sglang_longflow.settings.parsers import REASONING_PARSERS, reasoning_parser
 
 TARGETS: dict[str, Callable[[Sizing, Settings], tuple[Output, list[str]]]] = {
     "compose": compose.output,
@@ -26,6 +31,8 @@ TARGETS: dict[str, Callable[[Sizing, Settings], tuple[Output, list[str]]]] = {
     "keda": keda.output,
 }
 DEFAULT_REPLICAS_MAX = 4
+DEFAULT_IMAGE = f"sglang-longflow:{__version__}"
+NO_PARSER = "none"
 DEFAULT_PROMETHEUS = "http://prometheus-operated.monitoring.svc:9090"
 
 
@@ -41,7 +48,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what the server loads: a Hugging Face name or a path in the container; needed where "
         "--model is a folder",
     )
-    add("--image", default=f"sglang-longflow:{__version__}", help="default %(default)s")
+    add("--image", help=f"default {DEFAULT_IMAGE}, which is in no registry")
+    add(
+        "--hf-secret",
+        metavar="NAME[:KEY]",
+        help="Secret with the Hugging Face token; KEY is `token` if left out (kustomize, helm)",
+    )
+    add(
+        "--api-key-secret",
+        metavar="NAME[:KEY]",
+        help="Secret with the key that clients must send; KEY is `api-key` if left out "
+        "(kustomize, helm)",
+    )
+    add(
+        "--node-selector",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="a label of the nodes to run on, in place of the one of --gpu; may be repeated",
+    )
+    add("--no-pin", action="store_true", help=f"leave out the {PRODUCT} that --gpu stands for")
+    add(
+        "--reasoning-parser",
+        metavar="NAME",
+        help="SGLang's parser for the model's thinking, or none; default: by the model's name",
+    )
     add("--replicas-min", default=1, help="servers at least, default %(default)s")
     add(
         "--replicas-max",
@@ -74,7 +105,61 @@ def _replicas(args: argparse.Namespace, target: str) -> tuple[int, int]:
     return least, max(least, 1 if target == "compose" else DEFAULT_REPLICAS_MAX)
 
 
-def summary(sizing: Sizing) -> list[tuple[str, str]]:
+def _parser(given: str | None, model_path: str) -> str:
+    if given is None:
+        return reasoning_parser(model_path)
+    found = one_of("--reasoning-parser", given, (*REASONING_PARSERS, NO_PARSER))
+    return "" if found == NO_PARSER else found
+
+
+def _refuse_unused(args: argparse.Namespace, target: str) -> None:
+    """Refuse flags about pods where the target writes none."""
+    if target in CLUSTER:
+        if args.no_pin and args.node_selector:
+            raise ConfigError("--no-pin: contradicts --node-selector; give one of them")
+        return
+    why = {
+        "compose": "--target compose has no pods; its compose/.env has HF_TOKEN and API_KEY",
+        "keda": "--target keda scales a Deployment that exists",
+    }
+    for flag in ("hf_secret", "api_key_secret", "node_selector", "no_pin"):
+        if getattr(args, flag):
+            raise ConfigError(f"--{flag.replace('_', '-')}: {why[target]}")
+    if args.router and target == "keda":
+        raise ConfigError(f"--router: {why[target]}")
+
+
+def _settings(args: argparse.Namespace, target: str, plan: Plan, note: str) -> Settings:
+    selector = node_selector(args.node_selector)
+    settings = Settings(
+        out=shlex.quote(args.out),
+        image=DEFAULT_IMAGE if args.image is None else args.image,
+        name=args.name,
+        namespace=args.namespace,
+        prometheus=args.prometheus,
+        router=args.router,
+        note=note,
+        hf_secret=SecretKey.parse("--hf-secret", args.hf_secret, "token"),
+        api_key_secret=SecretKey.parse("--api-key-secret", args.api_key_secret, "api-key"),
+        node_selector=selector,
+        affinity={} if selector or args.no_pin else affinity(plan.gpu),
+    )
+    comment = image_comment(target, settings, args.image is not None)
+    return replace(settings, note=note + comment)
+
+
+def _nodes(settings: Settings, plan: Plan) -> list[tuple[str, str]]:
+    if settings.node_selector:
+        labels = ", ".join(f"{key}={value}" for key, value in settings.node_selector.items())
+        return [("nodes", f"with {labels}")]
+    if not settings.affinity:
+        return []
+    return [
+        ("nodes", f"with {PRODUCT} {' or '.join(products(plan.gpu))}, by GPU feature discovery")
+    ]
+
+
+def summary(sizing: Sizing, settings: Settings) -> list[tuple[str, str]]:
     """Label and text of the numbers that were filled in."""
     plan = sizing.plan
     servers = f"{sizing.replicas_min}"
@@ -89,6 +174,9 @@ def summary(sizing: Sizing) -> list[tuple[str, str]]:
         ("memory", f"{sizing.memory_request_gib} to {sizing.memory_limit_gib} GiB"),
         ("models' disk", f"{sizing.cache_gib} GiB"),
     ]
+    if sizing.reasoning_parser:
+        rows.append(("thinking", f"into reasoning_content (parser {sizing.reasoning_parser})"))
+    rows += _nodes(settings, plan)
     if sizing.autoscaled:
         text = f"{sizing.load_threshold:,} running and queued, or {sizing.queue_threshold:,} queued"
         rows.insert(4, ("one more at", f"{text} requests each"))
@@ -105,30 +193,27 @@ def run(args: argparse.Namespace) -> int:
     least, most = _replicas(args, target)
     if target == "keda" and most == least:
         raise PlanError(f"--replicas-max {most} must be above --replicas-min {least} for keda")
-    if target == "keda" and args.router:
-        raise ConfigError("--router: --target keda scales a Deployment that exists")
+    _refuse_unused(args, target)
+    model_path = _model_path(args.model, args.model_path, plan)
     sizing = make_sizing(
         plan,
-        model_path=_model_path(args.model, args.model_path, plan),
+        model_path=model_path,
         replicas_min=least,
         replicas_max=most,
         max_total_tokens=None if limit is None else integer("--max-total-tokens", limit),
+        reasoning_parser=_parser(args.reasoning_parser, model_path),
     )
     asked = f"  --model {shlex.quote(args.model)} --budget {sizing.budget_tokens}"
     asked += f" --gpu {plan.gpu}" if plan.gpu else f" --memory-gb {args.memory_gb}"
-    settings = Settings(
-        out=shlex.quote(args.out),
-        image=args.image,
-        name=args.name,
-        namespace=args.namespace,
-        prometheus=args.prometheus,
-        router=args.router,
-        note=f"Written by longflow render {__version__} --target {target}\n{asked} --tp {plan.tp}",
-    )
+    note = f"Written by longflow render {__version__} --target {target}\n{asked} --tp {plan.tp}"
+    settings = _settings(args, target, plan, note)
     output, commands = TARGETS[target](sizing, settings)
     written = output.write(Path(args.out), args.force)
     count = "1 file" if len(written) == 1 else f"{len(written)} files"
-    lines = [*summary(sizing), ("written", f"{count} in {args.out}")]
-    lines += [("next", command) for command in commands]
+    has_image = args.image is not None
+    advice = notes(target, sizing, settings, has_image=has_image, is_pinned=not args.no_pin)
+    lines = [*summary(sizing, settings), *(("note", note) for note in advice)]
+    lines.append(("written", f"{count} in {args.out}"))
+    lines += [("next", line) for line in (*image_commands(target, settings, has_image), *commands)]
     print("\n".join(f"{label:<14}{text}" for label, text in lines))
     return 0

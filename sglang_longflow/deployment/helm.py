@@ -40,6 +40,13 @@ def values(sizing: Sizing, settings: Settings) -> dict[str, Any]:
             "maxReplicas": sizing.replicas_max,
             "keda": {"prometheusAddress": settings.prometheus},
         }
+    if settings.hf_secret:
+        token = {"huggingFace": settings.hf_secret.name, "huggingFaceKey": settings.hf_secret.key}
+        found["secrets"] = token
+    if settings.api_key_secret:
+        key = {"apiKey": settings.api_key_secret.name, "apiKeyKey": settings.api_key_secret.key}
+        found["secrets"] = found.get("secrets", {}) | key
+    found |= settings.placement
     if settings.router:
         found["router"] = {"enabled": True}
     return found
@@ -53,7 +60,9 @@ def output(sizing: Sizing, settings: Settings) -> tuple[Output, list[str]]:
         without=("examples",),
     )
     name, namespace = settings.name, settings.namespace
+    before = settings.secret_commands
     return files, [
+        *(before if len(before) > 1 else []),  # helm makes the namespace itself
         f"helm upgrade --install {name} {settings.out}/sglang-longflow -n {namespace} "
-        f"--create-namespace -f {settings.out}/values.yaml"
+        f"--create-namespace -f {settings.out}/values.yaml",
     ]

@@ -8,11 +8,13 @@ from typing import Any
 from sglang_longflow.deployment.files import Output, dump, load, load_all
 from sglang_longflow.deployment.helm import CHART
 from sglang_longflow.deployment.keda import scaled_object
+from sglang_longflow.deployment.secrets import KEY_VARIABLE, TOKEN_VARIABLE
 from sglang_longflow.deployment.settings import Settings
 from sglang_longflow.deployment.sizing import BALANCE_PERCENT, GRACE_MARGIN_S, Sizing, part_of
 from sglang_longflow.errors import ConfigError
 
 KUSTOMIZE = "kustomize"
+KEY_ARGUMENT = f"--api-key=$({KEY_VARIABLE})"
 BASE_IMAGE = "sglang-longflow"
 #: Every object of base and components has this name, and their PromQL knows their pods by it.
 NAME = "longflow"
@@ -40,34 +42,47 @@ def _pod(sizing: Sizing, container: dict[str, Any], **more: Any) -> dict[str, An
     return {"template": {"spec": pod}}
 
 
-def _server(sizing: Sizing) -> dict[str, Any]:
+def _server(sizing: Sizing, settings: Settings) -> dict[str, Any]:
     shipped = load(f"{KUSTOMIZE}/base/deployment.yaml")["spec"]["template"]["spec"]
     (server,) = shipped["containers"]
     gpus = {load(f"{CHART}/values.yaml")["gpuResource"]: sizing.gpus}
     requests = {"cpu": str(sizing.cpus), "memory": f"{sizing.memory_request_gib}Gi", **gpus}
     limits = {"memory": f"{sizing.memory_limit_gib}Gi", **gpus}
-    container = {"name": "server", "resources": {"requests": requests, "limits": limits}}
-    if sizing.gpus > 1:  # a patch replaces the whole list
-        container["args"] = [*server["args"], f"--tp-size={sizing.gpus}"]
+    container: dict[str, Any] = {
+        "name": "server",
+        "resources": {"requests": requests, "limits": limits},
+    }
+    more = [f"--tp-size={sizing.gpus}"] if sizing.gpus > 1 else []
+    secrets = {TOKEN_VARIABLE: settings.hf_secret, KEY_VARIABLE: settings.api_key_secret}
+    if variables := [key.variable(name) for name, key in secrets.items() if key]:
+        container["env"] = variables
+    if settings.api_key_secret:
+        more.append(KEY_ARGUMENT)
+    if more:  # a patch replaces the whole list
+        container["args"] = [*server["args"], *more]
     shared = {"name": "shm", "emptyDir": {"sizeLimit": f"{sizing.shared_memory_gib}Gi"}}
-    return _patch("Deployment", "apps/v1", NAME, _pod(sizing, container, volumes=[shared]))
+    pod = _pod(sizing, container, **settings.placement, volumes=[shared])
+    return _patch("Deployment", "apps/v1", NAME, pod)
 
 
-def _router(sizing: Sizing) -> dict[str, Any]:
+def _router(sizing: Sizing, settings: Settings) -> dict[str, Any]:
     """The router waits as long as the servers take, and spreads by their rows."""
     objects = load_all(f"{KUSTOMIZE}/components/router/objects.yaml")
     (shipped,) = [content for content in objects if content["kind"] == "Deployment"]
     args = list(shipped["spec"]["template"]["spec"]["containers"][0]["args"])
     seconds = sizing.longest_generation_s
-    settings = {
+    numbers = {
         "--balance-abs-threshold": part_of(sizing.rows, BALANCE_PERCENT),
         "--request-timeout-secs": 2 * seconds,
         "--shutdown-grace-period-secs": seconds,
     }
-    for flag, value in settings.items():
+    for flag, value in numbers.items():
         (place,) = [i for i, word in enumerate(args) if word.startswith(f"{flag}=")]
         args[place] = f"{flag}={value}"
-    container = {"name": "router", "args": args}
+    container: dict[str, Any] = {"name": "router", "args": args}
+    if key := settings.api_key_secret:  # of its clients, and for the servers
+        args.append(KEY_ARGUMENT)
+        container["env"] = [key.variable(KEY_VARIABLE)]
     return _patch("Deployment", "apps/v1", f"{NAME}-router", _pod(sizing, container))
 
 
@@ -75,11 +90,11 @@ def _patches(sizing: Sizing, settings: Settings) -> dict[str, Any]:
     """Patches by file name."""
     storage = {"resources": {"requests": {"storage": f"{sizing.cache_gib}Gi"}}}
     found = {
-        "server": _server(sizing),
+        "server": _server(sizing, settings),
         "models": _patch("PersistentVolumeClaim", "v1", f"{NAME}-models", storage),
     }
     if settings.router:
-        found["router"] = _router(sizing)
+        found["router"] = _router(sizing, settings)
     if sizing.autoscaled:
         scaler = scaled_object(sizing, settings)
         # Without a namespace: a patch finds its object before the namespace is set.
@@ -132,6 +147,6 @@ def output(sizing: Sizing, settings: Settings) -> tuple[Output, list[str]]:
     for name in _components(sizing, settings):
         copies[f"components/{name}"] = f"{KUSTOMIZE}/components/{name}"
     return Output(texts=texts, copies=copies), [
-        f"kubectl create namespace {settings.namespace}",
+        *settings.secret_commands,
         f"kubectl apply -k {settings.out}",
     ]

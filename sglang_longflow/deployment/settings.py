@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+from sglang_longflow.deployment.secrets import SecretKey
 from sglang_longflow.errors import ConfigError
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
@@ -14,7 +16,17 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Settings:
-    """Checked words of the command line; `note` heads every written file."""
+    """Checked words of the command line.
+
+    Attributes
+    ----------
+    note : str
+        Heads every written file.
+    hf_secret, api_key_secret : SecretKey or None
+        Where pods find the Hugging Face token and the clients' key.
+    node_selector, affinity : dict
+        As in a pod: which nodes a server may run on.
+    """
 
     out: str
     image: str
@@ -23,6 +35,10 @@ class Settings:
     prometheus: str
     router: bool
     note: str
+    hf_secret: SecretKey | None = None
+    api_key_secret: SecretKey | None = None
+    node_selector: dict[str, str] = field(default_factory=dict)
+    affinity: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for flag, value in (("--name", self.name), ("--namespace", self.namespace)):
@@ -45,6 +61,28 @@ class Settings:
         # A colon before the last slash is a registry's port.
         head, _, tail = self.image.rpartition(":")
         return head if head and "/" not in tail else self.image
+
+    @property
+    def has_registry(self) -> bool:
+        """Whether the image's name begins with a registry's host, by Docker's rule."""
+        host, is_path, _ = self.image_name.partition("/")
+        return bool(is_path) and (host == "localhost" or "." in host or ":" in host)
+
+    @property
+    def placement(self) -> dict[str, Any]:
+        """What a pod has of node selector and affinity."""
+        both = {"nodeSelector": self.node_selector, "affinity": self.affinity}
+        return {key: value for key, value in both.items() if value}
+
+    @property
+    def secret_commands(self) -> list[str]:
+        """Commands that create the namespace and the Secrets that the pods will look for."""
+        found = [f"kubectl create namespace {self.namespace}"]
+        if self.hf_secret:
+            found.append(self.hf_secret.command(self.namespace, "$HF_TOKEN"))
+        if self.api_key_secret:
+            found.append(self.api_key_secret.command(self.namespace, "$(openssl rand -hex 32)"))
+        return found
 
     @property
     def image_tag(self) -> str:

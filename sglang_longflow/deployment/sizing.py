@@ -50,6 +50,7 @@ class Sizing:
     cpus: int
     cache_gib: int
     max_total_tokens: int | None = None
+    reasoning_parser: str = ""
 
     @property
     def autoscaled(self) -> bool:
@@ -71,9 +72,12 @@ class Sizing:
             "kv-policy": DEFAULT_POLICY,
             "mem-fraction-static": plan.mem_fraction_static,
             "max-running-requests": self.rows,
+            "kv-planned-rows": self.rows,
             "page-size": 1,
             "enable-metrics": True,
         }
+        if self.reasoning_parser:
+            config["reasoning-parser"] = self.reasoning_parser
         if plan.kv_cache_dtype != "auto":
             config["kv-cache-dtype"] = plan.kv_cache_dtype
         if self.max_total_tokens is not None:
@@ -102,6 +106,7 @@ def make_sizing(
     replicas_min: int,
     replicas_max: int,
     max_total_tokens: int | None = None,
+    reasoning_parser: str = "",
 ) -> Sizing:
     """Numbers of a deployment of the planned server.
 
@@ -115,6 +120,8 @@ def make_sizing(
         Servers; the same for a fixed number.
     max_total_tokens : int, optional
         The planned limit of the pool, which the server then gets too.
+    reasoning_parser : str
+        SGLang's parser for the model's thinking; empty for none.
 
     Raises
     ------
@@ -153,4 +160,5 @@ def make_sizing(
         cpus=CPUS_PER_GPU * plan.tp,
         cache_gib=math.ceil(weights_gib * DISK_FACTOR) + DISK_EXTRA_GIB,
         max_total_tokens=max_total_tokens,
+        reasoning_parser=reasoning_parser,
     )

@@ -16,12 +16,14 @@ from sglang_longflow.server.settings import read_settings
 pytestmark = pytest.mark.deploy
 LARGE = (
     """--model llama-3.3-70b-instruct --gpu H200-141G --budget 2048 --tp 2 --router
+    --hf-secret hf --api-key-secret clients:bearer
     --replicas-min 2 --replicas-max 6 --kv-cache-dtype fp8_e4m3 --prometheus http://prom:80
     --image registry:5000/longflow@sha256:"""
     + "a" * 64
 )
 FIXED = """--model qwen3-8b --gpu A100-40G --users 30 --replicas-max 1 --router
-    --max-total-tokens 90000"""
+    --max-total-tokens 90000 --node-selector cloud.google.com/gke-accelerator=nvidia-tesla-a100
+    --image localhost:5001/longflow:1 --reasoning-parser none"""
 RENDERED = {
     "qwen3-1.7b": "--model qwen3-1.7b --gpu H100-80G --budget 3200".split(),
     "llama-70b": LARGE.split(),
@@ -32,7 +34,7 @@ RENDERED = {
 @pytest.fixture(scope="module", params=RENDERED)
 def rendered(request, tmp_path_factory, tools):
     """Folder, and the objects by kustomize and by Helm, in another namespace than the default."""
-    folder = tmp_path_factory.mktemp("rendered")
+    folder = tmp_path_factory.mktemp(request.param)
     for target in ("kustomize", "helm"):
         size = ["--namespace", "chat", *RENDERED[request.param]]
         assert main(["render", "--target", target, "--out", f"{folder}/{target}", *size]) == 0
@@ -52,6 +54,58 @@ def test_objects_are_valid(rendered, tools):
     texts = queries(by_kustomize)
     assert set(tool(tools, "promql", list(texts.values()))) <= {None}
     assert all('namespace="chat"' in q for name, q in texts.items() if "ScaledObject" in name)
+
+
+def test_pods_are_pinned_to_the_card(rendered):
+    folder, objects, _ = rendered
+    (server,) = (c for c in objects if name_of(c) == "Deployment/longflow")
+    pod = server["spec"]["template"]["spec"]
+    card = {"qwen3-1.7b": "NVIDIA-H100-80GB-HBM3", "llama-70b": "NVIDIA-H200"}.get(folder.name[:-1])
+    if card is None:
+        assert pod["nodeSelector"] == {"cloud.google.com/gke-accelerator": "nvidia-tesla-a100"}
+        assert "affinity" not in pod
+        return
+    assert "nodeSelector" not in pod
+    assert pod["affinity"]["nodeAffinity"] == {
+        "requiredDuringSchedulingIgnoredDuringExecution": {
+            "nodeSelectorTerms": [
+                {
+                    "matchExpressions": [
+                        {"key": "nvidia.com/gpu.product", "operator": "In", "values": [card]}
+                    ]
+                }
+            ]
+        }
+    }
+
+
+def test_pods_read_their_secrets(rendered):
+    folder, objects, _ = rendered
+    pods = {
+        name_of(content): content["spec"]["template"]["spec"]["containers"][0]
+        for content in objects
+        if content["kind"] == "Deployment"
+    }
+    found = {
+        (name, variable["name"]): variable["valueFrom"]["secretKeyRef"]
+        for name, container in pods.items()
+        for variable in container.get("env", [])
+        if "secretKeyRef" in variable.get("valueFrom", {})
+    }
+    has_secrets = folder.name.startswith("llama-70b")
+    key = {"name": "clients", "key": "bearer"}
+    assert found == (
+        {
+            ("Deployment/longflow", "HF_TOKEN"): {"name": "hf", "key": "token"},
+            ("Deployment/longflow", "LONGFLOW_API_KEY"): key,
+            ("Deployment/longflow-router", "LONGFLOW_API_KEY"): key,
+        }
+        if has_secrets
+        else {}
+    )
+    for container in pods.values():
+        assert ("--api-key=$(LONGFLOW_API_KEY)" in container["args"]) == has_secrets
+        assert "POD_NAMESPACE" in str(container.get("env")) or container["name"] == "server"
 
 
 def test_longflow_serve_takes_the_configuration(rendered, tmp_path):

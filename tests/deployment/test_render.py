@@ -17,6 +17,7 @@ import yaml
 from sglang_longflow.cli.main import main
 from sglang_longflow.cli.render import DEFAULT_PROMETHEUS, TARGETS
 from sglang_longflow.deployment import files, sizing
+from sglang_longflow.deployment.node_labels import PRODUCT, PRODUCTS, node_selector, products
 from sglang_longflow.deployment.settings import Settings
 from sglang_longflow.errors import ConfigError
 from sglang_longflow.planner.geometry import load_geometry
@@ -27,6 +28,8 @@ from sglang_longflow.server import settings as server_settings
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy/helm/sglang-longflow"
+#: Cards of the planner whose name on a node is not known.
+UNLABELLED: set[str] = set()
 SIZE = ("--model", "qwen3-1.7b", "--gpu", "H100-80G", "--budget", "3200")
 
 
@@ -34,10 +37,8 @@ def plan_of(model="Qwen/Qwen3-1.7B", gpu="H100-80G", budget=3200, **more):
     return make_plan(load_geometry(model), gpu=GPUS[gpu], budget_tokens=budget, **more)
 
 
-def sized(plan, least=1, most=4):
-    return sizing.make_sizing(
-        plan, model_path="a/b", replicas_min=least, replicas_max=most, max_total_tokens=None
-    )
+def sized(plan, least=1, most=4, **more):
+    return sizing.make_sizing(plan, model_path="a/b", replicas_min=least, replicas_max=most, **more)
 
 
 def render(out: Path, target: str, *flags: str, size: tuple[str, ...] = SIZE) -> int:
@@ -80,7 +81,7 @@ def test_numbers_follow_the_plan(model, gpu, budget, tp):
         found.memory_request_gib + plan.weights_bytes / GIB + found.shared_memory_gib
     )
     config = found.server_config()
-    assert config["max-running-requests"] == found.rows
+    assert config["max-running-requests"] == config["kv-planned-rows"] == found.rows
     assert config["kv-budget"] == config["kv-budget-max"] == budget
     assert config["mem-fraction-static"] == plan.mem_fraction_static
 
@@ -147,7 +148,8 @@ def test_helm(tmp_path):
     shipped = read(CHART / "values.yaml")
     assert values.keys() <= shipped.keys()
     config = {key: value for key, value in values["config"].items() if value is not None}
-    assert config == sized(plan_of()).server_config() | {"model-path": "Qwen/Qwen3-1.7B"}
+    wanted = sized(plan_of(), reasoning_parser="qwen3").server_config()
+    assert config == wanted | {"model-path": "Qwen/Qwen3-1.7B"}
     assert values["config"].keys() >= shipped["config"].keys()  # the chart's others are removed
     assert (tmp_path / "sglang-longflow/templates/_helpers.tpl").is_file()
     assert (tmp_path / "sglang-longflow/.helmignore").is_file()
@@ -259,9 +261,127 @@ def test_it_says_what_it_did(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "187 at the budget of 3,200" in text
     assert "149 running and queued, or 74 queued requests each" in text
-    assert f"kubectl apply -k {tmp_path}/o" in text and "note" not in text
+    assert f"next          kubectl apply -k {tmp_path}/o" in text
+    assert "nodes         with nvidia.com/gpu.product NVIDIA-H100-80GB-HBM3" in text
+    assert "thinking      into reasoning_content (parser qwen3)" in text
     assert render(tmp_path / "p", "keda", "--output-tokens", 100) == 0
     assert "note          this budget does NOT help" in capsys.readouterr().out
+
+
+# --- what a pod would otherwise find out ---------------------------------------------------------
+
+REGISTRY = ("--image", "registry.example.com/a/b:1")
+SECRETS = ("--hf-secret", "hf:hf-token", "--api-key-secret", "clients")
+LLAMA = ("--model", "meta-llama/Llama-3.1-8B-Instruct", *SIZE[2:])
+
+
+def said(capsys, out: Path, target: str, *flags: str, size=SIZE) -> dict[str, list[str]]:
+    """What is printed, by label."""
+    assert render(out, target, *flags, size=size) == 0
+    found: dict[str, list[str]] = {}
+    for line in capsys.readouterr().out.splitlines():
+        found.setdefault(line[:14].strip(), []).append(line[14:])
+    return found
+
+
+@pytest.mark.parametrize("target", ["kustomize", "helm", "compose"])
+def test_a_missing_image_comes_first(tmp_path, capsys, target):
+    found = said(capsys, tmp_path, target)
+    name = "sglang-longflow:" if target == "compose" else "REGISTRY/sglang-longflow:"
+    assert found["next"][0].startswith(f"docker build -t {name}")
+    assert ("docker push REGISTRY/" in found["next"][0]) == (target != "compose")
+    assert "no public image exists" in found["note"][0]
+    main = {"kustomize": "kustomization", "helm": "values", "compose": "compose/compose"}[target]
+    assert "# No public image exists: build" in (tmp_path / f"{main}.yaml").read_text()
+
+
+def test_nothing_is_missing_where_all_is_given(tmp_path, capsys):
+    for target in ("kustomize", "helm"):
+        found = said(capsys, tmp_path / target, target, *REGISTRY, *SECRETS, size=LLAMA)
+        assert "note" not in found
+        assert found["next"][0] == "kubectl create namespace longflow"
+        assert found["next"][1:3] == [
+            'kubectl -n longflow create secret generic hf --from-literal=hf-token="$HF_TOKEN"',
+            "kubectl -n longflow create secret generic clients "
+            '--from-literal=api-key="$(openssl rand -hex 32)"',
+        ]
+    assert read(tmp_path / "helm/values.yaml")["secrets"] == {
+        "huggingFace": "hf", "huggingFaceKey": "hf-token",
+        "apiKey": "clients", "apiKeyKey": "api-key",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("image", "text"),
+    [
+        ("longflow:1", "longflow:1 names no registry, so nodes ask Docker Hub"),
+        ("team/longflow:1", "kind load docker-image team/longflow:1"),
+        ("localhost:5001/longflow:1", None),
+        ("localhost/longflow:1", None),
+        ("registry.example.com/longflow:1", None),
+    ],
+)
+def test_an_image_without_a_registry_is_named(tmp_path, capsys, image, text):
+    found = said(capsys, tmp_path, "helm", "--image", image, "--api-key-secret", "k")
+    assert text in "".join(found["note"]) if text else "note" not in found
+    assert found["next"][0].startswith("kubectl create namespace")
+
+
+@pytest.mark.parametrize(
+    ("target", "fix"),
+    [("kustomize", "--hf-secret NAME"), ("helm", "--hf-secret NAME"), ("compose", "HF_TOKEN in")],
+)
+def test_a_model_that_asks_for_a_login_is_named(tmp_path, capsys, target, fix):
+    notes = said(capsys, tmp_path, target, size=LLAMA)["note"]
+    assert any("models of meta-llama" in note and fix in note for note in notes)
+    assert not any("login" in note for note in said(capsys, tmp_path / "q", target)["note"])
+
+
+def test_an_open_server_is_named(tmp_path, capsys):
+    for target, is_named in (("kustomize", True), ("helm", True), ("compose", False)):
+        notes = said(capsys, tmp_path / target, target)["note"]
+        assert any("without --api-key-secret" in note for note in notes) == is_named
+
+
+def test_a_card_is_pinned_or_said_not_to_be(tmp_path, capsys):
+    def pod(name: str, *flags: str, size=SIZE):
+        found = said(capsys, tmp_path / name, "kustomize", *REGISTRY, *flags, size=size)
+        patch = read(tmp_path / name / "patches/server.yaml")["spec"]["template"]["spec"]
+        notes = [note for note in found.get("note", []) if "pinned" in note]
+        return patch.get("affinity"), patch.get("nodeSelector"), notes
+
+    affinity, selector, notes = pod("card")
+    assert "NVIDIA-H100-80GB-HBM3" in str(affinity) and selector is None and notes == []
+    affinity, selector, notes = pod("label", "--node-selector", "a.b/c=d", "--node-selector", "e=f")
+    assert (affinity, selector, notes) == (None, {"a.b/c": "d", "e": "f"}, [])
+    assert pod("not", "--no-pin") == (None, None, [])
+    memory = ("--model", "qwen3-1.7b", "--memory-gb", "40", "--budget", "3200")
+    affinity, selector, (note,) = pod("memory", size=memory)
+    assert (affinity, selector) == (None, None)
+    assert note.startswith("no --gpu: servers are not pinned") and "--node-selector KEY" in note
+
+
+def test_every_card_of_the_planner_is_known_or_said_not_to_be():
+    assert set(GPUS) - UNLABELLED == set(PRODUCTS)
+    labels = [label for labels in PRODUCTS.values() for label in labels]
+    assert len(set(labels)) == len(labels)
+    for label in labels:
+        assert node_selector([f"{PRODUCT}={label}"]) == {PRODUCT: label}
+    assert products("H100-80G") and products(None) == products("another") == ()
+
+
+@pytest.mark.parametrize("target", ["kustomize", "helm", "compose"])
+def test_the_reasoning_parser_is_kept(tmp_path, target):
+    def parser(name: str, *flags: str, size=SIZE):
+        assert render(tmp_path / name, target, *flags, size=size) == 0
+        if target == "helm":
+            return read(tmp_path / name / "values.yaml")["config"]["reasoning-parser"]
+        return read(tmp_path / name / "config.yaml").get("reasoning-parser")
+
+    assert parser("known") == "qwen3"
+    assert parser("given", "--reasoning-parser", "Deepseek-R1") == "deepseek-r1"
+    assert parser("none", "--reasoning-parser", "none") is None
+    assert parser("plain", size=LLAMA) is None
 
 
 # --- refusals ---------------------------------------------------------------------------------
@@ -281,6 +401,17 @@ def test_a_folder_with_files_is_kept(tmp_path, capsys):
     ("target", "flags", "text"),
     [
         ("swarm", (), "--target swarm is not one of: compose, kustomize, helm, keda"),
+        ("kustomise", (), "helm, keda; did you mean kustomize?"),
+        ("helm", ("--reasoning-parser", "qwen"), "; did you mean qwen3?"),
+        ("helm", ("--hf-secret", "My_Secret"), "--hf-secret 'My_Secret': expected a Secret's NAME"),
+        ("helm", ("--api-key-secret", "a:"), "--api-key-secret 'a:': expected"),
+        ("helm", ("--node-selector", "a"), "--node-selector 'a': expected KEY=VALUE"),
+        ("helm", ("--node-selector", "a=b c"), "--node-selector 'a=b c'"),
+        ("helm", ("--node-selector", "a=b", "--node-selector", "a=c"), "a: given twice"),
+        ("helm", ("--no-pin", "--node-selector", "a=b"), "--no-pin: contradicts"),
+        ("compose", ("--hf-secret", "a"), "--hf-secret: --target compose has no pods"),
+        ("keda", ("--api-key-secret", "a"), "--api-key-secret: --target keda scales"),
+        ("compose", ("--node-selector", "a=b"), "--node-selector: --target compose"),
         ("helm", ("--budget", "37"), "--budget 37 must be an integer >= 38"),
         ("helm", ("--budget", "600000"), "--budget 600000 exceeds the pool of 599468 tokens"),
         ("helm", ("--replicas-min", "0"), "--replicas-min 0 must be an integer >= 1"),
