@@ -20,7 +20,7 @@ from sglang_longflow.deployment.settings import Settings
 from sglang_longflow.deployment.sizing import Sizing, make_sizing
 from sglang_longflow.errors import ConfigError
 from sglang_longflow.planner.api import integer, one_of
-from sglang_longflow.planner.geometry import PlanError, load_geometry
+from sglang_longflow.planner.geometry import PlanError
 from sglang_longflow.planner.plan import Plan
 from sglang_longflow.settings.parsers import REASONING_PARSERS, reasoning_parser
 
@@ -86,8 +86,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _model_path(model: str, given: str | None, plan: Plan) -> str:
-    folder = load_geometry(model).folder
-    path = given or (plan.model if folder is None else "")
+    is_local = Path(model).expanduser().exists()  # not a name that is in Hugging Face's cache
+    path = given or ("" if is_local else plan.model)
     if not path:
         raise ConfigError(
             f"--model-path: not set; --model {model} is on this machine, and the container needs "

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable
 from dataclasses import replace
@@ -18,6 +17,7 @@ from sglang_longflow.planner.plan import (
     make_plan,
 )
 from sglang_longflow.settings.flags import MIN_BUDGET_TOKENS
+from sglang_longflow.settings.nearest import nearest
 
 
 def integer(flag: str, value: object, minimum: int = 1) -> int:
@@ -47,8 +47,7 @@ def one_of(flag: str, value: str, known: Iterable[str]) -> str:
     """The known name that equals `value` in any case; else a `PlanError`."""
     names = {name.lower(): name for name in known}
     if str(value).lower() not in names:
-        near = difflib.get_close_matches(str(value).lower(), names, 1)
-        meant = f"; did you mean {names[near[0]]}?" if near else ""
+        meant = nearest(str(value), names.values())
         raise PlanError(f"{flag} {value} is not one of: {', '.join(names.values())}{meant}")
     return names[str(value).lower()]
 

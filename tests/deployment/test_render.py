@@ -30,6 +30,10 @@ ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy/helm/sglang-longflow"
 #: Cards of the planner whose name on a node is not known.
 UNLABELLED: set[str] = set()
+TINY = {
+    "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100,
+}  # fmt: skip
 SIZE = ("--model", "qwen3-1.7b", "--gpu", "H100-80G", "--budget", "3200")
 
 
@@ -441,18 +445,29 @@ def test_refusals(tmp_path, capsys, target, flags, text):
 
 
 def test_a_folder_needs_the_path_in_the_container(tmp_path, capsys):
-    config = {
-        "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100,
-    }  # fmt: skip
     model = tmp_path / "model"
     model.mkdir()
-    (model / "config.json").write_text(json.dumps(config))
+    (model / "config.json").write_text(json.dumps(TINY))
     size = ("--model", str(model), "--memory-gb", "1", "--budget", "100")
     line = refusal(capsys, tmp_path / "out", "helm", size=size)
     assert "--model-path: not set" in line
     assert render(tmp_path / "out", "helm", "--model-path", "/models/m", size=size) == 0
     assert read(tmp_path / "out/values.yaml")["config"]["model-path"] == "/models/m"
+
+
+def test_a_name_in_the_cache_is_no_folder(tmp_path, monkeypatch):
+    """The container downloads it by its name, whatever lies on this machine."""
+    from huggingface_hub import constants
+
+    repository = tmp_path / "hub/models--me--llama"
+    (repository / "snapshots/abc").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text("abc")
+    (repository / "snapshots/abc/config.json").write_text(json.dumps(TINY))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    size = ("--model", "me/llama", "--memory-gb", "1", "--budget", "100")
+    assert render(tmp_path / "out", "helm", size=size) == 0
+    assert read(tmp_path / "out/values.yaml")["config"]["model-path"] == "me/llama"
 
 
 def test_users_who_all_fit_leave_no_budget(tmp_path, capsys):
