@@ -48,7 +48,7 @@ YAML_HEAD = """
 {sglang} server arguments, by its long name, with dashes or underscores. A key that neither knows is
 an error, with the nearest known one; flags on the command line win over the file. `true` sets a
 flag without a value, `false` and `null` leave it; an argument that takes several values is a list.
-`model` stands for `model-path`. `configs/server.schema.json` is a JSON schema of such files, for the
+`model` stands for `model-path`. `configs/server.schema.json` is a JSON schema of such files, for
 names with dashes: editors complete and check by it if a file begins with
 `# yaml-language-server: $schema=server.schema.json`, the schema's path.
 

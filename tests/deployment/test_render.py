@@ -315,6 +315,17 @@ def test_nothing_is_missing_where_all_is_given(tmp_path, capsys):
     }  # fmt: skip
 
 
+def test_server_and_router_are_told_the_key(tmp_path):
+    assert render(tmp_path, "kustomize", *REGISTRY, *SECRETS, "--router", "--tp", "2") == 0
+    for name in ("server", "router"):
+        patch = read(tmp_path / f"patches/{name}.yaml")
+        (container,) = patch["spec"]["template"]["spec"]["containers"]
+        assert container["args"][-1] == "--api-key=$(LONGFLOW_API_KEY)"
+        found = {v["name"]: v["valueFrom"]["secretKeyRef"] for v in container["env"]}
+        assert found["LONGFLOW_API_KEY"] == {"name": "clients", "key": "api-key"}
+        assert ("HF_TOKEN" in found) == (name == "server")
+
+
 @pytest.mark.parametrize(
     ("image", "text"),
     [
