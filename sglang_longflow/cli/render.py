@@ -86,8 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _model_path(model: str, given: str | None, plan: Plan) -> str:
-    is_local = Path(model).expanduser().exists()  # not a name that is in Hugging Face's cache
-    path = given or ("" if is_local else plan.model)
+    path = given or ("" if plan.model_source == "folder" else plan.model)
     if not path:
         raise ConfigError(
             f"--model-path: not set; --model {model} is on this machine, and the container needs "

@@ -3,7 +3,7 @@
 
 ``nvidia.com/gpu.product`` is written by NVIDIA's GPU feature discovery: the driver's name of the
 card, with dashes for spaces. It adds a suffix where a card is shared (``-SHARED``, ``-MIG-...``),
-which no value here has: part of a card is not what was planned for.
+which no value here has: part of a card is not what was planned for. The names are the planner's.
 """
 
 from __future__ import annotations
@@ -13,29 +13,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from sglang_longflow.errors import ConfigError
+from sglang_longflow.planner.gpus import GPUS
 
 PRODUCT = "nvidia.com/gpu.product"
-#: Names of the driver by card of the planner, whichever of them the table has. Cards that share a
-#: row here have the same memory, which the rows follow from.
-PRODUCTS: dict[str, tuple[str, ...]] = {
-    "H100-80G": ("NVIDIA-H100-80GB-HBM3",),
-    "H200-141G": ("NVIDIA-H200",),
-    "A100-40G": ("NVIDIA-A100-SXM4-40GB", "NVIDIA-A100-PCIE-40GB"),
-    "A100-80G": ("NVIDIA-A100-SXM4-80GB", "NVIDIA-A100-80GB-PCIe"),
-    "L4-24G": ("NVIDIA-L4",),
-    "L40S-48G": ("NVIDIA-L40S",),
-    "RTX4090-24G": ("NVIDIA-GeForce-RTX-4090",),
-    "B200-192G": ("NVIDIA-B200",),
-}
-
 _NAME = r"[A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?"
 _KEY = re.compile(rf"([a-z0-9]([-.a-z0-9]{{0,251}}[a-z0-9])?/)?{_NAME}")
 _VALUE = re.compile(_NAME)
 
 
 def products(gpu: str | None) -> tuple[str, ...]:
-    """Values of `PRODUCT` for a card of the planner; empty where none is known."""
-    return PRODUCTS.get(gpu or "", ())
+    """Values of `PRODUCT` for a card of the planner; empty for none, and for other cards."""
+    known = GPUS.get(gpu or "")
+    names = known.driver_names if known else ()
+    return tuple(f"NVIDIA {name}".replace(" ", "-") for name in names)
 
 
 def affinity(gpu: str | None) -> dict[str, Any]:
