@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,18 +36,21 @@ def first_port() -> int:
 @contextlib.contextmanager
 def opened(
     url: str,
-    body: dict[str, Any] | None = None,
+    body: dict[str, Any] | bytes | None = None,
     *,
     timeout_s: float | None = 600,
     api_key: str | None = None,
     headers: dict[str, str] | None = None,
     is_local: bool = True,
     verify: bool = True,
+    on_socket: Callable[[Any], None] | None = None,
 ) -> Iterator[Response]:
     """The response to a POST of `body` as JSON, or to a GET without one; its content is unread.
 
     Parameters
     ----------
+    body : dict or bytes, optional
+        Bytes are sent as they are; name their ``Content-Type`` in `headers`.
     timeout_s : float, optional
         Longest wait for the connection, and between two parts of the answer; None waits for as
         long as the server lives.
@@ -58,6 +61,8 @@ def opened(
         not used.
     verify : bool
         Check an https server's certificate, against those that this system trusts.
+    on_socket : callable, optional
+        Is given the connection's socket before anything is sent, for another thread to shut down.
 
     Raises
     ------
@@ -75,11 +80,22 @@ def opened(
     needs_context = verify and (url.startswith("https") or not is_local)
     context = ssl.create_default_context() if needs_context else False
     client = httpx.Client(headers=sent, timeout=timeout_s, trust_env=not is_local, verify=context)
+    content: dict[str, Any] = {"content" if isinstance(body, bytes) else "json": body}
+    if on_socket is not None:
+        content["extensions"] = {"trace": _socket_seen_by(on_socket)}
     try:
-        with client, client.stream("GET" if body is None else "POST", url, json=body) as response:
+        with client, client.stream("GET" if body is None else "POST", url, **content) as response:
             yield response
     except (httpx.TransportError, httpx.InvalidURL) as error:
         raise NoResponse(str(error) or type(error).__name__) from error
+
+
+def _socket_seen_by(on_socket: Callable[[Any], None]) -> Callable[[str, dict[str, Any]], None]:
+    def trace(event: str, info: dict[str, Any]) -> None:  # httpcore's names
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            on_socket(info["return_value"].get_extra_info("socket"))
+
+    return trace
 
 
 def ask(url: str, body: dict[str, Any] | None = None, **how: Any) -> Response:

@@ -35,6 +35,11 @@ def base_url(url: str) -> str:
     return url.rstrip("/")
 
 
+def is_local(url: str) -> bool:
+    """Whether `url` is on this machine, where proxies of the environment have no business."""
+    return urlsplit(url).hostname in _LOOPBACK
+
+
 def ask_route(url: str, route: str, authorization: str | None, timeout_s: float) -> Response:
     """What the server answers to GET `url`/longflow/`route`, whatever the status.
 
@@ -44,8 +49,8 @@ def ask_route(url: str, route: str, authorization: str | None, timeout_s: float)
         It does not answer.
     """
     headers = {"Authorization": authorization} if authorization else {}
-    is_local = urlsplit(url).hostname in _LOOPBACK
-    return ask(f"{url}/longflow/{route}", headers=headers, is_local=is_local, timeout_s=timeout_s)
+    where = f"{url}/longflow/{route}"
+    return ask(where, headers=headers, is_local=is_local(url), timeout_s=timeout_s)
 
 
 def fetch_stats(

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """``longflow console``: the page here, the data there, the key handed on, nothing else."""
 
+from __future__ import annotations
+
 import contextlib
 import http.client
 import json
+import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from sglang_longflow.cli.main import main
+from sglang_longflow.monitor import hand_on
 from sglang_longflow.monitor.relay import Relay
 
 
@@ -26,8 +31,54 @@ class Upstream(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def do_POST(self):
+        """An answer in parts, as the prompt says: "die" breaks it off, "wait" never begins it."""
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append((self.path, body, self.headers.get("Authorization")))
+        if body["prompt"] == "wait":
+            self.connection.settimeout(20)
+            self.server.left.append(self.connection.recv(1))  # b"" once the relay hangs up
+            return
+        if body["prompt"] == "refuse":
+            self.send_response(400)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", "17")
+            self.end_headers()
+            self.wfile.write(b'{"message":"no."}')
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for number in range(2):
+            self.wfile.write(b"d\r\ndata: {}%5d\r\n" % number)
+            if number == 0:
+                self.server.go_on.wait(20)
+        if body["prompt"] == "endless":
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(b"10000\r\n" + b"x" * 65536 + b"\r\n")
+            self.server.left.append(b"")
+        if body["prompt"] in ("die", "endless"):
+            self.close_connection = True
+        else:
+            self.wfile.write(b"0\r\n\r\n")
+
     def log_message(self, *args):
         pass
+
+
+class UpstreamServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Upstream)
+        self.asked: list = []
+        self.left: list = []
+        self.go_on = threading.Event()
+
+    def handle_error(self, request, client_address):
+        pass  # the relay hung up, as a test wants it
 
 
 @contextlib.contextmanager
@@ -41,10 +92,16 @@ def running(server):
 
 
 @pytest.fixture(scope="module")
-def relay():
-    with running(ThreadingHTTPServer(("127.0.0.1", 0), Upstream)) as upstream:
-        with running(Relay(upstream, 0)) as url:
-            yield url
+def upstream():
+    server = UpstreamServer()
+    with running(server):
+        yield server
+
+
+@pytest.fixture(scope="module")
+def relay(upstream):
+    with running(Relay(f"http://127.0.0.1:{upstream.server_port}", 0)) as url:
+        yield url
 
 
 def get(url, key=None, host=None):
@@ -75,7 +132,14 @@ def test_data_needs_the_key(relay):
 
 
 @pytest.mark.parametrize(
-    "path", ["/generate", "/longflow/other", "/longflow/static/../page.py", "/longflow/stats/x"]
+    "path",
+    [
+        "/generate",
+        "/v1/completions",
+        "/longflow/other",
+        "/longflow/static/../page.py",
+        "/longflow/stats/x",
+    ],
 )
 def test_nothing_else_is_handed_on(relay, path):
     assert get(relay + path, "right")[0] == 404
@@ -103,6 +167,139 @@ def test_a_server_that_is_gone_is_a_502():
     with running(Relay("http://127.0.0.1:9", 0)) as url:
         status, body, _ = get(f"{url}/longflow/stats")
         assert status == 502 and "http://127.0.0.1:9 does not answer" in json.loads(body)["message"]
+
+
+def post(relay, body, path="/v1/completions", **headers):
+    """The connection, which may stream, and the head of its answer; headers by `_` for `-`."""
+    connection = http.client.HTTPConnection(relay.removeprefix("http://"), timeout=20)
+    sent = {"Content-Type": "application/json", "Origin": relay, "Sec-Fetch-Site": "same-origin"}
+    sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+    data = json.dumps(body).encode() if isinstance(body, dict) else body
+    connection.request(
+        "POST", path, data, {name: value for name, value in sent.items() if value is not None}
+    )
+    return connection, connection.getresponse()
+
+
+def until(check):
+    deadline = time.monotonic() + 20
+    while not check():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_prompt_streams_through_with_its_key(relay, upstream):
+    upstream.go_on.clear()
+    body = {"prompt": "hello"}
+    connection, answer = post(relay, body, Authorization="Bearer right")
+    assert answer.status == 200 and answer.headers["Content-Type"] == "text/event-stream"
+    assert answer.headers["Content-Security-Policy"] and answer.headers["Cache-Control"]
+    assert answer.read1() == b"data: {}    0"  # before the server has said the rest
+    upstream.go_on.set()
+    assert answer.read() == b"data: {}    1"
+    assert upstream.asked[-1] == ("/v1/completions", body, "Bearer right")
+    connection.close()
+
+
+def test_a_refusal_of_the_server_is_handed_back(relay):
+    connection, answer = post(relay, {"prompt": "refuse"})
+    assert (answer.status, answer.read()) == (400, b'{"message":"no."}')
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": "https://evil.example", "Sec_Fetch_Site": "cross-site"}, 403),
+        ({"Origin": "https://evil.example", "Sec_Fetch_Site": None}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://127.0.0.1:9"}, 403),  # another server of this machine
+        ({"Origin": None, "Sec_Fetch_Site": "same-site"}, 403),
+        ({"Content_Type": "text/plain"}, 415),  # what a form of another site can send unasked
+        ({"Content_Type": "application/x-www-form-urlencoded"}, 415),
+        ({"Host": "evil.example"}, 421),
+        ({"Content_Length": "999999999999"}, 413),
+        ({"Content_Length": "9" * 5000}, 413),
+        ({"Content_Length": "-1"}, 411),
+        ({"Content_Length": "1e3"}, 411),
+    ],
+)
+def test_what_another_page_could_send_is_not_handed_on(relay, upstream, headers, status):
+    before = len(upstream.asked)
+    connection, answer = post(relay, {"prompt": "hello"}, **headers)
+    assert answer.status == status and json.loads(answer.read())["message"]
+    assert len(upstream.asked) == before
+    connection.close()
+
+
+def test_a_program_on_this_machine_may_ask_too(relay, upstream):
+    upstream.go_on.set()
+    connection, answer = post(relay, {"prompt": "hello"}, Origin=None, Sec_Fetch_Site=None)
+    assert answer.status == 200 and answer.read()
+    connection.close()
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions?x=1", "/flush_cache", "/longflow"])
+def test_no_other_route_takes_a_prompt(relay, path):
+    connection, answer = post(relay, {"prompt": "hello"}, path)
+    assert answer.status == 404 and "/v1/chat/completions" in json.loads(answer.read())["message"]
+    connection.close()
+
+
+def test_a_body_over_the_limit_is_refused_in_words(relay, upstream):
+    """The sender gets to read it although it is still sending."""
+    before = len(upstream.asked)
+    connection, answer = post(relay, b"x" * (hand_on.MAX_BODY_BYTES + 1))
+    assert answer.status == 413 and "4,194,304 bytes" in json.loads(answer.read())["message"]
+    assert len(upstream.asked) == before
+    connection.close()
+
+
+def test_a_body_that_trickles_is_given_up(relay, monkeypatch):
+    monkeypatch.setattr(hand_on, "BODY_TIMEOUT_S", 0.3)
+    host, port = relay.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as client:
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: 500\r\n"
+        client.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode())
+        for _ in range(10):
+            client.sendall(b" ")
+            time.sleep(0.05)
+        assert client.recv(100).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_server_that_dies_in_its_answer_is_told(relay, upstream):
+    upstream.go_on.set()
+    connection, answer = post(relay, {"prompt": "die"})
+    with pytest.raises(http.client.IncompleteRead) as caught:
+        answer.read()
+    event = caught.value.partial.splitlines()[-2 if b"\n\n" in caught.value.partial else -1]
+    assert "broke off its answer" in event.decode()
+    connection.close()
+
+
+def test_the_server_is_let_go_when_the_page_leaves(relay, upstream):
+    """Also while it has not answered at all: a request may wait in its queue."""
+    upstream.left.clear()
+    host, port = relay.removeprefix("http://").split(":")
+    before = len(upstream.asked)
+    client = socket.create_connection((host, int(port)), timeout=20)
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: 18\r\n"
+    client.sendall(f'{head}Content-Type: application/json\r\n\r\n{{"prompt": "wait"}}'.encode())
+    until(lambda: len(upstream.asked) > before)
+    assert upstream.left == []
+    client.close()
+    until(lambda: upstream.left == [b""])
+
+
+def test_a_page_that_reads_nothing_is_let_go(relay, upstream, monkeypatch):
+    """Not kept for ever with an answer that fills every buffer."""
+    monkeypatch.setattr("sglang_longflow.monitor.relay._Handler.timeout", 0.3)
+    upstream.go_on.set()
+    upstream.left.clear()
+    connection, answer = post(relay, {"prompt": "endless"})
+    assert answer.status == 200
+    until(lambda: upstream.left == [b""])
+    connection.close()
 
 
 @pytest.mark.parametrize(
