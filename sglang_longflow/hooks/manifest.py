@@ -21,7 +21,10 @@ _BATCH = "sglang.srt.managers.schedule_batch.ScheduleBatch"
 _REQ = "sglang.srt.managers.schedule_batch.Req"
 _TOKENIZER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
 _ALLOC = "sglang.srt.mem_cache.allocation"
-_OPENAI = "sglang.srt.entrypoints.openai"
+_CHAT = "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat"
+_TEXT = "sglang.srt.entrypoints.openai.serving_completions.OpenAIServingCompletion"
+_OPENAI_ANSWERS = (f"{_CHAT}._build_chat_response", f"{_TEXT}._build_completion_response")
+_OPENAI_STREAMS = (f"{_CHAT}._generate_chat_stream", f"{_TEXT}._generate_completion_stream")
 
 _NEW_FLAGS = "SGLang lets plugins add server arguments"
 _ADMISSION = "SGLang's admission asks a policy how many slots a request may still take"
@@ -336,23 +339,18 @@ MANIFEST: tuple[Hook, ...] = (
         "SGLang's customized_info may be one value per request instead of one per token",
         Fails.ANSWER,
     ),
-    Hook(
-        f"{_OPENAI}.serving_chat.OpenAIServingChat._build_chat_response",
-        "after",
-        "report:openai_chat_response",
-        _p("self request ret created"),
-        "the same numbers in the metadata of OpenAI chat responses",
-        "SGLang copies customized_info to OpenAI responses",
-        Fails.ANSWER,
-    ),
-    Hook(
-        f"{_OPENAI}.serving_completions.OpenAIServingCompletion._build_completion_response",
-        "after",
-        "report:openai_completion_response",
-        _p("self request ret created"),
-        "the same numbers in the metadata of OpenAI completions",
-        "SGLang copies customized_info to OpenAI responses",
-        Fails.ANSWER,
+    *(
+        Hook(
+            *(target, kind, f"report:{handler}", _p(f"self {parameters}")),
+            "the same numbers in the metadata of OpenAI answers; in a stream, beside the usage",
+            "SGLang copies customized_info to OpenAI answers and chunks",
+            Fails.ANSWER,
+        )
+        for kind, handler, parameters, targets in (
+            ("after", "openai_response", "request ret created", _OPENAI_ANSWERS),
+            ("around", "openai_stream", "adapted_request request raw_request", _OPENAI_STREAMS),
+        )
+        for target in targets
     ),
     Hook(
         f"{_SCHEDULER}.get_internal_state",

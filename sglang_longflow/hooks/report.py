@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import Any
+
+import orjson
 
 from sglang_longflow.core.fields import check_call, check_samples
 from sglang_longflow.core.http_budget import apply_headers
@@ -18,6 +21,8 @@ from sglang_longflow.settings.config import config_from
 logger = logging.getLogger(__name__)
 
 CUSTOMIZED_INFO_KEY = "longflow"
+#: What OpenAI answers have of a report, in ``metadata``.
+METADATA_KEYS = ("kv_budget", "kv_resident_tokens", "kv_overwritten_tokens", "kv_cut_tokens")
 
 
 class LatestReport(list[Any]):
@@ -78,29 +83,54 @@ async def generate_request(
     if has_budgets:
         inbox.guard_answers(self)
         _check_size(obj, over_http=request is not None)
+    reports = getattr(obj, "longflow_reports", None)
     async for out in original(self, obj, request):
         if has_budgets:
             for item in out if isinstance(out, list) else [out]:
                 if isinstance(item, dict) and isinstance(item.get("meta_info"), dict):
                     _spread(item["meta_info"])
+                    if reports is not None:
+                        reports[item.get("index", 0)] = item["meta_info"]
         yield out
 
 
-def _metadata(response: Any, serving: Any, ret: list[dict[str, Any]]) -> None:
-    has_budgets = config_from(serving.tokenizer_manager.server_args) is not None
-    if not has_budgets or getattr(response, "metadata", None) is None:
-        return
-    for key in ("kv_budget", "kv_resident_tokens", "kv_overwritten_tokens", "kv_cut_tokens"):
-        values = [item["meta_info"].get(key) for item in ret]
+def _numbers(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """``metadata`` of one choice, or lists for several; `reports` are their ``meta_info``."""
+    found = {}
+    for key in METADATA_KEYS:
+        values = [meta_info.get(key) for meta_info in reports]
         if any(value is not None for value in values):
-            response.metadata[key] = values[0] if len(values) == 1 else values
+            found[key] = values[0] if len(values) == 1 else values
+    return found
 
 
-def openai_chat_response(response: Any, self: Any, request: Any, ret: Any, created: int) -> None:
-    _metadata(response, self, ret)
+def _with_numbers(event: str, reports: dict[int, dict[str, Any]]) -> str:
+    """A streamed event that has a ``usage``, with the ``metadata`` of its choices beside it."""
+    # A quote within a text is escaped, so this is a key: most events need no reading.
+    if not reports or '"usage":{' not in event:
+        return event
+    chunk = orjson.loads(event.removeprefix("data: "))
+    choices = [choice["index"] for choice in chunk["choices"]] or sorted(reports)
+    metadata = _numbers([reports[index] for index in choices if index in reports])
+    if not metadata:
+        return event
+    return f"data: {orjson.dumps({**chunk, 'metadata': metadata}).decode()}\n\n"
 
 
-def openai_completion_response(
-    response: Any, self: Any, request: Any, ret: Any, created: int
-) -> None:
-    _metadata(response, self, ret)
+async def openai_stream(
+    original: Original, self: Any, adapted_request: Any, request: Any, raw_request: Any
+) -> AsyncIterator[str]:
+    """Around the generators of OpenAI streams; who asks for usage gets the numbers beside it."""
+    reports: dict[int, dict[str, Any]] = {}
+    adapted_request.longflow_reports = reports  # `generate_request` fills it
+    stream = original(self, adapted_request, request, raw_request)
+    async with contextlib.aclosing(stream) as events:
+        async for event in events:
+            yield _with_numbers(event, reports)
+
+
+def openai_response(response: Any, self: Any, request: Any, ret: Any, created: int) -> None:
+    """After what builds an OpenAI answer of its choices' ``meta_info``."""
+    has_budgets = config_from(self.tokenizer_manager.server_args) is not None
+    if has_budgets and getattr(response, "metadata", None) is not None:
+        response.metadata.update(_numbers([item["meta_info"] for item in ret]))

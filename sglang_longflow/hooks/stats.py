@@ -100,6 +100,7 @@ def _settings(scheduler: Scheduler, state: runtime.Runtime) -> dict[str, Any]:
     return {
         **config.as_dict(),
         "kv_budget_min": config.kv_budget_min or config.policy().min_budget_tokens,
+        "kv_policies_allowed": list(config.policies_allowed),
         "overlap_schedule": scheduler.enable_overlap,
         "radix_cache": not scheduler.tree_cache.disable,
         "decode_cuda_graph": type(runner.decode_cuda_graph_runner).__name__

@@ -152,6 +152,12 @@ class LongFlowConfig:
         return policy.needs.within(own.needs)
 
     @property
+    def policies_allowed(self) -> tuple[str, ...]:
+        """Names of the policies that requests may ask for, the server's own first."""
+        others = (name for name in LEAST_BUDGET_TOKENS if name != self.kv_policy)
+        return (self.kv_policy, *(name for name in others if self.serves(self.policy(name))))
+
+    @property
     def uses_fused_decode(self) -> bool:
         """Whether decode runs in the Triton kernel."""
         return self.kv_decode_kernel == "triton"

@@ -102,23 +102,47 @@ def test_openai_chat_and_completions(client):
 
 
 def test_openai_streams_keep_their_budget(client, lost):
-    """SGLang's chunks have no metadata; the counters of the server tell."""
+    """The counters of the server tell, and the metadata beside the usage, as it grows."""
     chunks = list(
         client.chat.completions.create(
             **{"model": "tiny", "messages": QUESTION, **GREEDY, "stream": True},
-            stream_options={"include_usage": True},
+            stream_options={"include_usage": True, "continuous_usage_stats": True},
             extra_body={**custom(kv_budget=64), **PLAIN},
         )
     )
     usage = chunks[-1].usage
     assert usage.completion_tokens == 130 and len(chunks) > 20
     assert counts(lost(), gone(usage.prompt_tokens, 130, 64))
-    assert not any((chunk.model_extra or {}).get("metadata") for chunk in chunks)
+    told = [(c.usage, c.metadata) for c in chunks if "metadata" in (c.model_extra or {})]
+    assert len(told) > 20 and told[-1][0] == usage
+    for now, metadata in told:
+        length = metadata["kv_resident_tokens"] + metadata["kv_overwritten_tokens"]
+        assert metadata["kv_budget"] == 64 >= metadata["kv_resident_tokens"]
+        assert length == now.prompt_tokens + now.completion_tokens - 1
     whole = client.chat.completions.create(
         model="tiny", messages=QUESTION, **GREEDY, extra_body={**custom(kv_budget=64), **PLAIN}
     )
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert text == whole.choices[0].message.content
+
+
+@pytest.mark.parametrize("asked", [None, {"include_usage": True}])
+def test_openai_streams_of_several_samples(client, asked):
+    """One number each, at the end; who does not ask for usage gets SGLang's own chunks."""
+    chunks = list(
+        client.completions.create(
+            **{"model": "tiny", "prompt": "Once upon a time", "n": 2, "stream": True, **GREEDY},
+            **({"stream_options": asked} if asked else {}),
+            extra_body={**custom(kv_budget=64), "ignore_eos": True},
+        )
+    )
+    told = [c.metadata for c in chunks if "metadata" in (c.model_extra or {})]
+    if asked is None:
+        assert told == [] and all(chunk.choices for chunk in chunks)
+    else:
+        (metadata,) = told
+        assert metadata["kv_budget"] == metadata["kv_resident_tokens"] == [64, 64]
+        assert chunks[-1].metadata == metadata
 
 
 def test_openai_several_at_once(server):

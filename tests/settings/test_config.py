@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one configuration: every wrong value is refused by name; no budget means inert."""
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -122,6 +123,18 @@ def test_wrong_settings_are_refused_by_name_and_value(settings, message):
 )
 def test_settings_on_the_edge_are_accepted(settings):
     assert LongFlowConfig(**settings).kv_budget == settings["kv_budget"]
+
+
+@pytest.mark.parametrize("kernel", ["reference", "triton"])
+@pytest.mark.parametrize("own", ["longflow-novel", "longflow", "streaming"])
+def test_policies_allowed_are_those_that_a_request_may_name(own, kernel):
+    config = LongFlowConfig(kv_budget=96, kv_policy=own, kv_decode_kernel=kernel)
+    taken = []
+    for name in policy_names():
+        with contextlib.suppress(BudgetError):
+            taken.append(resolve_budget({"kv_policy": name}, config).policy.name)
+    assert sorted(config.policies_allowed) == sorted(taken)
+    assert config.policies_allowed[0] == own
 
 
 def test_config_is_immutable():
