@@ -6,6 +6,7 @@ import { Pool } from "./pool.js";
 import { Requests } from "./requests.js";
 import { showSettings } from "./settings.js";
 import { WhatIf } from "./plan.js";
+import { Try } from "./try.js";
 
 const POLL_MS = 1000;
 const RETRY_MS = 3000;
@@ -20,6 +21,7 @@ const pool = new Pool();
 const requests = new Requests(pool);
 const whatIf = new WhatIf(ask);
 const charts = new Charts(ask);
+const trial = new Try(storedKey);
 let timer = 0;
 let last = null; // the last stats
 let lastAt = null;
@@ -150,6 +152,7 @@ function render(stats) {
   showSettings(stats);
   whatIf.start(stats);
   charts.start();
+  trial.start(stats);
   last = stats;
 }
 
