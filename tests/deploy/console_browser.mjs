@@ -59,6 +59,125 @@ await state(page, "live");
 say({ empty: await page.isVisible("#requests-empty"), empty_running: await text(page, "#running"),
   live_title: await page.title() });
 
+// The Try tab, by keyboard, while nothing else runs.
+const said = (on) => on.waitForFunction(() => document.getElementById("try-said").textContent !== "", null, { timeout: 120000 });
+const fields = async (on, values) => {
+  for (const [name, value] of Object.entries(values)) await on.fill(`#try-${name}`, String(value));
+};
+async function run(on) {
+  await on.press("#try-prompt", "Control+Enter");
+  await said(on); // starting has emptied it
+}
+const columns = (on) => on.evaluate(() => Object.fromEntries(["budget", "full"].map((name) => {
+  const root = document.getElementById(`try-${name}`);
+  const facts = [...root.querySelectorAll("[data-part]")].map((item) => [item.dataset.part, item.textContent]);
+  const [bar, fill] = ["bar", "bar > i"].map((part) => root.querySelector(`.${part}`).getBoundingClientRect().width);
+  return [name, { ...Object.fromEntries(facts), bar, fill, hidden: root.hidden,
+    marked: [...root.querySelectorAll(".parted")].map((item) => item.textContent),
+    thought: [...root.querySelectorAll(".thought")].map((item) => item.textContent).join(""),
+    images: root.querySelectorAll("img").length }];
+})));
+const trial = {};
+await page.focus("#to-watch");
+await page.keyboard.press("ArrowRight");
+trial.tab = await page.evaluate(() => [document.activeElement.id, location.hash, document.getElementById("tab-watch").hidden]);
+trial.unnamed = await page.evaluate(() => [...document.querySelectorAll("#tab-try :is(input, select, textarea, button, pre)")]
+  .filter((item) => !(item.labels?.length || item.ariaLabel || item.getAttribute("aria-labelledby") || item.tagName === "BUTTON"))
+  .map((item) => item.id));
+trial.start = await page.evaluate(() => ["tokens", "size", "least", "most"].map((name) =>
+  document.getElementById(`try-${name}`).value ?? document.getElementById(`try-${name}`).textContent));
+trial.policies = await page.locator("#try-policy option").allInnerTexts();
+await page.evaluate(() => { // what the bars said on their way
+  window.seenBars = new Set();
+  const look = () => window.seenBars.add(document.querySelector("#try-budget .bar").ariaLabel ?? "");
+  new MutationObserver(look).observe(document.getElementById("try-budget"), { subtree: true, attributes: true });
+});
+const PROMPT = "It's a \"long\" way, & $HOME\nis far. \\ é 🦊";
+await fields(page, { prompt: PROMPT, tokens: 64, max: 150 });
+await run(page);
+trial.answers = await columns(page);
+trial.said = await text(page, "#try-said");
+trial.same = await text(page, "#try-same");
+trial.bars = await page.evaluate(() => [...window.seenBars]);
+await page.screenshot({ path: join(folder, "console-try.png") });
+await page.setViewportSize({ width: 390, height: 844 });
+trial.phone = await page.evaluate(() => document.documentElement.scrollWidth);
+await page.screenshot({ path: join(folder, "console-try-phone.png") });
+await page.setViewportSize({ width: 1200, height: 900 });
+await page.check("text=plain text");
+await run(page);
+trial.plain = await columns(page);
+await page.check("#try-chat");
+await fields(page, { tokens: 5 });
+await run(page);
+trial.refused = (await columns(page)).budget.error;
+trial.full_although = (await columns(page)).full.finish;
+await fields(page, { tokens: 64, max: 3500 });
+await page.press("#try-prompt", "Control+Enter");
+await page.waitForFunction(() => parseInt(document.querySelector('#try-full [data-part="tokens"]').textContent) > 5);
+await page.click("#try-stop");
+await said(page);
+trial.stopped = await columns(page);
+const ask = (path) => page.evaluate(async (path) => (await fetch(path)).json(), path);
+trial.running_after = null;
+for (let i = 0; i < 100 && trial.running_after !== 0; i++) {
+  trial.running_after = (await ask("longflow/stats?max_age_s=0")).requests.length;
+  await page.waitForTimeout(100);
+}
+// Answers as no model gives them at will.
+const chunk = (tokens, delta, finish = null, metadata = {}) => `data: ${JSON.stringify({
+  choices: [{ index: 0, delta, finish_reason: finish }], usage: { prompt_tokens: 3, completion_tokens: tokens },
+  metadata: { kv_budget: 2, kv_resident_tokens: 2, kv_overwritten_tokens: tokens, kv_cut_tokens: 0, ...metadata } })}\n\n`;
+const EVIL = '<img src="x" onerror="alert(1)">';
+let broken = false;
+await watching.route("**/v1/chat/completions", (route) => {
+  const full = route.request().postDataJSON().custom_params.kv_budget === 0;
+  const head = chunk(1, { reasoning_content: "hm " }) + chunk(2, { content: EVIL }) + chunk(3, { content: " a" });
+  const tail = full ? chunk(4, { content: "b" }, "stop") : chunk(4, { content: "c" }, "length");
+  route.fulfill({ contentType: "text/event-stream", body: head + tail + (broken ? "" : "data: [DONE]\n\n") });
+});
+await fields(page, { max: 150 });
+await run(page);
+trial.made_up = await columns(page);
+trial.made_up_same = await text(page, "#try-same");
+await page.fill("#try-temperature", "0.7");
+await run(page);
+trial.drawn = { same: await text(page, "#try-same"), marked: (await columns(page)).full.marked };
+broken = true;
+await run(page);
+trial.broken = (await columns(page)).full.error;
+await watching.unroute("**/v1/chat/completions");
+await watching.route("**/longflow/stats", async (route) => {
+  const response = await route.fetch();
+  const stats = await response.json();
+  stats.settings.kv_budget_allow_full = false;
+  await route.fulfill({ response, json: stats });
+});
+await page.waitForSelector("#try-both:disabled");
+trial.no_full = [await page.isChecked("#try-both"), await text(page, "#try-both-why")];
+await watching.unroute("**/longflow/stats");
+await page.click("#to-watch");
+say({ trial });
+
+// The same through the page of `longflow console`, which knows the key.
+const trying = await browser({});
+const tried = await open(trying, relay, /401/);
+await tried.fill("#key", key);
+await tried.keyboard.press("Enter");
+await tried.click("#to-try");
+await fields(tried, { prompt: PROMPT, tokens: 64, max: 90 });
+await run(tried);
+const code = {};
+for (const name of ["curl", "python"]) code[`chat_${name}`] = await text(tried, `#code-${name}`);
+const relayed = { chat: (await columns(tried)).budget };
+await tried.check("text=plain text");
+for (const name of ["curl", "python"]) code[`plain_${name}`] = await text(tried, `#code-${name}`);
+await run(tried);
+relayed.plain = (await columns(tried)).budget;
+await trying.close();
+say({ code, relayed });
+await stopAt("code");
+
 await stopAt("load");
 await page.waitForFunction(() => document.querySelectorAll("#requests tbody tr").length >= 4);
 await page.waitForFunction(() => parseInt(document.getElementById("saved").textContent) > 0);

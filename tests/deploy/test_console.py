@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -19,13 +20,27 @@ import harness
 pytestmark = [pytest.mark.deploy, pytest.mark.e2e]
 KEY = "right-key"
 POOL, BUDGET, ROWS = 3000, 96, 12
+SHOTS = ("light", "dark", "phone", "key", "busy", "gone", "try", "try-phone")
 EVIL = "<script>alert(1)</script>"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    model = harness.build_tiny_model("llama", tmp_path_factory.mktemp("console"))
-    arguments = ["--model-path", str(model), "--skip-tokenizer-init", "--dtype", "float32"]
+def model(tmp_path_factory) -> Path:
+    """A tiny random Llama with SmolLM2's tokenizer and chat template: the Try tab needs text."""
+    from transformers import AutoTokenizer
+
+    from sglang_longflow.demo.model import prepare_model
+
+    source = os.environ.get("LONGFLOW_TEST_MODEL") or prepare_model()
+    sizes = {"vocab_size": 49152, "num_hidden_layers": 2}
+    folder = harness.build_tiny_model("llama", tmp_path_factory.mktemp("console"), **sizes)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(model):
+    arguments = ["--model-path", str(model), "--dtype", "float32"]
     arguments += ["--max-total-tokens", str(POOL), "--kv-budget", str(BUDGET)]
     arguments += ["--kv-budget-allow-full", "--max-running-requests", str(ROWS)]
     arguments += ["--api-key", KEY, "--served-model-name", "tiny-llama", "--enable-metrics"]
@@ -109,6 +124,13 @@ def test_a_fuzzer_finds_no_server_error(server, tools, tmp_path):
     assert server.process.poll() is None
 
 
+def run_code(name: str, code: str) -> subprocess.CompletedProcess:
+    """What the Try tab shows, in a shell or in Python, with the key where it says that it is."""
+    command = ["bash", "-c", code] if "curl" in name else [sys.executable, "-c", code]
+    code_env = {**os.environ, "LONGFLOW_API_KEY": KEY}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=code_env)
+
+
 @pytest.fixture(scope="module")
 def seen(server, tools, tmp_path_factory) -> dict:
     """What the browser reported. The server ends with it."""
@@ -123,6 +145,10 @@ def seen(server, tools, tmp_path_factory) -> dict:
                 said = json.loads(line)
                 if said.get("at") == "load":
                     start_load(server)
+                elif said.get("at") == "code":
+                    facts["ran"] = {
+                        name: run_code(name, text) for name, text in facts["code"].items()
+                    }
                 elif said.get("at") == "gone":
                     server.stop()
                 facts |= said
@@ -151,6 +177,78 @@ def test_states(seen):
     assert seen["gone_when"].startswith("last answer ")
     assert "does not answer" in seen["gone_notice"] and "last answer" in seen["gone_notice"]
     assert seen["gone_rows"] >= 4
+
+
+def test_an_answer_with_a_budget_beside_full_kv(seen):
+    """A prompt of some 50 tokens and 150 of an answer, in 64 slots and in as many as it is long."""
+    trial = seen["trial"]
+    assert trial["tab"] == ["to-try", "#try", True] and trial["unnamed"] == []
+    assert trial["start"][0] == "96" and trial["start"][2:] == ["38", f"{POOL:,}"]
+    # Two layers, K and V, two heads of 64, float32.
+    assert trial["start"][1] == f"{96 * 2 * 2 * 2 * 64 * 4 / 2**20:.1f} MiB of KV cache"
+    assert "longflow-novel (default)" in trial["policies"] and "h2o" not in trial["policies"]
+    budgeted, full = trial["answers"]["budget"], trial["answers"]["full"]
+    length = int(full["kv"].split(" of ")[1].split()[0])
+    assert length > 180
+    assert (
+        budgeted["kv"] == f"64 of {length} tokens" and full["kv"] == f"{length} of {length} tokens"
+    )
+    assert budgeted["saved"] == f"{round(100 * (length - 64) / length)}%" and full["saved"] == "0%"
+    assert budgeted["fill"] == pytest.approx(budgeted["bar"] * 64 / length, abs=1)
+    assert full["fill"] == pytest.approx(full["bar"]) and full["bar"] == budgeted["bar"] > 100
+    for column in (budgeted, full):
+        assert column["tokens"] == "150 tokens" and column["finish"] == "cut at max tokens"
+        assert float(column["first"].split()[0]) > 0 and column["speed"].endswith(" tokens/s")
+        assert column["answer"].strip()
+    assert len({bar for bar in trial["bars"] if bar.startswith("64 of ")}) > 10, "not live"
+    assert trial["said"].startswith("A budget of 64 tokens: 150 tokens, ")
+    assert trial["phone"] == 390
+    assert trial["plain"]["budget"]["kv"].startswith("64 of ")
+
+
+def test_what_the_server_refuses_is_shown_and_full_kv_goes_on(seen):
+    assert "kv_budget=5: below 38" in seen["trial"]["refused"]
+    assert seen["trial"]["full_although"] == "cut at max tokens"
+
+
+def test_stop_aborts_on_the_server(seen):
+    for column in seen["trial"]["stopped"].values():
+        assert column["finish"] == "stopped here" and int(column["tokens"].split()[0]) < 3000
+    assert seen["trial"]["running_after"] == 0
+
+
+def test_the_first_token_that_differs_is_marked_and_text_is_no_markup(seen):
+    trial = seen["trial"]
+    for name, end, finish in (
+        ("budget", "c", "cut at max tokens"),
+        ("full", "b", "ended by the model"),
+    ):
+        column = trial["made_up"][name]
+        assert column["answer"] == f'hm <img src="x" onerror="alert(1)"> a{end}'
+        assert (column["thought"], column["images"], column["marked"]) == ("hm ", 0, [end])
+        assert column["finish"] == finish and column["kv"] == "2 of 6 tokens"
+    assert trial["made_up_same"].startswith("Same text up to token 3;")
+    assert "drawn by chance" in trial["drawn"]["same"] and trial["drawn"]["marked"] == []
+    assert trial["broken"] == "The answer broke off before its end."
+
+
+def test_without_full_kv_the_box_says_what_allows_it(seen):
+    checked, why = seen["trial"]["no_full"]
+    assert checked is False and "--kv-budget-allow-full" in why
+
+
+def test_the_code_that_is_shown_runs_and_holds_no_key(seen):
+    """In a shell and in Python, through the relay, which the page of a server with a key needs."""
+    for name, done in seen["ran"].items():
+        assert done.returncode == 0, (name, done.stderr)
+        assert '"kv_resident_tokens":64' in done.stdout.replace(" ", "").replace("'", '"'), name
+        code = seen["code"][name]
+        assert KEY not in code and "LONGFLOW_API_KEY" in code and '"kv_budget": 64' in code
+    chat, plain = seen["relayed"]["chat"], seen["relayed"]["plain"]
+    assert chat["finish"] == plain["finish"] == "cut at max tokens" and chat["error"] == ""
+    # A program prints what the page has shown: the same request.
+    assert chat["answer"].strip() in seen["ran"]["chat_python"].stdout
+    assert plain["answer"].strip() in seen["ran"]["plain_python"].stdout
 
 
 def test_a_busy_scheduler_is_amber_and_its_rows_stay(seen):
@@ -236,6 +334,4 @@ def test_the_key_is_asked_for_and_stays_in_the_tab(seen):
 
 def test_screenshots_were_taken(seen):
     names = {file.name for file in seen["folder"].glob("*.png") if file.stat().st_size > 10_000}
-    assert names == {
-        f"console-{name}.png" for name in ("light", "dark", "phone", "key", "busy", "gone")
-    }
+    assert names == {f"console-{name}.png" for name in SHOTS}

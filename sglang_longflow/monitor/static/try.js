@@ -79,7 +79,7 @@ export class Try {
     this.setBudget(Math.min(Math.max(own, this.range.least), most));
     const policies = settings.kv_policies_allowed ?? [settings.kv_policy];
     $("try-policy").replaceChildren(...policies.map((name) => {
-      const option = element("option", name === settings.kv_policy ? `${name} (this server's)` : name);
+      const option = element("option", name === settings.kv_policy ? `${name} (default)` : name);
       option.value = name;
       return option;
     }));
@@ -176,7 +176,8 @@ export class Try {
     $("try-run").disabled = false;
     $("try-stop").disabled = true;
     const shown = both ? this.columns : [first];
-    setText($("try-said"), [...shown.map((column) => column.sentence()), $("try-same").textContent].join(" "));
+    const same = $("try-same").hidden ? [] : [$("try-same").textContent];
+    setText($("try-said"), [...shown.map((column) => column.sentence()), ...same].join(" "));
   }
 
   async ask(column, title, { path, body }) {

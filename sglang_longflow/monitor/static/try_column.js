@@ -3,11 +3,11 @@
 import { number, setShare, setText } from "./format.js";
 
 const ENDS = {
-  stop: "at the model's end",
-  length: "at max tokens",
+  stop: "ended by the model",
+  length: "cut at max tokens",
   abort: "aborted by the server",
   stopped: "stopped here",
-  failed: "with an error",
+  failed: "ended by an error",
 };
 const seconds = (ms) => `${(ms / 1000).toFixed(2)} s`;
 
@@ -134,7 +134,7 @@ export class Column {
     const { tokens, speed, kv, saved, finish } = this.facts();
     const title = this.part("title").textContent;
     if (this.finish === "failed") return `${title}: ${this.part("error").textContent}`;
-    return `${title}: ${tokens}, ${speed}, ${kv} resident, ${saved} saved, ended ${finish}.`;
+    return `${title}: ${tokens}, ${speed}, ${kv} resident, ${saved} saved, ${finish}.`;
   }
 }
 
