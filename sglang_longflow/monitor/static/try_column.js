@@ -27,7 +27,7 @@ export class Column {
     this.resident = this.logical = null;
     this.sentAt = this.firstAt = this.lastAt = null;
     this.firstTokens = 0;
-    this.finish = null;
+    this.finish = this.ended = null; // shown, and as the stream said
     this.part("answer").replaceChildren();
     this.part("error").hidden = true;
   }
