@@ -6,12 +6,13 @@ from __future__ import annotations
 from contextlib import nullcontext
 from types import SimpleNamespace
 
+import orjson
 import pytest
 
 from sglang_longflow.core.contracts import KVBudget, KVRow
 from sglang_longflow.errors import BudgetError
 from sglang_longflow.hooks import report as hook
-from sglang_longflow.hooks.report import LatestReport, _spread
+from sglang_longflow.hooks.report import LatestReport, _spread, _with_numbers
 from sglang_longflow.policies import make_policy
 
 
@@ -66,3 +67,38 @@ def call(text=None, input_ids=None, sampling_params=None):
 def test_a_call_becomes_so_many_requests_and_no_more(obj, over_http, refused):
     with pytest.raises(BudgetError) if refused else nullcontext():
         hook._check_size(obj, over_http=over_http)
+
+
+REPORTS = {
+    index: {"id": "r", "kv_budget": 64, "kv_resident_tokens": 60 + index, "kv_policy": "longflow"}
+    for index in (0, 1)
+}
+
+
+def event(choices: list, usage: dict | None, content: str = "") -> str:
+    made = [{"index": index, "delta": {"content": content}} for index in choices]
+    return f"data: {orjson.dumps({'choices': made, 'usage': usage}).decode()}\n\n"
+
+
+@pytest.mark.parametrize(
+    ("choices", "resident"), [([0], 60), ([1], 61), ([], [60, 61])], ids=["one", "other", "end"]
+)
+def test_an_event_with_a_usage_has_the_numbers_of_its_choices(choices, resident):
+    told = _with_numbers(event(choices, {"total_tokens": 3}), REPORTS)
+    assert told.startswith("data: {") and told.endswith("}\n\n")
+    metadata = orjson.loads(told[6:])["metadata"]
+    assert metadata["kv_resident_tokens"] == resident
+    assert set(metadata) == {"kv_budget", "kv_resident_tokens"}
+
+
+@pytest.mark.parametrize(
+    ("text", "reports"),
+    [
+        (event([0], None, '"usage":{'), REPORTS),  # a text that talks of it
+        (event([0], {"total_tokens": 3}), {}),  # a server without a budget
+        (event([0], {"total_tokens": 3}), {0: {"id": "r"}}),
+        ("data: [DONE]\n\n", REPORTS),
+    ],
+)
+def test_other_events_pass_as_they_are(text, reports):
+    assert _with_numbers(text, reports) is text
