@@ -112,9 +112,10 @@ await fields(page, { tokens: 5 });
 await run(page);
 trial.refused = (await columns(page)).budget.error;
 trial.full_although = (await columns(page)).full.finish;
-await fields(page, { tokens: 64, max: 3500 });
+await fields(page, { tokens: 64, max: 2500 });
 await page.press("#try-prompt", "Control+Enter");
-await page.waitForFunction(() => parseInt(document.querySelector('#try-full [data-part="tokens"]').textContent) > 5);
+await page.waitForFunction(() =>
+  Number(document.querySelector('#try-full [data-part="tokens"]').textContent.replace(/\D/g, "")) > 5);
 await page.click("#try-stop");
 await said(page);
 trial.stopped = await columns(page);
