@@ -55,9 +55,7 @@ def _server(sizing: Sizing, settings: Settings) -> dict[str, Any]:
     more = [f"--tp-size={sizing.gpus}"] if sizing.gpus > 1 else []
     secrets = {TOKEN_VARIABLE: settings.hf_secret, KEY_VARIABLE: settings.api_key_secret}
     if variables := [key.variable(name) for name, key in secrets.items() if key]:
-        container["env"] = variables
-    if settings.api_key_secret:
-        more.append(KEY_ARGUMENT)
+        container["env"] = variables  # `longflow serve` reads the key
     if more:  # a patch replaces the whole list
         container["args"] = [*server["args"], *more]
     shared = {"name": "shm", "emptyDir": {"sizeLimit": f"{sizing.shared_memory_gib}Gi"}}
