@@ -14,7 +14,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="leave the device out: an image is built on a machine without the GPU it is for",
     )
-    parser.epilog = "Server arguments to judge go after --, as in: -- --page-size 16 --kv-budget 96"
 
 
 def run(args: argparse.Namespace) -> int:

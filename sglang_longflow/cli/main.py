@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 from sglang_longflow import __version__
+from sglang_longflow.cli.examples import epilog
 from sglang_longflow.cli.parser import Parser
 from sglang_longflow.errors import LongFlowError
 
@@ -45,7 +47,12 @@ def _run_module(name: str, argv: list[str]) -> int:
     import importlib
 
     module = importlib.import_module(f"sglang_longflow.cli.{name}")
-    parser = Parser(prog=f"longflow {name}", description=COMMANDS[name])
+    parser = Parser(
+        prog=f"longflow {name}",
+        description=COMMANDS[name],
+        epilog=epilog(name),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     module.add_arguments(parser)
     if name == "doctor":  # the rest is server arguments to judge
         arguments, rest = parser.parse_known_args(argv)
