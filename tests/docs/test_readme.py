@@ -28,8 +28,8 @@ def table() -> list[list[str]]:
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
 
 
-def test_at_most_120_lines():
-    assert len(README.splitlines()) <= 120
+def test_at_most_99_lines():
+    assert len(README.splitlines()) <= 99
 
 
 def test_the_table_has_the_numbers_of_the_csvs_for_the_default_policy():
