@@ -74,7 +74,7 @@ ENVIRONMENT = {
         "Folder of the demo model; default `~/.cache/sglang-longflow`.",
     ),
     "LONGFLOW_API_KEY": (
-        "`longflow serve`",
+        "`longflow serve`, `top`, `bench --url`",
         "As `--api-key`, which wins over it; the compose files and the chart set it.",
     ),
     "LONGFLOW_LOG_FORMAT": (

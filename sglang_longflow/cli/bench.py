@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=1, help="of the prompts, random token ids")
     add("--vocab-size", type=int, help="token ids are below it; default: the model's")
     add("--stream-interval", type=int, default=8, help="with --model: tokens per message")
-    add("--api-key", help="of a running server")
+    add("--api-key", help="of a running server; default: $LONGFLOW_API_KEY")
     add("--out", type=Path, required=True, help="folder for bench.csv, bench.json and bench.png")
     add("--no-plot", dest="plot", action="store_false", help="no picture")
     add("--verbose", action="store_true", help="show the servers' output")

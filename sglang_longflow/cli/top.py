@@ -14,6 +14,7 @@ from typing import Any
 from sglang_longflow.errors import ConfigError, NoAnswer, WatchError
 from sglang_longflow.monitor.client import DEFAULT_URL, base_url, fetch_stats
 from sglang_longflow.monitor.request_order import SORTS
+from sglang_longflow.server.api_key import key_of_environment
 from sglang_longflow.settings.nearest import nearest
 
 MIN_INTERVAL_S = 0.2
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``longflow top``."""
     add = parser.add_argument
     add("--url", default=DEFAULT_URL, help="the server, default %(default)s")
-    add("--api-key", help="the server's --api-key, if it has one")
+    add("--api-key", help="the server's --api-key, if it has one; default: $LONGFLOW_API_KEY")
     add("--interval", default="1", help="seconds between two looks, default %(default)s")
     add("--once", action="store_true", help="one look, then end")
     add("--json", action="store_true", help="one JSON object per line instead of a view")
@@ -66,6 +67,7 @@ def _interval(value: str) -> float:
 def run(args: argparse.Namespace) -> int:
     """Watch until Ctrl+C; 1 if the server cannot be watched, or in text is gone for 30 s."""
     url, interval_s = base_url(args.url), _interval(args.interval)
+    args.api_key = args.api_key or key_of_environment()
     if args.sort not in SORTS:
         raise ConfigError(
             f"sort={args.sort!r}: expected one of {', '.join(SORTS)}{nearest(args.sort, SORTS)}"

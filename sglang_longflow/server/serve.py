@@ -15,6 +15,7 @@ from typing import Any
 
 from sglang_longflow import __version__
 from sglang_longflow.errors import ConfigError, LongFlowError
+from sglang_longflow.server.api_key import key_of_environment
 from sglang_longflow.server.json_log import JsonLines, logging_config, record
 from sglang_longflow.server.process import Echo, Server, ServerEnded, forwarding
 from sglang_longflow.server.progress import SIGN_OF_LIFE_S, every
@@ -137,7 +138,7 @@ def run(argv: list[str]) -> int:
         return 0
     log_format, argv = take_log_format(argv)
     if log_format == "text":
-        settings, found = prepare(argv)
+        settings, found = prepare(argv, key=key_of_environment())
         _print_banner(banner(settings, found["kv"]))
 
         def say_ready(seconds: float) -> None:
@@ -160,7 +161,7 @@ def _say(message: str, **more: Any) -> None:
 
 
 def _run_with_json_log(argv: list[str]) -> int:
-    settings, found = prepare(argv)
+    settings, found = prepare(argv, key=key_of_environment())
     rows = [row for row in banner(settings, found["kv"]) if row[0] != "note"]
     _say("starting", settings=dict(rows), notes=settings.notes)
 

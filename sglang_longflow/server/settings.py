@@ -14,7 +14,7 @@ from sglang_longflow.errors import ConfigError, UnsupportedSetup
 from sglang_longflow.planner.geometry import PlanError
 from sglang_longflow.platform.cpu_dtype import fast_dtype, reason_for
 from sglang_longflow.server.free_memory import free_memory
-from sglang_longflow.server.options import make_parser, nearest, server_options, yaml_arguments
+from sglang_longflow.server.options import make_parser, server_options, yaml_arguments
 from sglang_longflow.server.pool_cap import cap_pool
 from sglang_longflow.server.preflight import (
     check_model,
@@ -23,6 +23,7 @@ from sglang_longflow.server.preflight import (
     free_port,
 )
 from sglang_longflow.settings.flags import budget_words
+from sglang_longflow.settings.nearest import nearest
 from sglang_longflow.settings.release import refusal
 
 DEFAULT_PORT = 30000  # SGLang's
@@ -165,7 +166,9 @@ def _fit_to_cpu(settings: Settings, most_tokens: int | None) -> None:
     settings.chosen.append(("KV pool", f"{cap.tokens:,} tokens, {cap.reason}"))
 
 
-def prepare(argv: list[str], most_tokens: int | None = None) -> tuple[Settings, dict[str, Any]]:
+def prepare(
+    argv: list[str], most_tokens: int | None = None, *, key: str | None = None
+) -> tuple[Settings, dict[str, Any]]:
     """Read, check and complete the settings; also returns what `check_settings` found.
 
     Parameters
@@ -174,6 +177,8 @@ def prepare(argv: list[str], most_tokens: int | None = None) -> tuple[Settings, 
         The command line of ``longflow serve``.
     most_tokens : int, optional
         KV slots that all requests at once need at most, if the caller knows it.
+    key : str, optional
+        ``--api-key`` where neither a flag nor the file sets one; only of a server for others.
 
     Raises
     ------
@@ -193,7 +198,7 @@ def prepare(argv: list[str], most_tokens: int | None = None) -> tuple[Settings, 
         rendezvous = free_port("127.0.0.1", first_port() + 4)
         settings.default("nccl_port", rendezvous, f"--nccl-port={rendezvous}")
     settings.default("enable_metrics", True, "--enable-metrics")
-    if key := os.environ.get("LONGFLOW_API_KEY", "").strip():
+    if key:
         settings.default("api_key", key, f"--api-key={key}")
     if found["device"] == "cpu":
         settings.default("device", "cpu", "--device=cpu")

@@ -326,6 +326,23 @@ def test_banner(model, free_port):
     assert "0.5.17" in text["longflow"]
 
 
+def test_a_key_of_the_environment_is_for_serve_and_not_for_servers_that_measure(
+    monkeypatch, model, free_port
+):
+    """bench, eval and demo ask servers of their own, which would refuse them."""
+    started = []
+    monkeypatch.setattr(serve, "_watch", lambda settings, *args: started.append(settings) or 0)
+    monkeypatch.setenv("LONGFLOW_API_KEY", "of the environment")
+    argv = [str(model), "--port", str(free_port), "--kv-budget", "96"]
+    assert serve.run(argv) == 0 and serve.run([*argv, "--api-key=given"]) == 0
+    keys = [chosen.values["api_key"] for chosen in started]
+    assert keys == ["of the environment", "given"]
+    chosen, _ = settings.prepare(argv)
+    assert "api_key" not in chosen.values and not any(
+        "api-key" in word for word in chosen.arguments
+    )
+
+
 @pytest.fixture
 def cpu(monkeypatch):
     """``cpu(dtype, GB)``: a machine without a GPU, its fast dtype and its free memory."""

@@ -302,13 +302,17 @@ def test_what_a_server_does_in_a_few_words(server):
     assert "too busy" in client.activity("http://127.0.0.1:9")
 
 
-def test_keys(server, capsys):
+def test_keys(server, capsys, monkeypatch):
+    monkeypatch.delenv("LONGFLOW_API_KEY", raising=False)
     server.key = "right"
     assert main(["top", "--url", server.url, "--once"]) == 1
     assert "asks for a key; give --api-key (401)" in capsys.readouterr().err
     assert main(["top", "--url", server.url, "--once", "--api-key", "wrong"]) == 1
     assert "refuses this --api-key (401)" in capsys.readouterr().err
     assert main(["top", "--url", server.url, "--once", "--api-key", "right"]) == 0
+    monkeypatch.setenv("LONGFLOW_API_KEY", " right\n")
+    assert main(["top", "--url", server.url, "--once"]) == 0
+    assert main(["top", "--url", server.url, "--once", "--api-key", "wrong"]) == 1
 
 
 def test_no_server(capsys):

@@ -33,6 +33,7 @@ from sglang_longflow.measure.variants import (
     parse_variant,
 )
 from sglang_longflow.monitor.client import activity
+from sglang_longflow.server.api_key import key_of_environment
 from sglang_longflow.server.pool_cap import tokens_for
 from sglang_longflow.server.preflight import check_model, free_port
 from sglang_longflow.server.progress import Bars, shared
@@ -226,6 +227,8 @@ def run(args: argparse.Namespace) -> int:
     total = args.input_tokens + args.output_tokens
     budgets = list(dict.fromkeys(parse_budget(text, total) for text in args.budgets))
     args.url = args.url.rstrip("/") if args.url else None
+    if args.url:  # servers of our own have no key
+        args.api_key = args.api_key or key_of_environment()
     model = args.model or get_json(f"{args.url}/model_info", args.api_key)["model_path"]
     vocabulary = args.vocab_size or vocabulary_of(model)
     work = Work(
