@@ -153,7 +153,9 @@ def view(
     pool = Text(f"\npool  {_used(stats):,} of {stats['pool']['total_tokens']:,} slots in use")
     bar = pool_bar(stats, min(BAR_CELLS, look.width))
     most = max(1, look.height - OTHER_LINES)
-    table = requests_table(stats, most, look.sort, look.width)
+    table: RenderableType = Text("no request is running", "dim")
+    if stats["requests"]:
+        table = requests_table(stats, most, look.sort, look.width)
     parts = (head, rows, pool, bar, _legend(stats), Text(), table, _footer(look.sort))
     return Group(*parts)
 

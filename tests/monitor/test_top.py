@@ -234,6 +234,7 @@ def test_answers_that_are_no_stats(server, capsys, answer, words):
     assert all(word in line for word in words), line
 
 
+LOOK = terminal.Look(120, 40)
 BUSY = {"state": "busy", "age_s": 7.2}
 UNKNOWN = {
     **dict.fromkeys(("settings", "pool", "counters", "sums", "queued_requests", "uptime_s")),
@@ -264,11 +265,16 @@ def test_a_busy_server_is_said_to_be(server, capsys):
     ],
 )
 def test_the_screen_is_red_only_where_the_server_is_gone(stats, problem, is_gone, words):
-    shown = terminal.view(stats, None, "http://x", problem, is_gone, terminal.Look(120, 40))
+    shown = terminal.view(stats, None, "http://x", problem, is_gone, LOOK)
     head = shown if stats is UNKNOWN else shown.renderables[0]
     (style,) = (span.style for span in head.spans if words in head.plain[span.start : span.end])
     assert style == ("bold red" if is_gone else "bold yellow")
     assert stats is UNKNOWN or len(shown.renderables) > 3  # the last rows stay
+
+
+def test_an_idle_screen_says_so():
+    shown = terminal.view(STATS | {"requests": []}, None, "http://x", "", False, LOOK)
+    assert "no request is running" in [str(part) for part in shown.renderables]
 
 
 def test_lines_go_on_while_the_server_does_not_answer(server, monkeypatch, capsys):
