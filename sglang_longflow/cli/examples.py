@@ -7,7 +7,7 @@ from sglang_longflow import __version__
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "demo": ("longflow demo",),
-    "doctor": ("longflow doctor", "longflow doctor -- --kv-budget 96 --page-size 16"),
+    "doctor": ("longflow doctor", "longflow doctor -- --model-path Qwen/Qwen3-8B --kv-budget 3200"),
     "eval": (
         "longflow eval --model Qwen/Qwen3-8B --task math500 --budgets 800,1600,full --out math500",
         "longflow eval --model Qwen/Qwen3-8B --task questions.jsonl --budgets 1600,full --out mine",
