@@ -66,6 +66,8 @@ def _run_module(name: str, argv: list[str]) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand; 2 after an error of the command line or the settings."""
     argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["help"]:  # what many type first
+        argv = [*argv[1:2], "--help"]
     parser = Parser(
         prog="longflow",
         description="A fixed KV-cache budget per request for SGLang.",
@@ -75,6 +77,9 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text in COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False)
+    if not argv:  # what there is, and status 2 as for any incomplete command line
+        parser.print_help(sys.stderr)
+        return 2
     command = ""
     try:
         # Only the first word is judged here: the rest belongs to the subcommand.

@@ -97,7 +97,6 @@ def test_plan_runs_without_torch():
 @pytest.mark.parametrize(
     ("argv", "text"),
     [
-        ([], "required: COMMAND"),
         (["srve"], "COMMAND 'srve' is not one of: serve, demo, "),
         (["srve"], "; did you mean serve?"),
         (["--vrsion"], "unknown flag --vrsion; did you mean --version?"),
@@ -115,6 +114,15 @@ def test_plan_runs_without_torch():
 def test_usage_errors_are_one_line(capsys, argv, text):
     line = error_line(capsys, argv)
     assert line.startswith("longflow") and ": error: " in line and text in line
+
+
+def test_without_a_command_there_is_help(capsys):
+    assert main([]) == 2
+    text = capsys.readouterr().err
+    assert all(f"\n    {name} " in text for name in COMMANDS)
+    with pytest.raises(SystemExit) as end:
+        main(["help", "top"])
+    assert end.value.code == 0 and "usage: longflow top" in capsys.readouterr().out
 
 
 @pytest.mark.sglang
