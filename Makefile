@@ -100,6 +100,8 @@ lint: env ## ruff (rules and format), mypy, and tables that are written by scrip
 	@"$(VENV)/bin/python" -W ignore scripts/config_schema.py --check
 	@"$(VENV)/bin/python" scripts/models_table.py --check
 	@"$(VENV)/bin/python" scripts/chart_readme.py --check
+	@"$(VENV)/bin/python" scripts/quality_table.py --check
+	@"$(VENV)/bin/python" scripts/gpu_table.py --check
 	@"$(VENV)/bin/python" scripts/import_table.py --check
 	@"$(VENV)/bin/python" scripts/check_prose.py
 	@"$(VENV)/bin/python" scripts/spdx.py --check

@@ -70,8 +70,9 @@ set them:
 #: the source.
 ENVIRONMENT = {
     "LONGFLOW_CACHE": (
-        "`longflow demo`",
-        "Folder of the demo model; default `~/.cache/sglang-longflow`.",
+        "`longflow demo`, `eval`, `plan`, the server",
+        "Folder of the demo model and of what `longflow eval` measured; default "
+        "`~/.cache/sglang-longflow`.",
     ),
     "LONGFLOW_API_KEY": (
         "`longflow serve`, `top`, `bench --url`",

@@ -61,12 +61,13 @@ def tried_table() -> str:
 
 
 def sizes_table() -> str:
-    from sglang_longflow.planner.geometry import _BUILTIN, kv_bytes_per_token, load_geometry
+    from sglang_longflow.planner.geometry import geometry_from, kv_bytes_per_token
+    from sglang_longflow.settings.builtin_models import builtin_config, builtin_names
     from sglang_longflow.settings.models import attention_kind
 
     text = head("Model", *SHAPE, "Decode", "KV bytes per token, bf16")
-    for name in _BUILTIN:
-        model = load_geometry(name)
+    for name in builtin_names():
+        model = geometry_from(builtin_config(name) or {}, name, None)
         kind = attention_kind(model.heads, model.kv_heads)
         heads = (kind, f"{model.heads} / {model.kv_heads}", model.head_dim)
         decode = decode_of(model.heads, model.kv_heads, model.head_dim)

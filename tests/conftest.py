@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import re
@@ -102,6 +103,18 @@ def no_sglang(request):
         by, REFUSED.by = REFUSED.by, []
         assert not by, f"SGLang was imported in a unit test, by {by}"
         assert "sglang" not in sys.modules, "SGLang was imported in a unit test"
+
+
+@pytest.fixture(scope="session")
+def caches(tmp_path_factory):
+    return tmp_path_factory.mktemp("caches")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(request, monkeypatch, caches):
+    """What `longflow eval` measured here is neither read nor added to; made when it is needed."""
+    folder = caches / hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:16]
+    monkeypatch.setenv("LONGFLOW_CACHE", str(folder))
 
 
 @pytest.fixture(autouse=True)

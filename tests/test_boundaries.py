@@ -147,7 +147,7 @@ READS_ENVIRONMENT = {
     f"sglang_longflow/{name}"
     for name in (
         *("server/doctor.py", "server/serve.py", "server/settings.py", "server/process.py"),
-        *("platform/cpu.py", "settings/device.py", "server/api_key.py"),
+        *("platform/cpu.py", "settings/cache.py", "settings/device.py", "server/api_key.py"),
     )
 }
 

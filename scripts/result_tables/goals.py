@@ -10,7 +10,8 @@ from result_tables.data import DEFAULT, PAPER, percent, read, table, times, valu
 from result_tables.kernels import kernel_us, newest_kernels
 from result_tables.plan import MODELS, PLAN_LIMIT, planned
 from result_tables.speed import SMALL, comparisons, speed, step_ms
-from sglang_longflow.planner.geometry import kv_bytes_per_token, load_geometry, weights_bytes
+from sglang_longflow.planner.geometry import kv_bytes_per_token, load_geometry
+from sglang_longflow.planner.weights import weights_bytes
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Goal:
 def ceiling(system: str, workload: str, budget: int, card: int) -> float:
     """Weights and resident K/V over the copy rate, as a share of the mean step."""
     where = dict(SMALL, workload=workload, system=system, budget=budget, card=card, part="")
-    geometry = load_geometry(MODELS["qwen3-1.7b"])
+    geometry = load_geometry(MODELS["qwen3-1.7b"], hub=False)
     read_bytes = weights_bytes(geometry)
     read_bytes += value("throughput", "pool_tokens_mean", **where) * kv_bytes_per_token(geometry)
     copy = value("kernels", "copy_rate", commit="d3331b4") * 1e12

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from result_tables.data import PAPER, table, value, whole
 from result_tables.speed import SETTLED
 from sglang_longflow.planner.geometry import load_geometry
-from sglang_longflow.planner.gpus import GPUS
+from sglang_longflow.planner.gpus import choose_gpu
 from sglang_longflow.planner.plan import make_plan
 
 #: What is read within each decode step: Hugging Face names of the geometries.
@@ -97,10 +97,9 @@ def plan_of(geometry: str, gpu: str, workload: str, budget: int) -> float:
     pool = pools.get(geometry, 110_000 if workload == "22 requests" else 290_000)
     prompt, output = LENGTHS[workload]
     users = int(workload.split()[0]) if workload.endswith("requests") else None
-    name = next(name for name in GPUS if name.startswith(gpu) and "40G" not in name)
     plan = make_plan(
-        load_geometry(MODELS[geometry]),
-        gpu=GPUS[name],
+        load_geometry(MODELS[geometry], hub=False),
+        gpu=choose_gpu(gpu).gpu,
         budget_tokens=budget or 64,  # any; full_tokens_per_s does not depend on it
         users=users,
         prompt_tokens=prompt,

@@ -25,8 +25,13 @@ SOURCES = {
     "folder": "its folder",
     "cache": "Hugging Face's cache",
     "hub": "Hugging Face's hub",
-    "built-in": "built-in shape",
+    "built-in": "built in",
 }
+
+
+def _shape(plan: Plan) -> str:
+    why = f" ({plan.passed_over})" if plan.passed_over else ""
+    return SOURCES.get(plan.model_source, "given") + why
 
 
 def render(plan: Plan) -> str:
@@ -43,7 +48,8 @@ def render(plan: Plan) -> str:
     if plan.memory_bytes is not None:
         memory = f"{plan.memory_bytes / GIB:.2f} GiB x {plan.mem_fraction_static:g}"
     lines = {
-        "model": f"{plan.model} ({SOURCES[plan.model_source]}), {plan.dtype}, KV {plan.kv_cache_dtype}, TP {plan.tp}",
+        "model": f"{plan.model}, {plan.dtype}, KV {plan.kv_cache_dtype}, TP {plan.tp}",
+        "shape": _shape(plan),
         "GPU": f"{plan.gpu or 'unnamed'}, {memory}",
         "weights": f"{plan.weights_bytes / GIB:.2f} GiB ({plan.weights_source})",
         "KV per token": f"{plan.kv_bytes_per_token:,} bytes per GPU",
@@ -68,7 +74,10 @@ def render(plan: Plan) -> str:
         }
     if plan.max_running_requests is not None:
         lines["recommended"] = f"--max-running-requests {plan.max_running_requests}"
-    rows = [*lines.items(), ("verdict", plan.verdict), *(("note", note) for note in plan.notes)]
+    lines["verdict"] = plan.verdict
+    if plan.quality:
+        lines["quality"] = plan.quality
+    rows = [*lines.items(), *(("note", note) for note in plan.notes)]
     return "\n".join(f"{label:<18}{text}" for label, text in rows)
 
 

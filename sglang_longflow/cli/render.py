@@ -180,7 +180,9 @@ def summary(sizing: Sizing, settings: Settings) -> list[tuple[str, str]]:
         text = f"{sizing.load_threshold:,} running and queued, or {sizing.queue_threshold:,} queued"
         rows.insert(4, ("one more at", f"{text} requests each"))
     if not plan.helps:
-        rows.append(("note", f"this budget {plan.verdict}"))
+        rows.append(("verdict", plan.verdict))
+    if plan.quality:
+        rows.append(("quality", plan.quality))
     return rows + [("note", note) for note in plan.notes]
 
 
@@ -201,6 +203,7 @@ def run(args: argparse.Namespace) -> int:
         replicas_max=most,
         max_total_tokens=None if limit is None else integer("--max-total-tokens", limit),
         reasoning_parser=_parser(args.reasoning_parser, model_path),
+        revision=args.revision,
     )
     asked = f"  --model {shlex.quote(args.model)} --budget {sizing.budget_tokens}"
     asked += f" --gpu {plan.gpu}" if plan.gpu else f" --memory-gb {args.memory_gb}"

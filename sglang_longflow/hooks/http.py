@@ -149,6 +149,7 @@ class HttpState:
             tp=arguments.tp_size,
             dtype=str(model.dtype).removeprefix("torch."),
             kv_cache_dtype=arguments.kv_cache_dtype,
+            model=arguments.model_path,
         )
 
     async def look(self, max_age_s: float) -> Look:

@@ -10,6 +10,7 @@ from typing import Any
 from sglang_longflow.planner.geometry import DTYPE_BYTES, ModelGeometry, PlanError
 from sglang_longflow.planner.gpus import gpu_called
 from sglang_longflow.planner.plan import make_plan
+from sglang_longflow.planner.quality import Asked, model_names, quality_line
 from sglang_longflow.planner.weights import weights_bytes
 from sglang_longflow.settings.flags import MIN_BUDGET_TOKENS
 
@@ -19,17 +20,25 @@ MAX_USERS = 1_000_000
 
 @dataclass(frozen=True)
 class RunningServer:
-    """Facts of a server for the planner; `dtype` and `kv_cache_dtype` in SGLang's words."""
+    """Facts of a server for the planner; `dtype` and `kv_cache_dtype` in SGLang's words.
+
+    `model` is its folder or name, by which measurements of its answers are found.
+    """
 
     geometry: ModelGeometry
     pool_tokens: int
     tp: int
     dtype: str
     kv_cache_dtype: str
+    model: str = ""
 
     @cached_property
     def _model_bytes(self) -> int:
         return weights_bytes(self.geometry, self.dtype)
+
+    @cached_property
+    def _model_names(self) -> frozenset[str]:
+        return model_names(self.model, self.geometry.folder)
 
     def plan(
         self,
@@ -44,7 +53,8 @@ class RunningServer:
         Parameters
         ----------
         settings : dict
-            ``settings`` of the stats: the card, and the weights as they were measured there.
+            ``settings`` of the stats: the card, the policy, and the weights as they were measured
+            there.
         budget, prompt_tokens, output_tokens : int
             In tokens.
         users : int, optional
@@ -83,4 +93,5 @@ class RunningServer:
             pool_tokens=self.pool_tokens,
         )
         source = "measured by this server" if memory and measured else "files or geometry"
-        return {**asdict(plan), "weights_source": source}
+        asked = Asked(self.model, self._model_names, settings["kv_policy"], budget)
+        return {**asdict(plan), "weights_source": source, "quality": quality_line(asked)}

@@ -16,7 +16,8 @@ from sglang_longflow.planner.plan import (
     Plan,
     make_plan,
 )
-from sglang_longflow.settings.flags import MIN_BUDGET_TOKENS
+from sglang_longflow.planner.quality import known_quality
+from sglang_longflow.settings.flags import DEFAULT_POLICY, MIN_BUDGET_TOKENS
 from sglang_longflow.settings.nearest import nearest
 
 
@@ -116,8 +117,9 @@ def plan(
     memory_bytes = given_bytes("--memory-gb", memory_gb)
     if card is not None and card.gpu is None and memory_bytes is None:
         memory_bytes = card.memory_bytes
+    geometry = load_geometry(os.fspath(model), revision)
     plan = make_plan(
-        load_geometry(os.fspath(model), revision),
+        geometry,
         gpu=None if card is None else card.gpu,
         memory_bytes=memory_bytes,
         budget_tokens=given("--budget", budget, MIN_BUDGET_TOKENS),
@@ -131,6 +133,10 @@ def plan(
         model_bytes=given_bytes("--weights-gb", weights_gb),
         max_total_tokens=given("--max-total-tokens", max_total_tokens),
     )
+    if plan.budget_tokens is not None:
+        name = os.fspath(model) if geometry.source == "folder" else geometry.name
+        line = known_quality(name, DEFAULT_POLICY, plan.budget_tokens, geometry.folder)
+        plan = replace(plan, quality=line)
     if card is not None and card.note is not None:
         plan = replace(plan, gpu=card.name, notes=(*plan.notes, card.note))
     return plan

@@ -135,8 +135,10 @@ def geometry_from(config: dict[str, Any], name: str, folder: str | None) -> Mode
     )  # fmt: skip
 
 
-def load_geometry(model: str, revision: str | None = None) -> ModelGeometry:
+def load_geometry(model: str, revision: str | None = None, *, hub: bool = True) -> ModelGeometry:
     """Geometry of a model: a folder, a config.json, or a name of the hub (`model_source`).
+
+    Without `hub` the hub is not asked.
 
     Returns
     -------
@@ -148,12 +150,12 @@ def load_geometry(model: str, revision: str | None = None) -> ModelGeometry:
     PlanError
         Unknown model, unreadable config, or an attention kind the plugin refuses.
     """
-    found = look_up(model, revision)
+    found = look_up(model, revision, hub=hub)
     if isinstance(found, Missing):
         raise PlanError(f"--model {found}")
     try:
         geometry = geometry_from(found.config, found.name, found.folder)
-        passed_over = str(found.passed_over or "")
+        passed_over = found.passed_over.briefly if found.passed_over else ""
         return replace(geometry, source=found.source, passed_over=passed_over, revision=revision)
     except TypeError as error:  # such as a number for layer_types
         raise PlanError(

@@ -126,12 +126,13 @@ def choose_gpu(name: str, machine: Callable[[], Sequence[Card]] = cards) -> Choi
             f"--memory-gb {_NOT_NVIDIA[other]}"
         )
     sizes = [gpu.name for gpu in GPUS.values() if key and _key(gpu.name).startswith(key)]
-    near = sizes or [
-        _NAMES[one].name for one in difflib.get_close_matches(key, _NAMES, 3, cutoff=0.7)
-    ]
-    near = list(dict.fromkeys(near))[:3]
-    meant = f"; did you mean {' or '.join(near)}?" if near else f": {', '.join(GPUS)}, auto"
-    raise PlanError(f"--gpu {name} is not a known card{meant} --memory-gb N works for any card")
+    close = difflib.get_close_matches(key, _NAMES, 3, cutoff=0.8)
+    near = list(dict.fromkeys(sizes or [_NAMES[one].name for one in close]))[:3]
+    if near:
+        known = f"did you mean {' or '.join(near)}?"
+    else:
+        known = f"known: {', '.join(GPUS)}, {AUTO};"
+    raise PlanError(f"--gpu {name}: not a known card; {known} --memory-gb N works for any card")
 
 
 def gpu_called(name: str, memory_bytes: int) -> Gpu | None:

@@ -34,7 +34,8 @@ class Plan:
     pool was given) and ``kv_bytes_per_token`` are per GPU. A budget row reserves
     ``budget_row_tokens`` and holds ``budget_mean_tokens`` averaged over its life. ``rows_full`` is
     the full-KV figure that the gains compare with: ``rows_full_mean``, at most the users, 0 where
-    no request can finish.
+    no request can finish. ``model_source`` says where the model's shape is from, ``passed_over``
+    why a built-in one had to do; ``quality`` is what is known of the answers at the budget.
     """
 
     model: str
@@ -70,6 +71,8 @@ class Plan:
     verdict: str
     notes: tuple[str, ...]
     model_source: str = ""
+    passed_over: str = ""
+    quality: str = ""
 
 
 def _rows_full(pool_tokens: int, prompt_tokens: int, output_tokens: int) -> int:
@@ -166,7 +169,7 @@ def _what_fits(
             fixes.append(f"--tp {more}" + ("" if kind == kv else f" --kv-cache-dtype {kind}"))
             best = more
     fixes.append("a quantized checkpoint" if not geom.opaque_field else "a smaller model")
-    return " or ".join([*fixes, "a GPU with more memory"])
+    return ", ".join([*fixes, "or a GPU with more memory"])
 
 
 def make_plan(
@@ -291,8 +294,6 @@ def make_plan(
         )
     if geom.experts and gpu:
         notes.append("the products of a mixture of experts are not counted, only its bytes")
-    if geom.source == "built-in":
-        notes.append(f"the model's shape is the built-in one: {geom.passed_over}")
     if given is not None and users is not None and rows is not None and rows < users:
         notes.append(f"{rows:,} of the {users:,} users run at once, the others wait")
     return Plan(
@@ -308,6 +309,7 @@ def make_plan(
         throughput_gain=speed_gain, break_even_output_tokens=break_even,
         max_running_requests=pool // budget_tokens if helps and budget_tokens else None,
         helps=helps, verdict=verdict, notes=tuple(notes), model_source=geom.source,
+        passed_over=geom.passed_over,
     )  # fmt: skip
 
 

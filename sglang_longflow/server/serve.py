@@ -15,6 +15,7 @@ from typing import Any
 
 from sglang_longflow import __version__
 from sglang_longflow.errors import ConfigError, LongFlowError
+from sglang_longflow.planner.quality import known_quality
 from sglang_longflow.server.api_key import key_of_environment
 from sglang_longflow.server.json_log import JsonLines, logging_config, record
 from sglang_longflow.server.process import Echo, Server, ServerEnded, forwarding
@@ -73,6 +74,7 @@ def banner(settings: Settings, kv: dict[str, Any] | None) -> list[tuple[str, str
         rows += [
             ("KV budget", f"{budget}, policy {kv['kv_policy']}"),
             ("by request", f"{kv['kv_budget_min']:,} to {top} tokens; full KV is {full}"),
+            *quality_row(settings, kv),
             (
                 "protected",
                 f"first {kv['kv_protect_sink_tokens']}, last {kv['kv_protect_recent_tokens']} "
@@ -92,6 +94,14 @@ def banner(settings: Settings, kv: dict[str, Any] | None) -> list[tuple[str, str
     arguments = shlex.join(without_secrets(settings.arguments))
     rows.append(("command", f"python -m sglang.launch_server {arguments}"))
     return rows + [("note", note) for note in settings.notes]
+
+
+def quality_row(settings: Settings, kv: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is known of the model's answers at the server's budget."""
+    if not kv["kv_budget"]:
+        return []
+    model = str(settings.values.get("model_path") or settings.model)
+    return [("quality", known_quality(model, kv["kv_policy"], kv["kv_budget"]))]
 
 
 def _print_banner(rows: list[tuple[str, str]]) -> None:

@@ -71,29 +71,39 @@ class Missing:
     detail: str = ""
     near: tuple[str, ...] = ()
 
-    def __str__(self) -> str:
-        meant = f"; did you mean {' or '.join(self.near)}?" if self.near else ""
-        fetch = f"hf download {self.name} config.json"
-        text = {
+    @property
+    def briefly(self) -> str:
+        """Why, without the name and a fix."""
+        return {
             Why.PATH: self.detail,
             Why.NAME: "neither a folder with a config.json nor a name such as Qwen/Qwen3-1.7B",
-            Why.NOT_ASKED: f"not in Hugging Face's cache; {fetch}, or give a folder",
-            Why.OFFLINE: "not in Hugging Face's cache, and HF_HUB_OFFLINE is set; "
-            f"{fetch} where there is a network, or give a folder",
-            Why.NO_ANSWER: f"not in Hugging Face's cache, and {self.detail} does not answer; "
-            f"{fetch}, or give a folder, or set HF_ENDPOINT",
-            Why.ERROR: f"not in Hugging Face's cache, and {self.detail}; try again, or "
-            f"{fetch}, or give a folder",
-            Why.TIMED_OUT: f"not in Hugging Face's cache, and {self.detail} does not answer within "
-            f"{HUB_SECONDS:g} s; {fetch}, or give a folder, or set HF_ENDPOINT",
-            Why.LOGIN: f"{self.detail} wants a login that may read it; accept its terms there, "
-            "then hf auth login, or set HF_TOKEN",
-            Why.NOT_FOUND: f"{self.detail} has no such model, or it is private: hf auth login",
+            Why.NOT_ASKED: "the hub was not asked",
+            Why.OFFLINE: "HF_HUB_OFFLINE is set",
+            Why.NO_ANSWER: f"{self.detail} does not answer",
+            Why.TIMED_OUT: f"{self.detail} does not answer within {HUB_SECONDS:g} s",
+            Why.ERROR: self.detail,
+            Why.LOGIN: f"{self.detail} wants a login that may read it",
+            Why.NOT_FOUND: f"{self.detail} has no such model, or it is private",
             Why.NO_CONFIG: f"{self.detail} has no config.json of it at that revision",
-            Why.UNUSABLE: f"{self.detail} answers with something that is no config.json; check "
-            "HF_ENDPOINT and the proxy",
+            Why.UNUSABLE: f"{self.detail} answers with something that is no config.json",
         }[self.why]
-        return f"{self.name[:200]}: {text}{meant}"
+
+    def __str__(self) -> str:
+        fetch = f"hf download {self.name} config.json"
+        fix = {
+            Why.NOT_ASKED: f"{fetch}, or give a folder",
+            Why.OFFLINE: f"{fetch} where there is a network, or give a folder",
+            Why.NO_ANSWER: f"{fetch}, or give a folder, or set HF_ENDPOINT",
+            Why.TIMED_OUT: f"{fetch}, or give a folder, or set HF_ENDPOINT",
+            Why.ERROR: f"try again, or {fetch}, or give a folder",
+            Why.LOGIN: "accept its terms there, then hf auth login, or set HF_TOKEN",
+            Why.NOT_FOUND: "check the name, or hf auth login",
+            Why.UNUSABLE: "check HF_ENDPOINT and the proxy",
+        }.get(self.why)
+        here = "" if self.why in (Why.PATH, Why.NAME) else "not in Hugging Face's cache, and "
+        meant = f"did you mean {' or '.join(self.near)}?" if self.near else None
+        parts = [f"{self.name[:200]}: {here}{self.briefly}", fix, meant]
+        return "; ".join(part for part in parts if part)
 
 
 def find_config(name: str, revision: str | None = None, *, hub: bool = True) -> FoundConfig | None:

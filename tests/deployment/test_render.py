@@ -267,7 +267,7 @@ def test_it_says_what_it_did(tmp_path, capsys):
     assert "nodes         with nvidia.com/gpu.product NVIDIA-H100-80GB-HBM3" in text
     assert "thinking      into reasoning_content (parser qwen3)" in text
     assert render(tmp_path / "p", "keda", "--output-tokens", 100) == 0
-    assert "note          this budget does NOT help" in capsys.readouterr().out
+    assert "verdict       does NOT help" in capsys.readouterr().out
 
 
 # --- what a pod would otherwise find out ---------------------------------------------------------

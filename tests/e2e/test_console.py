@@ -15,7 +15,8 @@ import urllib.request
 import pytest
 
 import harness
-from sglang_longflow.planner.geometry import load_geometry, weights_bytes
+from sglang_longflow.planner.geometry import load_geometry
+from sglang_longflow.planner.weights import weights_bytes
 
 pytestmark = pytest.mark.e2e
 KEY = "right-key"

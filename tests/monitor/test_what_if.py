@@ -7,9 +7,16 @@ from sglang_longflow.monitor.what_if import RunningServer
 from sglang_longflow.planner.geometry import PlanError, load_geometry
 from sglang_longflow.planner.gpus import GIB, GPUS, gpu_called
 from sglang_longflow.planner.plan import make_plan
+from sglang_longflow.reasoner import MODEL_DIR
 
-CPU = {"device_name": "cpu", "device_memory_bytes": None, "weights_bytes": 0}
+CPU = {
+    "kv_policy": "longflow-novel",
+    "device_name": "cpu",
+    "device_memory_bytes": None,
+    "weights_bytes": 0,
+}
 H100 = {
+    "kv_policy": "longflow-novel",
     "device_name": "NVIDIA H100 80GB HBM3",
     "device_memory_bytes": int(79.1 * GIB),
     "weights_bytes": 3_500_000_000,
@@ -51,6 +58,18 @@ def test_users_and_fp8():
     assert fp8["kv_bytes_per_token"] == 114_688 // 2
 
 
+def test_what_is_known_of_the_answers_comes_with_the_plan():
+    found = server(model="Qwen/Qwen3-1.7B").plan(CPU, 3200, 512, 16384)["quality"]
+    assert found.startswith("not measured: longflow eval --model Qwen/Qwen3-1.7B --task ")
+    reasoner = RunningServer(
+        load_geometry(str(MODEL_DIR)), 5000, 1, "float32", "auto", str(MODEL_DIR)
+    )
+    known = reasoner.plan(CPU, 345, 100, 2000)["quality"]
+    assert known.startswith("94 % of full KV's right answers at 345 (reasoner, ")
+    longflow = {**CPU, "kv_policy": "longflow"}
+    assert reasoner.plan(longflow, 345, 100, 2000)["quality"].startswith("4 % of full KV's")
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
@@ -75,14 +94,14 @@ def test_a_dtype_that_cannot_be_planned_is_named():
     ("name", "gib", "gpu"),
     [
         ("NVIDIA H100 80GB HBM3", 79.1, "H100-80G"),
-        ("NVIDIA H100 PCIe", 79.1, None),
+        ("NVIDIA H100 PCIe", 79.1, "H100-PCIE-80G"),
         ("NVIDIA H200", 139.8, "H200-141G"),
         ("NVIDIA A100-SXM4-80GB", 79.1, "A100-80G"),
         ("NVIDIA A100-SXM4-40GB", 39.4, "A100-40G"),
         ("NVIDIA L4", 22.0, "L4-24G"),
         ("NVIDIA L40S", 44.4, "L40S-48G"),
         ("NVIDIA GeForce RTX 4090", 23.5, "RTX4090-24G"),
-        ("NVIDIA B200", 178.4, "B200-192G"),
+        ("NVIDIA B200", 178.4, "B200-180G"),
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", 9.5, None),
         ("Radeon", 79.1, None),
     ],

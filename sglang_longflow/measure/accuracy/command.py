@@ -18,6 +18,7 @@ from sglang_longflow.errors import ConfigError
 from sglang_longflow.measure.accuracy.ask import ask_all
 from sglang_longflow.measure.accuracy.hub import DATA_SETS, digest, download
 from sglang_longflow.measure.accuracy.records import Record, Records
+from sglang_longflow.measure.accuracy.remember import remember
 from sglang_longflow.measure.accuracy.sampling import Sampling
 from sglang_longflow.measure.accuracy.summary import save, show, summarise
 from sglang_longflow.measure.accuracy.tasks import MathQuestions, Reasoner, Task, read_questions
@@ -190,11 +191,13 @@ def run(args: argparse.Namespace) -> int:
         found, broken_off = whole_points(records.all, set(wanted))
     lines = summarise(sorted(found, key=lambda r: (r.variant, r.budget or 10**9)))
     save(args.out, lines)
+    note = remember(settings | sampling.settings(), lines, count)
     if args.plot:
         draw(lines, args.out / "accuracy.png")
     show(lines)
     for (variant, budget), answers in sorted(broken_off.items()):
         print(f"not in the tables: {variant}, {budget_text(budget)}: only {answers} answers so far")
+    print(note)
     return 0
 
 

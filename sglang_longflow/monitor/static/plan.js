@@ -84,6 +84,7 @@ export class WhatIf {
       "A request takes": `${number(plan.budget_row_tokens)} slots, ${mib(plan.budget_row_tokens)}`,
       "With full KV it ends with": `${number(plan.full_final_tokens)} slots, ${mib(plan.full_final_tokens)}`,
       "Gains begin beyond": `${number(plan.break_even_output_tokens)} output tokens`,
+      "Quality": plan.quality,
       "Note": plan.notes.join("; ") || null,
     };
     $("plan-facts").replaceChildren(
@@ -95,7 +96,7 @@ export class WhatIf {
           const text = document.createElement("dd");
           term.textContent = name;
           text.textContent = value;
-          if (name === "Note") part.className = "whole";
+          if (name === "Note" || name === "Quality") part.className = "whole";
           part.append(term, text);
           return part;
         }),
