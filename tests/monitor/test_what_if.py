@@ -15,11 +15,6 @@ CPU = {
     "device_memory_bytes": None,
     "weights_bytes": 0,
 }
-    "kv_policy": "longflow-novel",
-    "device_name": "cpu",
-    "device_memory_bytes": None,
-    "weights_bytes": 0,
-}
 H100 = {
     "kv_policy": "longflow-novel",
     "device_name": "NVIDIA H100 80GB HBM3",
