@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sglang_longflow.errors import ConfigError
+from sglang_longflow.planner.runs import variant_name
 from sglang_longflow.policies import make_policy
 from sglang_longflow.settings.config import unknown_policy
 
@@ -33,9 +34,7 @@ class Variant:
     @property
     def name(self) -> str:
         """As `parse_variant` reads it."""
-        given = [("sinks", self.sinks), ("recent", self.recent)]
-        options = ",".join(f"{name}={value}" for name, value in given if value)
-        return f"{self.policy}:{options}" if options else self.policy
+        return variant_name(self.policy, self.sinks, self.recent)
 
     @property
     def server(self) -> tuple[str, int, int]:

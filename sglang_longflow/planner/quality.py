@@ -15,9 +15,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sglang_longflow.planner.measured import PROJECT, REASONER, REASONER_WEIGHTS_BYTES
-from sglang_longflow.planner.runs import Point, Run
+from sglang_longflow.planner.runs import Point, Run, variant_name
 from sglang_longflow.settings.cache import cache_folder
 
 #: Where fewer of a point's answers overwrote something, it says little about its budget.
@@ -33,6 +34,12 @@ class Asked:
     names: frozenset[str]
     policy: str
     budget: int
+
+
+def server_variant(settings: Mapping[str, Any]) -> str:
+    """The policy of a server with what it protects, from its settings by field."""
+    protected = (settings.get(f"kv_protect_{which}_tokens") or 0 for which in ("sink", "recent"))
+    return variant_name(settings["kv_policy"], *protected)
 
 
 def known_quality(model: str, policy: str, budget: int, folder: str | None = None) -> str:

@@ -6,9 +6,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
+def variant_name(policy: str, sinks: int = 0, recent: int = 0) -> str:
+    """A policy with the tokens that a server protects for it, such as ``streaming:sinks=4``."""
+    given = [("sinks", sinks), ("recent", recent)]
+    options = ",".join(f"{name}={value}" for name, value in given if value)
+    return f"{policy}:{options}" if options else policy
+
+
 @dataclass(frozen=True)
 class Point:
-    """A policy at a budget in tokens, 0 for full KV; shares of 1.
+    """A policy (`variant_name`) at a budget in tokens, 0 for full KV; shares of 1.
 
     ``overwrote`` is the share of answers that were long enough to overwrite something.
     """

@@ -15,7 +15,7 @@ from typing import Any
 
 from sglang_longflow import __version__
 from sglang_longflow.errors import ConfigError, LongFlowError
-from sglang_longflow.planner.quality import known_quality
+from sglang_longflow.planner.quality import known_quality, server_variant
 from sglang_longflow.server.api_key import key_of_environment
 from sglang_longflow.server.json_log import JsonLines, logging_config, record
 from sglang_longflow.server.process import Echo, Server, ServerEnded, forwarding
@@ -101,7 +101,8 @@ def quality_row(settings: Settings, kv: dict[str, Any]) -> list[tuple[str, str]]
     if not kv["kv_budget"]:
         return []
     model = str(settings.values.get("model_path") or settings.model)
-    return [("quality", known_quality(model, kv["kv_policy"], kv["kv_budget"]))]
+    variant = server_variant({**settings.values, "kv_policy": kv["kv_policy"]})
+    return [("quality", known_quality(model, variant, kv["kv_budget"]))]
 
 
 def _print_banner(rows: list[tuple[str, str]]) -> None:

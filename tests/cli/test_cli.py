@@ -327,6 +327,8 @@ def test_banner(model, free_port):
     assert text["KV budget"] == "2,048 tokens a request, policy longflow-novel"
     assert text["by request"] == "38 to 4,096 tokens; full KV is refused"
     assert text["protected"] == "first 4, last 16 tokens"
+    asked = f"--model {model} --task math500 --budgets 2048,full"
+    assert text["quality"] == f"not measured: longflow eval {asked} --out DIR"
     assert text["metrics"] == f"{url}/metrics" and text["stats"] == f"{url}/longflow/stats"
     assert text["console"] == f"{url}/longflow"
     chosen, found = settings.prepare([*argv, "--api-key=k"])

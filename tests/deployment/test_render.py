@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fake_hub import fake_hub
 from sglang_longflow.cli.main import main
 from sglang_longflow.cli.render import DEFAULT_PROMETHEUS, TARGETS
 from sglang_longflow.deployment import files, sizing
@@ -25,6 +26,7 @@ from sglang_longflow.planner.gpus import GIB, GPUS
 from sglang_longflow.planner.plan import make_plan
 from sglang_longflow.server import serve
 from sglang_longflow.server import settings as server_settings
+from sglang_longflow.settings.builtin_models import builtin_config
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy/helm/sglang-longflow"
@@ -256,6 +258,28 @@ def test_max_total_tokens_limits_plan_and_server(tmp_path):
     assert render(tmp_path, "kustomize", "--max-total-tokens", 290_000) == 0
     config = read(tmp_path / "config.yaml")
     assert config["max-total-tokens"] == 290_000 and config["max-running-requests"] == 90
+
+
+def test_a_model_of_the_hub_at_a_revision(tmp_path, monkeypatch):
+    """The server loads what was planned: the name and the revision, quantized weights counted."""
+    with fake_hub() as hub:
+        template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        found = {**(builtin_config("Qwen/Qwen3-8B") or {}), "quantization_config": {"bits": 8}}
+        hub.put("some-lab/Qwen3-8B-FP8", "config.json", json.dumps(found).encode(), "v2")
+        index = {"metadata": {"total_size": 8 * GIB}, "weight_map": {}}
+        name = "model.safetensors.index.json"
+        hub.put("some-lab/Qwen3-8B-FP8", name, json.dumps(index).encode(), "v2")
+        words = ["--model", "some-lab/Qwen3-8B-FP8", "--revision", "v2", "--gpu", "l40s"]
+        out = tmp_path / "out"
+        command = ["render", "--target", "kustomize", "--out", str(out), "--budget", "3200"]
+        assert main([*command, *words]) == 0
+    config = read(out / "config.yaml")
+    assert (config["model-path"], config["revision"]) == ("some-lab/Qwen3-8B-FP8", "v2")
+    pool = (int(44.4 * GIB) * 0.85 - 8 * GIB) // (36 * 2 * 8 * 128 * 2)
+    assert config["max-running-requests"] == pool // 3200
 
 
 def test_it_says_what_it_did(tmp_path, capsys):

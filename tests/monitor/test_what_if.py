@@ -66,6 +66,8 @@ def test_what_is_known_of_the_answers_comes_with_the_plan():
     )
     known = reasoner.plan(CPU, 345, 100, 2000)["quality"]
     assert known.startswith("94 % of full KV's right answers at 345 (reasoner, ")
+    protected = {**CPU, "kv_protect_sink_tokens": 4}
+    assert reasoner.plan(protected, 345, 100, 2000)["quality"].startswith("not measured: ")
     longflow = {**CPU, "kv_policy": "longflow"}
     assert reasoner.plan(longflow, 345, 100, 2000)["quality"].startswith("4 % of full KV's")
 

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from sglang_longflow.measure.accuracy.hub import DATA_SETS
 from sglang_longflow.measure.accuracy.remember import remember
 from sglang_longflow.measure.accuracy.summary import Line
 from sglang_longflow.planner.api import plan
@@ -61,6 +62,10 @@ def test_nothing_known():
     ):
         assert text.startswith("not measured: longflow eval --model ")
     assert say(1024) == f"not measured: {COMMAND.format(1024)}"
+
+
+def test_the_task_that_is_proposed_is_one_of_evals():
+    assert "math500" in DATA_SETS
 
 
 def test_a_share_that_is_nearly_all_is_not_rounded_up():
