@@ -3,48 +3,75 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sglang_longflow.demo.phase import Phase
+from sglang_longflow.demo.phase import Answer, Phase
+from sglang_longflow.demo.scenes import REASONER, Scene
 
 SAMPLE_CHARACTERS = 200
+NEXT = """\
+Next:
+  longflow demo --stay            the server stays at the end: ask it, watch it
+  longflow demo --seed 7          other problems
+  longflow demo --questions       text: eight questions to SmolLM2-135M (make demo-questions)
+  longflow serve Qwen/Qwen3-1.7B --kv-budget 3200                      on your GPU"""
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE)
+    for name in columns:
+        table.add_column(name, justify="right")
+    return table
 
 
 def request_table(phase: Phase) -> Table:
     """One row per request of the phase with a budget."""
-    table = Table(box=box.SIMPLE)
-    for name in ("request", "prompt", "generated", "length", "budget", "KV slots", "saved"):
-        table.add_column(name, justify="right")
+    table = _table("request", "prompt", "generated", "length", "budget", "KV slots", "saved")
     for number, answer in enumerate(phase.answers, 1):
         meta = answer.meta
-        slots = meta["kv_resident_tokens"]
-        # As the server counts: what is resident, cut and overwritten is all K/V of the request.
-        stored = slots + meta["kv_overwritten_tokens"] + meta["kv_cut_tokens"]
         table.add_row(
             str(number),
             f"{meta['prompt_tokens']:,}",
             f"{meta['completion_tokens']:,}",
             f"{meta['prompt_tokens'] + meta['completion_tokens']:,}",
             f"{meta['kv_budget']:,}",
-            f"{slots:,}",
-            f"{1 - slots / stored:.0%}",
+            f"{answer.held_slots:,}",
+            f"{1 - answer.held_slots / answer.full_slots:.0%}",
         )
     return table
 
 
-def verdict_table(budgeted: Phase, full: Phase) -> Table:
-    """Which problems each phase got right."""
-    table = Table(box=box.SIMPLE)
-    for name in ("request", "problem", "right answer", budgeted.name, full.name):
-        table.add_column(name, justify="right")
+def chain_table(phase: Phase) -> Table:
+    """What each chain of the phase with a budget held, and what full KV would have held."""
+    table = _table("problem", "prompt", "chain", "KV slots", "MiB", "full KV", "MiB", "saved")
+    for number, answer in enumerate(phase.answers, 1):
+        table.add_row(
+            f"{number} {answer.question.kind}",
+            f"{answer.meta['prompt_tokens']:,}",
+            f"{answer.generated_tokens:,}",
+            f"{answer.held_slots:,}",
+            f"{phase.mib(answer.held_slots):.1f}",
+            f"{answer.full_slots:,}",
+            f"{phase.mib(answer.full_slots):.1f}",
+            f"{1 - answer.held_slots / answer.full_slots:.0%}",
+        )
+    return table
+
+
+def answer_table(budgeted: Phase, full: Phase) -> Table:
+    """The right answer of each problem, and what each phase answered."""
+
+    def text(answer: Answer) -> str:
+        return answer.verdict if answer.is_right else f"{answer.said}: wrong"
+
+    table = _table("problem", "right answer", "answer", budgeted.name, full.name)
     for number, (ours, theirs) in enumerate(zip(budgeted.answers, full.answers, strict=True), 1):
-        verdicts = ("right" if answer.is_right else "wrong" for answer in (ours, theirs))
-        table.add_row(str(number), ours.question.kind, ours.question.right, *verdicts)
+        problem = f"{number} {ours.question.kind}"
+        table.add_row(problem, ours.question.right, ours.said, ours.verdict, text(theirs))
     return table
 
 
@@ -59,6 +86,24 @@ def pool_table(budgeted: Phase, full: Phase) -> Table:
         "wall time": lambda p: f"{p.wall_s:.1f} s",
         "output tokens/s": lambda p: f"{p.generated_tokens / p.wall_s:.1f}",
     }
+    if budgeted.answers[0].question.right is not None:
+        longest = max(answer.full_slots for answer in full.answers)
+
+        def room(phase: Phase) -> str:
+            return f"{phase.pool_tokens // (phase.budget or longest):,}"
+
+        def waited(phase: Phase) -> str:
+            waits = [answer.first_s or 0.0 for answer in phase.answers]
+            return f"{sum(waits) / len(waits):.1f} s"
+
+        rows = {
+            "requests that the pool has room for": room,
+            **rows,
+            "mean wait for the first tokens": waited,
+            "right answers": lambda p: f"{p.right_answers} of {len(p.answers)}",
+        }
+    if budgeted.retractions or full.retractions:
+        rows["retractions"] = lambda p: str(p.retractions)
     for phase in (budgeted, full):
         table.add_column(phase.name, justify="right")
     for label, text in rows.items():
@@ -66,23 +111,26 @@ def pool_table(budgeted: Phase, full: Phase) -> Table:
     return table
 
 
-def show(budgeted: Phase, full: Phase, *, closing: str, total_s: float) -> None:
+def show(console: Console, budgeted: Phase, full: Phase, scene: Scene, seed: int) -> None:
     """Print tables, a sample answer and what the numbers do not say."""
-    width = max(80, shutil.get_terminal_size().columns)
-    console = Console(width=min(width, 100), highlight=False)
+    solves = scene is REASONER
     console.print(f"\nRequests with a budget of {budgeted.budget} KV slots", style="bold")
-    console.print(request_table(budgeted))
+    console.print(chain_table(budgeted) if solves else request_table(budgeted))
+    what = "problems" if solves else "questions"
     pool = f"{budgeted.pool_tokens:,} KV slots"
-    console.print(f"The same questions in the same pool of {pool}, with and without", style="bold")
+    console.print(f"The same {what} in the same pool of {pool}, with and without", style="bold")
     console.print(pool_table(budgeted, full))
-    if budgeted.answers[0].question.right is not None:
+    if solves:
         console.print("Answers", style="bold")
-        console.print(verdict_table(budgeted, full))
+        console.print(answer_table(budgeted, full))
     sample = " ".join(budgeted.answers[0].text[:SAMPLE_CHARACTERS].split())
     console.print("Start of answer 1, with the budget:", style="bold")
     console.print(f"  {sample}", markup=False)
     console.print()
     if full.peak_running >= budgeted.peak_running:
         console.print("Full KV ran as many requests at once: a smaller --pool shows a difference.")
-    console.print(closing)
-    console.print(f"Times depend on what else this machine does. Everything took {total_s:.0f} s.")
+    if solves:
+        console.print(f"These are the first {len(budgeted.answers)} problems of seed {seed}.")
+    console.print(scene.closing)
+    if solves:
+        console.print(f"\n{NEXT}")
