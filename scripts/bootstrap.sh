@@ -1,12 +1,10 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Creates the virtual environment of a checkout and fetches the demo model. Safe to run again:
-# when nothing that matters has changed it returns at once.
+# Creates the virtual environment of a checkout. Safe to run again: when nothing that matters has
+# changed it returns at once. What needs the model of the tests fetches it.
 #
 #   VENV=.venv        where the environment goes
 #   PYTHON=python3.12 which interpreter to build it with (default: the best one found)
-#   LONGFLOW_CACHE    where the demo model goes (default: ~/.cache/sglang-longflow)
-#   LONGFLOW_NO_MODEL=1  skip the demo model
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -33,19 +31,34 @@ base_of() {
   "$1" -c 'import platform, sys; print(platform.python_version(), sys.base_prefix)'
 }
 
+PIP_LOG=$(mktemp)
+trap 'rm -f "$PIP_LOG"' EXIT
+
+# What pip does now: ": Downloading torch-2.11.0-... (532.0 MB)". It unpacks without a word.
+pip_does() {
+  local last
+  last=$(grep -E '^ *(Collecting|Downloading|Using cached|Installing) ' "$PIP_LOG" | tail -n 1) || return 0
+  read -r last <<<"$last"
+  case $last in
+    Installing*) echo ": unpacking, $(du -sh "$VENV" 2>/dev/null | cut -f1) on disk" ;;
+    *) echo ": ${last:0:80}" ;;
+  esac
+}
+
 # alive WHAT COMMAND...: runs the command and says from time to time that WHAT goes on.
 alive() {
   local what=$1 heartbeat status=0
   shift
   (
     while sleep "$SIGN_OF_LIFE_S" >/dev/null && kill -0 "$$"; do
-      say "  ... still $what ($(du -sh "$VENV" 2>/dev/null | cut -f1) on disk)"
+      say "  ... still $what$(pip_does)"
     done
   ) 2>/dev/null &
   heartbeat=$!
   "$@" || status=$?
   kill "$heartbeat" 2>/dev/null || true
   wait "$heartbeat" 2>/dev/null || true
+  : >"$PIP_LOG"
   return "$status"
 }
 
@@ -54,13 +67,17 @@ pip_install() {
     2> >(grep --line-buffered -vE 'Location .* is ignored' >&2)
 }
 
+pip_into_log() {
+  pip_install --progress-bar off "$@" >"$PIP_LOG"
+}
+
 # pip with its noise about unused index folders removed from stderr. stdout is left alone (a
 # terminal keeps its progress bars) and the exit status is pip's.
 pip_run() {
   if [[ -t 1 ]]; then
     pip_install --no-compile "$@"
   else
-    alive installing pip_install -q --no-compile "$@"
+    alive installing pip_into_log --no-compile "$@"
   fi
 }
 
@@ -115,12 +132,6 @@ pip_run --no-build-isolation -c "$CONSTRAINTS" -e '.[dev,demo,eval]' ||
 say "packages installed; compiling what a server imports"
 alive compiling compile_imports ||
   die "SGLang was installed but does not import; see: $VENV/bin/longflow doctor"
-
-if [[ -z ${LONGFLOW_NO_MODEL:-} ]]; then
-  # Not fatal: linting and most tests need no model, and what needs it tries again.
-  "$VENV/bin/python" -m sglang_longflow.demo.model ||
-    say "the demo model is not there yet; 'longflow demo' will try again"
-fi
 
 echo "$KEY" >"$STAMP"
 say "environment ready in $VENV"

@@ -6,12 +6,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sglang_longflow.demo.scenes import QUESTIONS, REASONER, SEED
-
-
-def _defaults(name: str) -> str:
-    """For a help text."""
-    return f"default {getattr(REASONER, name):,}, of --questions {getattr(QUESTIONS, name):,}"
+from sglang_longflow.demo.scenes import CHAIN_TOKENS, PROBLEMS, QUESTIONS, SEED
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,10 +18,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="eight questions to SmolLM2-135M instead of the reasoner's chains of 2,000 tokens",
     )
     add("--seed", type=int, default=SEED, help=f"of the reasoner's problems; default {SEED}")
-    add("--budget", type=int, help=f"KV budget of a request; {_defaults('budget')} tokens")
-    add("--max-new-tokens", type=int, help=f"per answer; {_defaults('max_new_tokens')}")
-    add("--requests", type=int, help=f"asked at once, up to 8; {_defaults('requests')}")
-    add("--pool", type=int, help=f"KV pool of the server; {_defaults('pool')} tokens")
+    add(
+        "--chain-tokens",
+        type=int,
+        default=CHAIN_TOKENS,
+        help=f"about how long the reasoner's chains are; default {CHAIN_TOKENS}",
+    )
+    theirs = QUESTIONS
+    add(
+        "--budget",
+        type=int,
+        help=f"KV budget of a request; default a fifth of --chain-tokens, of --questions "
+        f"{theirs.budget} tokens",
+    )
+    add(
+        "--requests",
+        type=int,
+        help=f"asked at once, up to 8; default {PROBLEMS}, of --questions {theirs.requests}",
+    )
+    add(
+        "--max-new-tokens",
+        type=int,
+        help=f"per answer; default a tenth more than the longest chain has, of --questions "
+        f"{theirs.max_new_tokens}",
+    )
+    add(
+        "--pool",
+        type=int,
+        help=f"KV pool of the server; default what one chain needs with full KV, of --questions "
+        f"{theirs.pool} tokens",
+    )
     add("--port", default="auto", help="default: the first free one")
     add(
         "--model",

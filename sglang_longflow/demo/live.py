@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A phase of the demo as it goes on: drawn anew on a terminal, a line every 5 s in a log."""
+"""A phase of the demo as it goes on: drawn on a terminal, a line every few seconds in a log."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from sglang_longflow.demo.phase import Answer, Phase
 from sglang_longflow.server.progress import Bars, shared
 
 LINE_INTERVAL_S = 5.0
+CHAINS_LINE_INTERVAL_S = 7.0
 RATE_WINDOW_S = 5.0
 BAR_CHARACTERS = 28
 
@@ -63,6 +64,7 @@ class ChainsView(AbstractContextManager["ChainsView"]):
     def __init__(self, console: Console):
         self._console = console
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        self._marks = "█░" if console.encoding.startswith("utf") else "#-"
         self._due = 0.0
         self._told: set[int] = set()
         self._seen: deque[tuple[float, int]] = deque()
@@ -76,11 +78,11 @@ class ChainsView(AbstractContextManager["ChainsView"]):
             if answer.is_done and number not in self._told:
                 self._told.add(number)
                 shared().say(f"{phase.name}: {_end(number, answer)}")
-        if phase.wall_s == 0 and time.monotonic() >= self._due:
-            self._due = time.monotonic() + LINE_INTERVAL_S
+        if not phase.wall_s and time.monotonic() >= self._due:
+            self._due = time.monotonic() + CHAINS_LINE_INTERVAL_S
             rows = "  ".join(f"{n}: {_state(a)}" for n, a in enumerate(phase.answers, 1))
             rest = f"; {note}" if note else ""
-            shared().say(f"{phase.name}  {rows}  {rate:.0f} tokens/s{rest}")
+            shared().say(f"{phase.name}  {rows}  {_memory(phase)}  {rate:.0f} tokens/s{rest}")
 
     def _rate(self, phase: Phase) -> float:
         """Tokens per second of all requests, over the last seconds; at the end over all."""
@@ -94,33 +96,33 @@ class ChainsView(AbstractContextManager["ChainsView"]):
         return (phase.generated_tokens - tokens) / max(now - since, 1.0)
 
     def _drawn(self, phase: Phase, rate: float, note: str) -> Group:
+        held_mark, full_mark = self._marks
         table = Table(box=box.SIMPLE, pad_edge=False)
-        for name in ("problem", "held, and what full KV holds", "tokens", "slots", ""):
-            table.add_column(name, justify="right" if name in ("tokens", "slots") else "left")
+        table.add_column("problem")
+        table.add_column(f"{held_mark} slots held   {full_mark} with full KV")
+        table.add_column("slots", justify="right")
+        table.add_column("full KV", justify="right")
+        table.add_column("")
         for number, answer in enumerate(phase.answers, 1):
             chain = answer.question.chain_tokens
             longest = max(chain * 1.05, *(one.full_slots for one in phase.answers))
             table.add_row(
                 f"{number} {answer.question.kind}",
                 self._bar(answer, longest),
-                f"{answer.generated_tokens:,}",
                 f"{answer.held_slots:,}",
+                f"{answer.full_slots:,}",
                 _status(answer),
             )
-        held = sum(one.held_slots for one in phase.answers if not one.is_done)
-        full = sum(one.full_slots for one in phase.answers if not one.is_done)
         if phase.wall_s:
-            end = f"all answered after {phase.wall_s:.0f} s, {rate:.0f} tokens/s"
+            end = f"all answered after {phase.wall_s:.0f} s"
         else:
-            end = (
-                f"hold {held:,} of {phase.pool_tokens:,} slots, {phase.mib(held):.1f} MiB; "
-                f"full KV {full:,}, {phase.mib(full):.1f} MiB; {rate:.0f} tokens/s"
-            )
-        return Group(table, Text(f"{phase.name}: {end}"), Text(note, style="yellow"))
+            end = _memory(phase)
+        line = Text(f"{phase.name}: {end}; {rate:.0f} tokens/s")
+        return Group(table, line, *([Text(note, style="yellow")] if note else []))
 
     def _bar(self, answer: Answer, longest: float) -> Text:
         """Two lengths in one bar: the slots held, and those that full KV would hold."""
-        held_mark, full_mark = "█░" if self._console.encoding.startswith("utf") else "#-"
+        held_mark, full_mark = self._marks
         held = round(BAR_CHARACTERS * answer.held_slots / longest)
         full = round(BAR_CHARACTERS * answer.full_slots / longest)
         bar = Text(held_mark * held, style="cyan")
@@ -134,6 +136,16 @@ class ChainsView(AbstractContextManager["ChainsView"]):
     def __exit__(self, *exc: object) -> None:
         if self._live is not None:
             self._live.stop()
+
+
+def _memory(phase: Phase) -> str:
+    """What the running requests hold, beside what they would hold with full KV."""
+    rows = [answer for answer in phase.answers if not answer.is_done]
+    held = phase.mib(sum(answer.held_slots for answer in rows))
+    text = f"{held:.1f} of {phase.mib(phase.pool_tokens):.1f} MiB"
+    if phase.budget:
+        text += f" (full KV: {phase.mib(sum(answer.full_slots for answer in rows)):.1f})"
+    return text
 
 
 def _state(answer: Answer) -> str:
@@ -151,8 +163,8 @@ def _status(answer: Answer) -> str:
 
 def _end(number: int, answer: Answer) -> str:
     """What is said when a chain has ended."""
-    expected = "" if answer.is_right else f" (right: {answer.question.right})"
+    expected = "" if answer.is_right else f" instead of {answer.question.right}"
     return (
-        f"{number}, {answer.question.kind}: {answer.said}: {answer.verdict}{expected}; "
+        f"problem {number} ({answer.question.kind}) is {answer.verdict}: {answer.said}{expected}; "
         f"{answer.full_slots:,} tokens in {answer.held_slots:,} slots, after {answer.last_s:.0f} s"
     )

@@ -14,8 +14,12 @@ from sglang_longflow.reasoner import KINDS, make_problem
 from sglang_longflow.reasoner.vocabulary import encode
 
 
-def load_problems(count: int, seed: int = SEED) -> tuple[list[Question], int]:
+def load_problems(
+    count: int, seed: int = SEED, chain_tokens: int = CHAIN_TOKENS
+) -> tuple[list[Question], int]:
     """The first `count` of the reasoner's problems of a seed, the kinds in turn.
+
+    Their chains have about `chain_tokens`; that of a search may have many more.
 
     Returns
     -------
@@ -24,7 +28,7 @@ def load_problems(count: int, seed: int = SEED) -> tuple[list[Question], int]:
         Tokens of the longest prompt.
     """
     rng = random.Random(f"demo/{seed}")
-    problems = [make_problem(KINDS[i % len(KINDS)], rng, CHAIN_TOKENS) for i in range(count)]
+    problems = [make_problem(KINDS[i % len(KINDS)], rng, chain_tokens) for i in range(count)]
     found = [
         Question({"input_ids": encode(p.prompt)}, p.kind, p.answer, p.chain_tokens)
         for p in problems

@@ -9,22 +9,23 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sglang_longflow.demo.phase import Answer, Phase
-from sglang_longflow.demo.scenes import REASONER, Scene
+from sglang_longflow.demo.phase import Phase
+from sglang_longflow.demo.scenes import Scene
 
 SAMPLE_CHARACTERS = 200
 NEXT = """\
 Next:
-  longflow demo --stay            the server stays at the end: ask it, watch it
-  longflow demo --seed 7          other problems
-  longflow demo --questions       text: eight questions to SmolLM2-135M (make demo-questions)
-  longflow serve Qwen/Qwen3-1.7B --kv-budget 3200                      on your GPU"""
+  longflow demo --seed 7         other problems
+  longflow demo --stay           the server stays at the end: ask it, watch it
+  longflow demo --questions      eight questions to SmolLM2-135M (in a checkout:
+                                 make demo-questions)
+  longflow serve Qwen/Qwen3-1.7B --kv-budget 3200        the same on your GPU"""
 
 
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE)
     for name in columns:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="left" if name == "problem" else "right")
     return table
 
 
@@ -65,13 +66,13 @@ def chain_table(phase: Phase) -> Table:
 def answer_table(budgeted: Phase, full: Phase) -> Table:
     """The right answer of each problem, and what each phase answered."""
 
-    def text(answer: Answer) -> str:
-        return answer.verdict if answer.is_right else f"{answer.said}: wrong"
-
-    table = _table("problem", "right answer", "answer", budgeted.name, full.name)
+    # 80 columns hold two answers of a search and both verdicts, without padding at the edges.
+    table = Table(box=box.SIMPLE, pad_edge=False, show_edge=False)
+    for name in ("problem", "right answer", f"answer, {budgeted.name}", "", full.name):
+        table.add_column(name)
     for number, (ours, theirs) in enumerate(zip(budgeted.answers, full.answers, strict=True), 1):
         problem = f"{number} {ours.question.kind}"
-        table.add_row(problem, ours.question.right, ours.said, ours.verdict, text(theirs))
+        table.add_row(problem, ours.question.right, ours.said, ours.verdict, theirs.verdict)
     return table
 
 
@@ -111,9 +112,12 @@ def pool_table(budgeted: Phase, full: Phase) -> Table:
     return table
 
 
-def show(console: Console, budgeted: Phase, full: Phase, scene: Scene, seed: int) -> None:
-    """Print tables, a sample answer and what the numbers do not say."""
-    solves = scene is REASONER
+def show(console: Console, budgeted: Phase, full: Phase, scene: Scene, seed: int | None) -> None:
+    """Print tables, a sample answer and what the numbers do not say.
+
+    `seed` is that of the reasoner's problems; None for questions.
+    """
+    solves = seed is not None
     console.print(f"\nRequests with a budget of {budgeted.budget} KV slots", style="bold")
     console.print(chain_table(budgeted) if solves else request_table(budgeted))
     what = "problems" if solves else "questions"
@@ -123,6 +127,7 @@ def show(console: Console, budgeted: Phase, full: Phase, scene: Scene, seed: int
     if solves:
         console.print("Answers", style="bold")
         console.print(answer_table(budgeted, full))
+        console.print()
     sample = " ".join(budgeted.answers[0].text[:SAMPLE_CHARACTERS].split())
     console.print("Start of answer 1, with the budget:", style="bold")
     console.print(f"  {sample}", markup=False)

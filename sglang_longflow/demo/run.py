@@ -21,9 +21,10 @@ from sglang_longflow.demo.ask import flush_cache, run_phase
 from sglang_longflow.demo.live import ChainsView, QuestionsView
 from sglang_longflow.demo.phase import DemoError, Phase, Question
 from sglang_longflow.demo.questions import load_problems, load_questions, render_prompts
-from sglang_longflow.demo.scenes import QUESTIONS, REASONER, Scene
+from sglang_longflow.demo.scenes import PROBLEMS, QUESTIONS, Scene, reasoner_scene
 from sglang_longflow.errors import ConfigError
 from sglang_longflow.reasoner import MODEL_DIR
+from sglang_longflow.reasoner.problems import MAX_CHAIN_TOKENS, MIN_CHAIN_TOKENS
 from sglang_longflow.reasoner.vocabulary import decode
 from sglang_longflow.server.preflight import free_port
 from sglang_longflow.server.process import Server
@@ -63,19 +64,39 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _scene(args: argparse.Namespace) -> Scene:
-    """The scene that is asked for; fills in what `args` leave open, and checks them."""
-    scene = QUESTIONS if args.questions else REASONER
-    for name in ("budget", "max_new_tokens", "requests", "pool"):
-        if getattr(args, name) is None:
-            setattr(args, name, getattr(scene, name))
-    if args.max_new_tokens < 1:
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what needs no model to be judged.
+
+    Raises
+    ------
+    ConfigError
+        Naming the argument, its value and what is expected.
+    """
+    if args.max_new_tokens is not None and args.max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens={args.max_new_tokens}: expected at least 1")
-    if not 1 <= args.requests <= QUESTIONS.requests:
+    if args.requests is not None and not 1 <= args.requests <= QUESTIONS.requests:
         raise ConfigError(f"requests={args.requests}: expected 1 to {QUESTIONS.requests}")
+    if not MIN_CHAIN_TOKENS <= args.chain_tokens <= MAX_CHAIN_TOKENS:
+        raise ConfigError(
+            f"chain_tokens={args.chain_tokens}: expected {MIN_CHAIN_TOKENS} to {MAX_CHAIN_TOKENS}, "
+            f"what the reasoner was trained for"
+        )
     if args.model and not args.questions:
         model = str(args.model)
         raise ConfigError(f"model={model!r}: the reasoner has a model of its own; add --questions")
+
+
+def _scene(args: argparse.Namespace) -> Scene:
+    """The scene that is asked for; fills in what `args` leave open."""
+    if args.questions:
+        scene = QUESTIONS
+    else:
+        problems, longest = load_problems(args.requests or PROBLEMS, args.seed, args.chain_tokens)
+        longest_chain = max(question.chain_tokens for question in problems)
+        scene = reasoner_scene(args.chain_tokens, longest_chain, longest)
+    for name in ("budget", "max_new_tokens", "requests", "pool"):
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(scene, name))
     return scene
 
 
@@ -90,7 +111,7 @@ def _asked(args: argparse.Namespace, model: Path) -> list[Question]:
     if args.questions:
         questions, longest = render_prompts(model, load_questions(args.requests))
     else:
-        questions, longest = load_problems(args.requests, args.seed)
+        questions, longest = load_problems(args.requests, args.seed, args.chain_tokens)
     if longest + args.max_new_tokens >= args.pool:
         raise ConfigError(
             f"max_new_tokens={args.max_new_tokens}: with a prompt of {longest} tokens, "
@@ -133,7 +154,7 @@ def _ask_yourself(url: str, args: argparse.Namespace, question: Question) -> str
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo and print its tables."""
-    scene = _scene(args)
+    _check(args)
     progress = shared()
     progress.adopt(os.environ.get("LONGFLOW_CLOCK"))  # `make demo` installs first
     narrowest, widest = WIDTH_CHARACTERS
@@ -142,6 +163,7 @@ def run(args: argparse.Namespace) -> int:
     model = (args.model or _default_model(progress)) if args.questions else MODEL_DIR
     port = _port(args.port)
     progress.say("checking the settings")
+    scene = _scene(args)
     settings, _ = prepare(_server_arguments(args, scene, model, port))
     settings.default("dtype", "bfloat16", "--dtype=bfloat16")  # on a CPU it is chosen by now
     echo = getattr(sys.stderr, "buffer", None) if args.verbose else None
@@ -160,7 +182,7 @@ def run(args: argparse.Namespace) -> int:
             budgeted, full = _phases(settings.url, args, scene, questions, console)
         except DemoError as error:
             raise server.end_of(error) from None
-        report.show(console, budgeted, full, scene, args.seed)
+        report.show(console, budgeted, full, scene, None if args.questions else args.seed)
         progress.say("done; times depend on what else this machine does")
         if args.stay:
             progress.say(f"the server stays until Ctrl+C: {settings.url}/longflow; ask it with")

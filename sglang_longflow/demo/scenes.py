@@ -3,12 +3,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
-#: Chains of the reasoner's problems in the demo, and the seed that they are drawn from.
+#: Of the reasoner's problems: the length of their chains, their seed, how many are asked at once.
 CHAIN_TOKENS = 2000
 SEED = 3_000_001
+PROBLEMS = 4
+#: A budget is this part of the chains: docs/accuracy.md says what the default policy then solves.
+BUDGET_PART = 5
+#: What follows from the problems' lengths is a multiple of this.
+ROUND_TOKENS = 100
+#: SGLang wants a pool that is a little larger than its longest request.
+SLACK_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -37,19 +45,6 @@ class Scene:
     server_arguments: tuple[str, ...] = ()
 
 
-REASONER = Scene(
-    budget=400,
-    max_new_tokens=2250,
-    requests=4,
-    # Six requests with the budget fit, and one chain of full KV.
-    pool=2400,
-    policy="longflow-novel",
-    # A message carries all text so far: one per token would keep a core busy that the model needs.
-    server_arguments=("--stream-interval=8",),
-    closing="The model (7.9M weights) was trained for such problems. Of 500 with chains of all "
-    "lengths it solves 97.0 % with full KV, 91.6 % with a budget of a fifth of the mean chain and "
-    "8.4 % with a tenth (docs/accuracy.md). Times are a CPU's; docs/results.md has a GPU's.",
-)
 QUESTIONS = Scene(
     budget=64,
     max_new_tokens=80,
@@ -62,3 +57,29 @@ QUESTIONS = Scene(
     "such questions right with either cache. What is shown is memory. Answers do not stop at the "
     "end of their text, so that both phases do the same work.",
 )
+
+
+def _rounded_up(tokens: float) -> int:
+    return math.ceil(tokens / ROUND_TOKENS) * ROUND_TOKENS
+
+
+def reasoner_scene(chain_tokens: int, longest_chain: int, longest_prompt: int) -> Scene:
+    """The demo with the reasoner, for problems whose chains have about `chain_tokens`.
+
+    The pool holds one chain of full KV and not two. Of the default problems' budgets it holds six.
+    """
+    # A chain that went astray is cut off a little later than the reference ends.
+    longest_answer = _rounded_up(1.05 * longest_chain)
+    return Scene(
+        budget=chain_tokens // BUDGET_PART,
+        max_new_tokens=longest_answer,
+        requests=PROBLEMS,
+        pool=_rounded_up(longest_prompt + longest_answer + SLACK_TOKENS),
+        policy="longflow-novel",
+        # A message carries all text so far: one per token would keep a core busy that the model
+        # needs.
+        server_arguments=("--stream-interval=8",),
+        closing="The model (7.9M weights) was trained for such problems. Of 500 with chains of all "
+        "lengths it solves 97.0 % with full KV, 91.6 % with a budget of a fifth of the mean chain, "
+        "8.4 % with a tenth (docs/accuracy.md). Times are a CPU's; docs/results.md has a GPU's.",
+    )

@@ -108,7 +108,9 @@ def test_plan_runs_without_torch():
         (["demo", "--requests", "9"], "requests=9: expected 1 to 8"),
         (["demo", "--max-new-tokens", "0"], "max_new_tokens=0"),
         (["demo", "--budget", "x"], "invalid int value: 'x'"),
-        (["demo", "--port", "many", "--model", "m"], "port='many'"),
+        (["demo", "--port", "many"], "port='many'"),
+        (["demo", "--chain-tokens", "9000"], "chain_tokens=9000: expected 350 to 4600"),
+        (["demo", "--model", "m"], "model='m': the reasoner has a model of its own; add --que"),
     ],
 )
 def test_usage_errors_are_one_line(capsys, argv, text):

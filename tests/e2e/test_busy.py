@@ -18,7 +18,8 @@ import psutil
 import pytest
 
 import harness
-from sglang_longflow.demo.run import load_problems, run_phase
+from sglang_longflow.demo.ask import run_phase
+from sglang_longflow.demo.questions import load_problems
 from sglang_longflow.monitor.client import activity
 from sglang_longflow.reasoner import MODEL_DIR
 from sglang_longflow.server.process import was_killed

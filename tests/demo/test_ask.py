@@ -10,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from sglang_longflow.demo import run as demo
-from sglang_longflow.demo.phase import Question
-from sglang_longflow.demo.run import DemoError, run_phase
+from sglang_longflow.demo import ask as demo
+from sglang_longflow.demo.ask import run_phase
+from sglang_longflow.demo.phase import DemoError, Question
 
 STATS = {
     "state": "ok", "age_s": 0.1, "sums": {}, "counters": {}, "uptime_s": 5.0,
@@ -126,6 +126,22 @@ def test_a_server_that_is_gone_ends_it():
         server.dies = True
         with pytest.raises(DemoError, match=r"budget 64, request 1: .*(disconnected|closed|reset)"):
             phase_of(server, [])
+
+
+def test_a_server_that_says_nothing_ends_it(monkeypatch):
+    monkeypatch.setattr(demo, "SILENCE_S", 0.5)
+    with Fake([503] * 1000) as server:
+        begin = time.monotonic()
+        with pytest.raises(DemoError, match=r"budget 64: the server has said nothing for 0 s"):
+            phase_of(server, [])
+        assert 0.5 < time.monotonic() - begin < 10
+        server.over.set()
+
+
+def test_a_busy_server_that_answers_looks_is_waited_for(monkeypatch):
+    monkeypatch.setattr(demo, "SILENCE_S", 0.1)
+    with Fake([{**STATS, "state": "busy", "age_s": 200.0}] * 20) as server:
+        assert phase_of(server, []).wall_s > 0.2
 
 
 def test_a_cache_that_cannot_be_emptied_is_one_line():
