@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sglang_longflow.demo.scenes import CHAIN_TOKENS, PROBLEMS, QUESTIONS, SEED
+from sglang_longflow.demo.scenes import BUDGET_TOKENS, CHAIN_TOKENS, PROBLEMS, QUESTIONS, SEED
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--budget",
         type=int,
-        help=f"KV budget of a request; default a fifth of --chain-tokens, of --questions "
-        f"{theirs.budget} tokens",
+        help=f"KV budget of a request; default {BUDGET_TOKENS} tokens, of --questions "
+        f"{theirs.budget}",
     )
     add(
         "--requests",

@@ -93,7 +93,7 @@ def _scene(args: argparse.Namespace) -> Scene:
     else:
         problems, longest = load_problems(args.requests or PROBLEMS, args.seed, args.chain_tokens)
         longest_chain = max(question.chain_tokens for question in problems)
-        scene = reasoner_scene(args.chain_tokens, longest_chain, longest)
+        scene = reasoner_scene(longest_chain, longest)
     for name in ("budget", "max_new_tokens", "requests", "pool"):
         if getattr(args, name) is None:
             setattr(args, name, getattr(scene, name))

@@ -15,7 +15,7 @@ from sglang_longflow.demo import live, report
 from sglang_longflow.demo.live import ChainsView
 from sglang_longflow.demo.phase import Answer, Phase
 from sglang_longflow.demo.questions import load_problems
-from sglang_longflow.demo.scenes import CHAIN_TOKENS, PROBLEMS, SEED, Scene, reasoner_scene
+from sglang_longflow.demo.scenes import PROBLEMS, SEED, Scene, reasoner_scene
 
 ROOT = Path(__file__).parents[2]
 POOL = {"total_tokens": 2400, "available_tokens": 800, "evictable_tokens": 0}
@@ -23,7 +23,7 @@ POOL = {"total_tokens": 2400, "available_tokens": 800, "evictable_tokens": 0}
 
 def scene() -> Scene:
     problems, longest = load_problems(PROBLEMS)
-    return reasoner_scene(CHAIN_TOKENS, max(one.chain_tokens for one in problems), longest)
+    return reasoner_scene(max(one.chain_tokens for one in problems), longest)
 
 
 def meta(prompt: int, generated: int, budget: int, reason: str | None = None) -> dict:
@@ -133,7 +133,7 @@ def test_the_pool_has_room_for_one_chain_with_full_kv_and_not_for_two(seed):
     problems, longest = load_problems(PROBLEMS, seed)
     shortest_chain = min(problem.chain_tokens for problem in problems)
     longest_chain = max(problem.chain_tokens for problem in problems)
-    found = reasoner_scene(CHAIN_TOKENS, longest_chain, longest)
+    found = reasoner_scene(longest_chain, longest)
     assert longest_chain < found.max_new_tokens and longest + found.max_new_tokens < found.pool
     assert found.pool < longest_chain + shortest_chain
     assert found.pool >= PROBLEMS * found.budget

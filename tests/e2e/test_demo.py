@@ -22,7 +22,7 @@ TIMEOUT_S = 900
 SIGN_OF_LIFE_S = 15.0
 
 
-def demo(*arguments: str, core: int | None = None) -> str:
+def demo(*arguments: str, core: int | None = None, **variables: str) -> str:
     """`longflow demo`; with a `core` on that one alone."""
     command = [sys.executable, "-W", "ignore", "-m", "sglang_longflow.cli", "demo", *arguments]
     with (
@@ -32,6 +32,7 @@ def demo(*arguments: str, core: int | None = None) -> str:
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
+            env={**os.environ, **variables},
             preexec_fn=lambda: pin(core),
         ) as running,
     ):
@@ -67,7 +68,7 @@ def rows(text: str, title: str) -> list[list[str]]:
 def test_questions_on_half_a_core(smollm2):
     """One core, which another program wants as well. scripts/repeat_demo.py does it at length."""
     core = min(os.sched_getaffinity(0))
-    more = ("--requests=2", "--budget=40", "--max-new-tokens=6", "--pool=300")
+    more = ("--questions", "--requests=2", "--budget=40", "--max-new-tokens=6", "--pool=300")
     with busy_loops(1, core):
         text = demo(f"--model={smollm2}", *more, core=core)
     table = rows(text, "Requests with a budget of 40 KV slots")
@@ -79,13 +80,22 @@ def test_questions_on_half_a_core(smollm2):
     assert "Answers\n" not in text and "What is shown is memory" in text
 
 
-def test_the_reasoner_solves_with_full_kv_what_a_tiny_budget_breaks():
-    """A chain of 2,000 tokens is too long for CI; the first problem of a kind is a short one."""
-    text = demo("--reasoner", "--requests=1", "--budget=400", "--max-new-tokens=90", "--pool=600")
-    ((_, prompt, generated, *_, slots, saved),) = rows(text, "Requests with a budget of 400")
-    assert (generated, int(slots)) == ("90", int(prompt) + 89) and saved == "0%"
-    ((number, kind, *answer, ours, theirs),) = rows(text, "Answers")
-    assert (number, kind) == ("1", "machine") and len(answer) == 4
-    assert (ours, theirs) == ("wrong", "wrong")  # cut off
+def test_a_chain_comes_out_right_with_a_budget(tmp_path):
+    """A chain of 2,000 tokens is too long for CI; this one has 350. Nothing is downloaded."""
+    nowhere = "http://127.0.0.1:9"
+    text = demo(
+        *("--chain-tokens=350", "--requests=1", "--budget=300"),
+        LONGFLOW_CACHE=str(tmp_path / "cache"),
+        **{"HF_ENDPOINT": nowhere, "PIP_INDEX_URL": nowhere},
+    )
+    assert not (tmp_path / "cache").exists()
+    assert re.search(r"ready in \d+ s; watch it at http://127\.0\.0\.1:\d+/longflow\n", text)
+    ((_, kind, prompt, chain, slots, _, full, _, saved),) = rows(text, "Requests with a budget of")
+    assert kind == "machine" and int(full) == int(prompt) + int(chain) - 1
+    assert slots == "300" and saved == f"{1 - 300 / int(full):.0%}"
+    ((_, _, *answers, ours, theirs),) = rows(text, "Answers\n")
+    assert answers[:4] == answers[4:] and (ours, theirs) == ("right", "right")
     first = re.search(r"Start of answer 1, with the budget:\n +(.*)", text)[1]
-    assert re.match(r"A \d \d A a \d ;", first), first  # its constants, worked out first
+    assert re.match(r"[A-L] \d \d [A-L] a \d ;", first), first  # its constants, worked out first
+    lines = re.findall(r"^\[ *\d+s\] budget 300: problem 1 \(machine\) is right: .*", text, re.M)
+    assert len(lines) == 1 and f"{full} tokens in 300 slots" in lines[0]
