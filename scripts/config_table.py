@@ -70,8 +70,8 @@ set them:
 #: the source.
 ENVIRONMENT = {
     "LONGFLOW_CACHE": (
-        "`longflow demo`, `eval`, `plan`, the server",
-        "Folder of the demo model and of what `longflow eval` measured; default "
+        "`longflow demo --questions`, `eval`, `plan`, the server",
+        "Folder of SmolLM2 and of what `longflow eval` measured; default "
         "`~/.cache/sglang-longflow`.",
     ),
     "LONGFLOW_API_KEY": (

@@ -64,7 +64,7 @@ class ChainsView(AbstractContextManager["ChainsView"]):
     def __init__(self, console: Console):
         self._console = console
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
-        self._marks = "█░" if console.encoding.startswith("utf") else "#-"
+        self._marks = ("█", "░") if console.encoding.startswith("utf") else ("#", "-")
         self._due = 0.0
         self._told: set[int] = set()
         self._seen: deque[tuple[float, int]] = deque()
