@@ -16,6 +16,7 @@ import argparse
 import ast
 import importlib.util
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -50,12 +51,18 @@ class Option:
         SGLang parses the value itself.
     nargs : str or None
         As in argparse.
+    choices : tuple or None
+        The values it takes, where the source tells them.
+    group : str
+        The heading it stands under in the source.
     """
 
     name: str
     flags: tuple[str, ...]
     kind: str
     nargs: str | None = None
+    choices: tuple[Any, ...] | None = None
+    group: str = ""
 
 
 def sglang_source() -> Path:
@@ -69,10 +76,12 @@ def sglang_source() -> Path:
 @lru_cache(maxsize=1)
 def server_options() -> tuple[Option, ...]:
     """Every server argument, the plugin's own included."""
-    tree = ast.parse((sglang_source() / "srt/server_args.py").read_text(encoding="utf-8"))
+    text = (sglang_source() / "srt/server_args.py").read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    lists, headings = _lists(tree), _headings(text)
     classes = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "ServerArgs"]
     body = classes[0].body if classes else []
-    found = [option for node in body if (option := _from_field(node))]
+    found = [option for node in body if (option := _from_field(node, lists, headings))]
     methods = [n for n in body if isinstance(n, ast.FunctionDef) and n.name == "add_cli_args"]
     if not found or not methods:
         raise ConfigError(
@@ -81,12 +90,53 @@ def server_options() -> tuple[Option, ...]:
             "python -m sglang.launch_server"
         )
     (method,) = methods
-    found += [option for node in ast.walk(method) if (option := _from_add_argument(node))]
-    ours = (Option(flag.name, (flag.option,), flag.kind) for flag in FLAGS)
+    found += [option for node in ast.walk(method) if (option := _from_add_argument(node, lists))]
+    ours = (Option(flag.name, (flag.option,), flag.kind, choices=flag.choices) for flag in FLAGS)
     return (*found, *ours)
 
 
-def _from_field(node: ast.stmt) -> Option | None:
+def _lists(tree: ast.Module) -> dict[str, tuple[Any, ...]]:
+    """The lists of values that the module names, by name."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            if (values := _choices(node.value, found)) is not None:
+                found[node.targets[0].id] = values
+    return found
+
+
+def _choices(node: ast.expr | None, lists: Mapping[str, tuple[Any, ...]]) -> tuple[Any, ...] | None:
+    """The values of a list in the source; None where it takes more than the source to know them."""
+    if isinstance(node, ast.Name):
+        return lists.get(node.id)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        left, right = _choices(node.left, lists), _choices(node.right, lists)
+        return None if left is None or right is None else left + right
+    if not isinstance(node, ast.List | ast.Tuple | ast.Set):
+        return None
+    try:
+        return tuple(ast.literal_eval(node))
+    except ValueError:
+        return None
+
+
+def _headings(text: str) -> list[tuple[int, str]]:
+    """Line number and words of each heading in ServerArgs: a comment between two rules."""
+    lines = [line.strip() for line in text.splitlines()]
+
+    def is_rule(line: str) -> bool:
+        return line.startswith("# ---")
+
+    return [
+        (number + 1, line.lstrip("# "))
+        for number, line in enumerate(lines[1:-1], 1)
+        if line.startswith("# ") and is_rule(lines[number - 1]) and is_rule(lines[number + 1])
+    ]
+
+
+def _from_field(
+    node: ast.stmt, lists: Mapping[str, tuple[Any, ...]], headings: list[tuple[int, str]]
+) -> Option | None:
     """``name: A[type, Arg(...)] = default`` of the dataclass; None for other statements."""
     if not isinstance(node, ast.AnnAssign) or not isinstance(node.annotation, ast.Subscript):
         return None
@@ -110,10 +160,11 @@ def _from_field(node: ast.stmt) -> Option | None:
         more = arg.get("action_kwargs", ast.Dict([], []))
         named = {_constant(key): value for key, value in zip(more.keys, more.values)}  # type: ignore[attr-defined]
         kind, nargs = ("switch", None) if boolean else ("any", _constant(named.get("nargs")))
-    return Option(name, (main, *aliases), kind, nargs)
+    group = next((words for line, words in reversed(headings) if line < node.lineno), "")
+    return Option(name, (main, *aliases), kind, nargs, _choices(arg.get("choices"), lists), group)
 
 
-def _from_add_argument(node: ast.AST) -> Option | None:
+def _from_add_argument(node: ast.AST, lists: Mapping[str, tuple[Any, ...]]) -> Option | None:
     """``parser.add_argument("--x", ...)``: dynamic choices and deprecated names."""
     if not isinstance(node, ast.Call) or not ast.unparse(node.func).endswith(".add_argument"):
         return None
@@ -124,7 +175,8 @@ def _from_add_argument(node: ast.AST) -> Option | None:
     if action and "AliasStore" not in action:
         return Option(name, flags, "flag")
     kind, _ = _kind_of(ast.unparse(arg["type"]) if "type" in arg else "str")
-    return Option(name, flags, kind, _constant(arg.get("nargs")))
+    choices = _choices(arg.get("choices"), lists)
+    return Option(name, flags, kind, _constant(arg.get("nargs")), choices)
 
 
 def _constant(node: ast.expr | None) -> Any:
@@ -143,13 +195,44 @@ def _kind_of(annotation: str) -> tuple[str, str | None]:
 
 
 class _Parser(argparse.ArgumentParser):
+    """argparse's, with errors of one line that name flag, value and what is expected."""
+
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
+        raise ConfigError(message.removeprefix("argument "))
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        try:
+            return super()._get_value(action, arg_string)  # type: ignore[misc]
+        except argparse.ArgumentError:
+            kind = "int" if action.type is int else "float"
+            raise argparse.ArgumentError(
+                None,
+                f"{action.option_strings[0]}={arg_string!r}: expected {_EXPECTED[kind]}; "
+                f"set {action.option_strings[0]} N",
+            ) from None
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        choices = [str(choice) for choice in action.choices or ()]
+        if choices and str(value) not in choices:
+            raise argparse.ArgumentError(
+                None,
+                f"{action.dest}={value!r}: not a value that it takes"
+                f"{nearest(str(value), choices) or '; known: ' + ', '.join(choices)}",
+            )
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """A parser for server arguments; its namespace holds only what was given."""
-    parser = _Parser(prog="longflow serve", add_help=False, argument_default=argparse.SUPPRESS)
+def make_parser(judge_choices: bool = True) -> argparse.ArgumentParser:
+    """A parser for server arguments; its namespace holds only what was given.
+
+    A flag must be written in full: argparse would take ``--kv`` for any that begins so, and the
+    server's own parser, which has other flags beside ours, for another one.
+    """
+    parser = _Parser(
+        prog="longflow serve",
+        add_help=False,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
     types: dict[str, Any] = {"int": int, "float": float}
     for option in server_options():
         if "--config" in option.flags:
@@ -161,8 +244,29 @@ def make_parser() -> argparse.ArgumentParser:
             parser.add_argument(*option.flags, dest=option.name, action=action)
         else:
             convert = types.get(option.kind, str)
-            parser.add_argument(*option.flags, dest=option.name, type=convert, nargs=option.nargs)
+            parser.add_argument(
+                *option.flags,
+                dest=option.name,
+                type=convert,
+                nargs=option.nargs,
+                choices=option.choices if judge_choices else None,
+            )
     return parser
+
+
+def unknown_flag(word: str) -> ConfigError:
+    """The refusal of a word that begins like a flag and is none of SGLang's or ours."""
+    flag = word.partition("=")[0]
+    known = [name for option in server_options() for name in (*option.flags, "--config")]
+    longer = sorted({name for name in known if name.startswith(flag)})
+    if len(flag) > len("--") and longer:
+        meant = f"; did you mean {' or '.join(longer[:3])}?"
+    else:
+        meant = nearest(flag, known)
+    return ConfigError(
+        f"{flag}: no argument of SGLang's server or of this plugin{meant or '; drop it'} "
+        f"(arguments of other plugins go behind --)"
+    )
 
 
 def yaml_arguments(path: Path) -> list[str]:

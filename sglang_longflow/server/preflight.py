@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import re
 import socket
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from sglang_longflow.errors import ConfigError, LongFlowError
+from sglang_longflow.errors import ConfigError
+from sglang_longflow.settings.config import config_from
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -27,7 +27,9 @@ def check_model(model: str) -> None:
         return
     if path.is_dir():
         if not any((path / name).is_file() for name in ("config.json", "params.json")):
-            raise ConfigError(f"model_path={model!r}: the folder has no config.json")
+            raise ConfigError(
+                f"model_path={model!r}: the folder has no config.json; give the folder that has it"
+            )
     elif model.startswith(("/", ".")) or not _HUB_NAME.fullmatch(model):
         raise ConfigError(
             f"model_path={model!r}: no such folder, and not a Hugging Face name (org/name)"
@@ -46,11 +48,13 @@ def _can_bind(host: str, port: int) -> None:
 def check_port(host: str, port: int) -> None:
     """Refuse a port that cannot be listened on."""
     if not 0 < port < 65536:
-        raise ConfigError(f"port={port}: expected 1 to 65535")
+        raise ConfigError(f"port={port}: expected 1 to 65535; set --port 30000")
     try:
         _can_bind(host, port)
     except socket.gaierror as error:
-        raise ConfigError(f"host={host!r}: {error.strerror}") from error
+        raise ConfigError(
+            f"host={host!r}: {error.strerror}; set --host to an address of this machine"
+        ) from error
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         free = free_port(host, port + 1)
@@ -68,45 +72,22 @@ def free_port(host: str, start: int) -> int:
     raise ConfigError(f"no free port from {start} on")
 
 
-def check_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """Check server arguments as the plugin will.
+def kv_facts(values: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The budget's settings, with what the policy makes of those left open; None without a budget.
 
-    Returns ``{"device": "cuda" or "cpu", "kv": settings or None, "conflicts": [...]}``.
+    Raises
+    ------
+    ConfigError
+        A value is wrong; `settings.preflight.judge` says so too.
     """
-    import torch
-
-    from sglang_longflow.settings.compatibility import flag_conflicts
-    from sglang_longflow.settings.config import config_from
-    from sglang_longflow.settings.refused_models import server_model_conflict
-
-    arguments = SimpleNamespace(**values)
-    config = config_from(arguments)
-    kv, conflicts = None, []
-    if config is not None:
-        conflicts = flag_conflicts(arguments)
-        if conflict := server_model_conflict(values):
-            conflicts.append(conflict)
-        policy = config.policy()
-        kv = {
-            **config.as_dict(),
-            "kv_budget_min": config.kv_budget_min or policy.min_budget_tokens,
-            "kv_protect_sink_tokens": policy.first_tokens_kept,
-            "kv_protect_recent_tokens": policy.recent_tokens_kept,
-            "allows_full": config.allows_full,
-        }
+    config = config_from(SimpleNamespace(**values))
+    if config is None:
+        return None
+    policy = config.policy()
     return {
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "kv": kv,
-        "conflicts": conflicts,
+        **config.as_dict(),
+        "kv_budget_min": config.kv_budget_min or policy.min_budget_tokens,
+        "kv_protect_sink_tokens": policy.first_tokens_kept,
+        "kv_protect_recent_tokens": policy.recent_tokens_kept,
+        "allows_full": config.allows_full,
     }
-
-
-def check_settings_in_subprocess(values: dict[str, Any]) -> dict[str, Any]:
-    """`check_settings` in a child process: else torch would stay in the supervisor's memory."""
-    try:
-        with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
-            return pool.submit(check_settings, values).result()
-    except LongFlowError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"cannot check the settings: {error}; run longflow doctor") from error

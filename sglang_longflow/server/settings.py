@@ -14,16 +14,12 @@ from sglang_longflow.errors import ConfigError, UnsupportedSetup
 from sglang_longflow.planner.geometry import PlanError
 from sglang_longflow.platform.cpu_dtype import fast_dtype, reason_for
 from sglang_longflow.server.free_memory import free_memory
-from sglang_longflow.server.options import make_parser, server_options, yaml_arguments
+from sglang_longflow.server.options import make_parser, unknown_flag, yaml_arguments
 from sglang_longflow.server.pool_cap import cap_pool
-from sglang_longflow.server.preflight import (
-    check_model,
-    check_port,
-    check_settings_in_subprocess,
-    free_port,
-)
+from sglang_longflow.server.preflight import check_model, check_port, free_port, kv_facts
+from sglang_longflow.settings import device, preflight
 from sglang_longflow.settings.flags import budget_words
-from sglang_longflow.settings.nearest import nearest
+from sglang_longflow.settings.problem import Problem
 from sglang_longflow.settings.release import refusal
 
 DEFAULT_PORT = 30000  # SGLang's
@@ -91,6 +87,9 @@ class Settings:
 def read_settings(argv: list[str]) -> Settings:
     """Merge YAML and command line; the command line wins.
 
+    What stands behind a literal ``--`` may be other plugins': of it, only what is ours or SGLang's
+    is read.
+
     Raises
     ------
     ConfigError
@@ -98,6 +97,8 @@ def read_settings(argv: list[str]) -> Settings:
     """
     if (word := budget_words(argv)) and (message := refusal(word)):
         raise UnsupportedSetup(message)
+    at = argv.index("--") if "--" in argv else len(argv)
+    argv, foreign = argv[:at], argv[at + 1 :]
     splitter = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     splitter.add_argument("--config", action="append", default=[])
     try:
@@ -111,27 +112,24 @@ def read_settings(argv: list[str]) -> Settings:
     parser = make_parser()
     values = vars(parser.parse_args(from_yaml))
     given, unknown = parser.parse_known_args(rest)
-    notes: list[str] = []
-    for i, word in enumerate(unknown):
+    for word in unknown:
         if word.startswith("-"):
-            known = [flag for option in server_options() for flag in (*option.flags, "--config")]
-            notes.append(
-                f"{word.split('=')[0]} is no argument of SGLang{nearest(word, known)} Passed on "
-                f"for SGLang and its plugins to judge."
+            raise unknown_flag(word)
+        if model is not None:
+            raise ConfigError(
+                f"unexpected argument {word!r}; drop it, or quote the value before it"
             )
-        elif i and unknown[i - 1].startswith("-"):
-            continue  # the value of an argument that only a plugin knows
-        elif model is None:
-            model = word
-            rest.remove(word)
-        else:
-            raise ConfigError(f"unexpected argument {word!r}")
+        model = word
+        rest.remove(word)
     values.update(vars(given))
-    settings = Settings([*from_yaml, *rest], values, notes)
+    # Other plugins may have added to the values that SGLang's own arguments take.
+    values.update(vars(make_parser(judge_choices=False).parse_known_args(foreign)[0]))
+    settings = Settings([*from_yaml, *rest, *foreign], values)
     if model is not None:
         if "model_path" in vars(given):
             raise ConfigError(
-                f"model_path={given.model_path!r}: the model is also given as {model!r}"
+                f"model_path={given.model_path!r}: the model is also given as {model!r}; "
+                f"drop one of them"
             )
         values["model_path"] = model
     if settings.model.startswith("~"):  # in a YAML file no shell expands it
@@ -166,10 +164,34 @@ def _fit_to_cpu(settings: Settings, most_tokens: int | None) -> None:
     settings.chosen.append(("KV pool", f"{cap.tokens:,} tokens, {cap.reason}"))
 
 
+def problems_of(settings: Settings) -> list[Problem]:
+    """What is wrong with what a server would be started with, the model's config included.
+
+    The hub is asked for it where it is not on this machine.
+    """
+    if found := preflight.judge(settings.values):
+        return found  # needs no model, so no hub is asked
+    model, problem = find_model(settings.values)
+    return [problem] if problem else preflight.judge(settings.values, model)
+
+
+def refuse_mistakes(argv: list[str]) -> None:
+    """Raise for what `prepare` would refuse of a command line, but for its port.
+
+    For commands that do other work before they start a server.
+    """
+    settings = read_settings(argv)
+    check_model(settings.model)
+    for problem in problems_of(settings):
+        raise UnsupportedSetup(str(problem))
+
+
 def prepare(
     argv: list[str], most_tokens: int | None = None, *, key: str | None = None
 ) -> tuple[Settings, dict[str, Any]]:
-    """Read, check and complete the settings; also returns what `check_settings` found.
+    """Read, check and complete the settings; also returns what they come to.
+
+    That is ``{"device": "cuda" or "cpu", "kv": facts of the budget or None}``.
 
     Parameters
     ----------
@@ -188,9 +210,12 @@ def prepare(
     settings = read_settings(argv)
     check_model(settings.model)
     check_port(settings.host, settings.port)
-    found = check_settings_in_subprocess(settings.values)
-    if found["conflicts"]:
-        raise UnsupportedSetup(found["conflicts"][0])
+    for problem in problems_of(settings):
+        raise UnsupportedSetup(str(problem))
+    found = {
+        "device": "cuda" if device.gpu_count() else "cpu",
+        "kv": kv_facts(settings.values),
+    }
     settings.default("host", "127.0.0.1", "--host=127.0.0.1")
     if not {"dist_init_addr", "nccl_port"} & settings.values.keys():
         # Where the ranks meet. SGLang takes a port that the system may give to anyone's outgoing

@@ -6,11 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from longflow_kernels.attend_score_evict.check import HEAD_DIMS, MAX_GROUP
+from longflow_kernels.limits import HEAD_DIMS, MAX_GROUP
 from sglang_longflow.errors import UnsupportedSetup
+from sglang_longflow.settings import device
 from sglang_longflow.settings.config import LongFlowConfig, runs_on_gpu
+from sglang_longflow.settings.problem import Problem
 from sglang_longflow.settings.refused_models import FIX, language_model, model_conflict
 from sglang_longflow.settings.release import refusal
 
@@ -129,12 +129,15 @@ def _paged_by_the_card(server_args: Any) -> list[FlagRule]:
     ]
 
 
-def flag_conflicts(server_args: Any) -> list[str]:
-    """One line for each server argument that does not go with a KV budget, with the fix."""
+def flag_conflicts(server_args: Any) -> list[Problem]:
+    """Each server argument that does not go with a KV budget."""
     rules = (*_paged_by_the_card(server_args), *FLAG_RULES)
     conflicts = [
-        f"{rule.field}={getattr(server_args, rule.field)!r}: {rule.feature} is not supported "
-        f"with a KV budget; {rule.fix}"
+        Problem(
+            f"{rule.field}={getattr(server_args, rule.field)!r}: {rule.feature} is not supported "
+            f"with a KV budget",
+            rule.fix,
+        )
         for rule in rules
         if not rule.is_fine(getattr(server_args, rule.field, None))
     ]
@@ -142,8 +145,11 @@ def flag_conflicts(server_args: Any) -> list[str]:
         server_args, "disable_priority_preemption", False
     ):
         conflicts.append(
-            "enable_priority_scheduling=True: preemption of running requests by priority is not "
-            "supported with a KV budget; add --disable-priority-preemption"
+            Problem(
+                "enable_priority_scheduling=True: preemption of running requests by priority is "
+                "not supported with a KV budget",
+                "add --disable-priority-preemption",
+            )
         )
     return conflicts
 
@@ -158,15 +164,15 @@ def refuse_flags(server_args: Any) -> None:
     """Raise UnsupportedSetup for the first conflicting server argument or SGLang variable."""
     conflicts = flag_conflicts(server_args)
     if conflicts:
-        raise UnsupportedSetup(conflicts[0])
+        raise UnsupportedSetup(str(conflicts[0]))
 
 
-def kernel_conflict(model: Any) -> str:
+def kernel_conflict(query_heads: int, kv_heads: int, head_dim: int, v_head_dim: int) -> str:
     """Why the fused decode kernel does not take a model's heads; empty if it does."""
-    for size in (model.head_dim, model.v_head_dim):
+    for size in (head_dim, v_head_dim):
         if size not in HEAD_DIMS:
             return f"head_dim={size}: the triton decode kernel takes {HEAD_DIMS}"
-    group = model.num_attention_heads // model.get_total_num_kv_heads()
+    group = query_heads // kv_heads
     if group > MAX_GROUP:
         return f"{group} query heads a KV head: the triton decode kernel takes {MAX_GROUP} at most"
     return ""
@@ -192,7 +198,11 @@ def refuse_model(server_args: Any, config: LongFlowConfig) -> None:
         conflict = f"model_type={kind!r}: MLA attention is not supported with a KV budget"
     if conflict:
         raise UnsupportedSetup(f"{conflict}; {FIX}")
-    if config.uses_fused_decode and (conflict := kernel_conflict(model)):
+    heads = (
+        *(model.num_attention_heads, model.get_total_num_kv_heads()),
+        *(model.head_dim, model.v_head_dim),
+    )
+    if config.uses_fused_decode and (conflict := kernel_conflict(*heads)):
         raise UnsupportedSetup(f"{conflict}; set --kv-decode-kernel reference")
 
 
@@ -226,6 +236,6 @@ def apply_defaults(server_args: Any, config: LongFlowConfig) -> dict[str, Any]:
             # The backend adds sizes when it knows the pool; this one is for SGLang's estimate of
             # the memory that graphs take.
             default("kv_graphs_cover_rows", True)
-            if torch.cuda.get_device_properties(0).total_memory > LARGE_GPU_BYTES:
+            if device.first_gpu_bytes() > LARGE_GPU_BYTES:
                 default("cuda_graph_max_bs_decode", CUDA_GRAPH_MAX_BS)
     return changed

@@ -8,12 +8,14 @@ from typing import Any
 
 from sglang_longflow.errors import ConfigError
 from sglang_longflow.policies import Policy, make_policy
+from sglang_longflow.settings import device
 from sglang_longflow.settings.flags import (
     DEFAULT_POLICY,
     FLAG_NAMES,
     FLAGS,
     LEAST_BUDGET_TOKENS,
 )
+from sglang_longflow.settings.nearest import nearest
 
 
 @dataclass(frozen=True)
@@ -57,21 +59,28 @@ class LongFlowConfig:
         for name in ("kv_budget", "kv_budget_min", "kv_budget_max"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                raise ConfigError(f"{name}={value!r}: expected an integer number of tokens")
+                raise ConfigError(
+                    f"{name}={value!r}: expected an integer number of tokens; "
+                    f"set {_option(name)} N"
+                )
         if not isinstance(self.kv_budget_allow_full, bool):
             raise ConfigError(
-                f"kv_budget_allow_full={self.kv_budget_allow_full!r}: expected true or false"
+                f"kv_budget_allow_full={self.kv_budget_allow_full!r}: expected true or false; "
+                f"set --kv-budget-allow-full, or drop it"
             )
         for name in ("kv_protect_sink_tokens", "kv_protect_recent_tokens"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ConfigError(f"{name}={value!r}: expected an integer >= 0")
+                raise ConfigError(
+                    f"{name}={value!r}: expected an integer >= 0; set {_option(name)} 0 or more"
+                )
         self._check_planned_rows()
         for flag in FLAGS:
             value = getattr(self, flag.name)
             if flag.choices and value not in flag.choices:
                 raise ConfigError(
                     f"{flag.name}={value!r}: expected one of {', '.join(flag.choices)}"
+                    f"{nearest(str(value), flag.choices) or f'; set {flag.option} {flag.default}'}"
                 )
         if self.kv_victims == "kv_head" and not self.uses_fused_decode:
             raise ConfigError(
@@ -95,15 +104,22 @@ class LongFlowConfig:
         if low < floor:
             raise ConfigError(
                 f"kv_budget_min={low}: below {floor}, the minimum of policy "
-                f"{self.kv_policy!r} with its protected tokens"
+                f"{self.kv_policy!r} with its protected tokens; set --kv-budget-min {floor} or more"
             )
         if self.kv_budget_max is not None and self.kv_budget_max < low:
-            raise ConfigError(f"kv_budget_max={self.kv_budget_max}: below the minimum {low}")
+            raise ConfigError(
+                f"kv_budget_max={self.kv_budget_max}: below the minimum {low}; "
+                f"set --kv-budget-max {low} or more"
+            )
         if self.kv_budget != 0 and self.kv_budget < low:
-            raise ConfigError(f"kv_budget={self.kv_budget}: below the minimum {low}")
+            raise ConfigError(
+                f"kv_budget={self.kv_budget}: below the minimum {low}; "
+                f"set --kv-budget {low} or more, or 0 for full KV"
+            )
         if self.kv_budget_max is not None and self.kv_budget > self.kv_budget_max:
             raise ConfigError(
-                f"kv_budget={self.kv_budget}: above kv_budget_max={self.kv_budget_max}"
+                f"kv_budget={self.kv_budget}: above kv_budget_max={self.kv_budget_max}; "
+                f"set --kv-budget {self.kv_budget_max} or less, or raise --kv-budget-max"
             )
         if self.kv_budget_max is None and not self.allows_full:
             object.__setattr__(self, "kv_budget_max", self.kv_budget)
@@ -113,7 +129,7 @@ class LongFlowConfig:
         if planned is None:
             return
         if type(planned) is not int or planned < 1:
-            raise ConfigError(f"kv_planned_rows={planned!r}: expected an integer >= 1")
+            raise ConfigError(f"kv_planned_rows={planned!r}: expected an integer >= 1; set --kv-planned-rows N")
         if self.kv_budget == 0:
             raise ConfigError(
                 f"kv_planned_rows={planned}: rows of full KV have no fixed size; set --kv-budget, "
@@ -180,14 +196,20 @@ class LongFlowConfig:
 def unknown_policy(name: object) -> str | None:
     """What is wrong with a policy's name, for a message; None if it is known."""
     known = tuple(LEAST_BUDGET_TOKENS)
-    return None if name in known else f"unknown policy; known: {', '.join(known)}"
+    if isinstance(name, str) and name in known:
+        return None
+    meant = nearest(str(name)[:60], known).removeprefix("; ")
+    return f"unknown policy; {f'{meant} ' if meant else ''}known: {', '.join(known)}"
+
+
+def _option(name: str) -> str:
+    """A field as written on a command line."""
+    return "--" + name.replace("_", "-")
 
 
 def runs_on_gpu(source: Any) -> bool:
     """Whether a server with these arguments runs on a GPU (``device`` unset: SGLang's choice)."""
-    import torch
-
-    return getattr(source, "device", None) in (None, "cuda") and torch.cuda.is_available()
+    return getattr(source, "device", None) in (None, "cuda") and device.gpu_count() > 0
 
 
 def config_from(source: Any) -> LongFlowConfig | None:
@@ -203,7 +225,7 @@ def config_from(source: Any) -> LongFlowConfig | None:
         for flag in FLAGS[1:]:
             if values[flag.name] not in (None, flag.default):
                 raise ConfigError(
-                    f"{flag.name}={values[flag.name]!r} has no effect without kv_budget: "
+                    f"{flag.name}={values[flag.name]!r} has no effect without kv_budget; "
                     f"set --kv-budget N (or 0 for full KV by default), or drop it"
                 )
         return None

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -30,8 +32,11 @@ def cards() -> tuple[Card, ...]:
             return ()
         found = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
         uuids = [str(nvml.nvmlDeviceGetUUID(handle)) for handle in found]
-        chosen = visible(os.environ.get("CUDA_VISIBLE_DEVICES"), uuids)
-        return tuple(_card(nvml, found[i]) for i in chosen)
+        wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if wanted is not None and wanted.strip().startswith("MIG-"):
+            # CUDA takes one slice of a card and nothing that follows it.
+            return _slice(nvml, wanted.split(",")[0].strip())
+        return tuple(_card(nvml, found[i]) for i in visible(wanted, uuids))
 
 
 def visible(value: str | None, uuids: list[str]) -> list[int]:
@@ -53,6 +58,34 @@ def visible(value: str | None, uuids: list[str]) -> list[int]:
     return chosen
 
 
+def gpu_count() -> int:
+    """GPUs that a server started here would see.
+
+    A process that has imported torch asks it: there it decides. Else the driver is asked, which
+    costs milliseconds; a torch that was built for the CPU alone sees none of its cards.
+    """
+    if (torch := sys.modules.get("torch")) is not None:
+        return int(torch.cuda.device_count()) if torch.cuda.is_available() else 0
+    return 0 if _is_cpu_torch() else len(cards())
+
+
+def first_gpu_bytes() -> int:
+    """Memory of the first of them; 0 if there is none."""
+    if (torch := sys.modules.get("torch")) is not None:
+        if not torch.cuda.is_available():
+            return 0
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    found = cards()
+    return found[0].memory_bytes if found else 0
+
+
+def _is_cpu_torch() -> bool:
+    try:
+        return importlib.metadata.version("torch").endswith("+cpu")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
 @contextlib.contextmanager
 def _nvml() -> Iterator[Any]:
     """The NVML module, initialized; None where it or the driver is missing."""
@@ -69,11 +102,21 @@ def _nvml() -> Iterator[Any]:
         pynvml.nvmlShutdown()
 
 
-def _card(nvml: Any, handle: Any) -> Card:
+def _card(nvml: Any, handle: Any, whole: Any = None) -> Card:
+    """`whole` is the card that a slice of it (MIG) belongs to."""
     name = nvml.nvmlDeviceGetName(handle)
-    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
-    return Card(
-        name.decode() if isinstance(name, bytes) else name,
-        int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
-        (major, minor),
-    )
+    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(whole or handle)
+    try:
+        memory = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
+    except nvml.NVMLError:  # cards that share the machine's memory do not tell
+        memory = 0
+    return Card(name.decode() if isinstance(name, bytes) else name, memory, (major, minor))
+
+
+def _slice(nvml: Any, uuid: str) -> tuple[Card, ...]:
+    try:
+        handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+        whole = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
+        return (_card(nvml, handle, whole),)
+    except nvml.NVMLError:  # no such slice: CUDA sees nothing either
+        return ()

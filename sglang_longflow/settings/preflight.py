@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one preflight: what is wrong with a server's arguments, before anything heavy is imported.
+
+`longflow serve`, `doctor`, `bench` and `eval` ask `judge`, and so does the server's own process
+before SGLang resolves its settings. What only SGLang knows is judged there once more, afterwards.
+No torch here: a mistake costs a second, not a start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from sglang_longflow.errors import ConfigError, UnsupportedSetup
+from sglang_longflow.settings import device
+from sglang_longflow.settings.compatibility import flag_conflicts, kernel_conflict
+from sglang_longflow.settings.config import LongFlowConfig, config_from
+from sglang_longflow.settings.problem import Problem
+from sglang_longflow.settings.refused_models import FIX, language_model, model_conflict
+from sglang_longflow.settings.release import refusal
+
+#: Where SGLang looks for the longest context, in this order.
+_CONTEXT_FIELDS = (
+    *("max_sequence_length", "seq_length", "max_seq_len", "model_max_length"),
+    "max_position_embeddings",
+)
+
+
+def judge(values: Mapping[str, Any], model: Mapping[str, Any] | None = None) -> list[Problem]:
+    """Every mistake in a server's arguments, the cheapest to mend first; empty if there is none.
+
+    Parameters
+    ----------
+    values : mapping
+        Arguments by field of ServerArgs: those that were set, or all of them.
+    model : mapping, optional
+        The model's ``config.json``; without it the model is not judged.
+    """
+    try:
+        config = config_from(SimpleNamespace(**values))
+    except ConfigError as error:
+        return [Problem.of(error)]
+    found = [] if (problem := gpu_problem(values)) is None else [problem]
+    if config is None:
+        return found
+    if message := refusal("--kv-budget"):
+        return [Problem.of(ConfigError(message))]
+    found = flag_conflicts(SimpleNamespace(**values)) + found
+    if model is not None and not _is_overridden(values):
+        found += model_problems(values, config, model)
+    return found
+
+
+def refuse(values: Mapping[str, Any], model: Mapping[str, Any] | None = None) -> None:
+    """Raise UnsupportedSetup for the first mistake that `judge` finds."""
+    for problem in judge(values, model):
+        raise UnsupportedSetup(str(problem))
+
+
+def _is_overridden(values: Mapping[str, Any]) -> bool:
+    return values.get("json_model_override_args") not in (None, "{}")
+
+
+def gpu_problem(values: Mapping[str, Any]) -> Problem | None:
+    """More GPUs asked for than CUDA sees here; on a CPU more than one rank."""
+
+    def count(name: str) -> int:
+        value = values.get(name)
+        return value if isinstance(value, int) and value > 0 else 1
+
+    if values.get("device") not in (None, "cuda", "cpu") or values.get("use_ray"):
+        return None
+    sizes = {name: count(name) for name in ("tp_size", "pp_size", "dp_size")}
+    what = ", ".join(f"{name}={n}" for name, n in sizes.items() if n > 1)
+    seen = 0 if values.get("device") == "cpu" else device.gpu_count()
+    if seen == 0:
+        if sizes["tp_size"] == 1:
+            return None
+        why = "on a CPU the model runs in one process"
+        return Problem(f"{what}: {why}", "set --tp-size 1")
+    tp, pp, dp = sizes.values()
+    # With data-parallel attention the replicas share the GPUs of the tensor-parallel group.
+    here = tp * pp * (1 if values.get("enable_dp_attention") else dp)
+    here = max(1, here // count("nnodes"))
+    base = values.get("base_gpu_id")
+    first = base if isinstance(base, int) else 0
+    needed = first + (here - 1) * count("gpu_id_step") + 1
+    if needed <= seen:
+        return None
+    if first:
+        what = ", ".join(part for part in (what, f"base_gpu_id={first}") if part)
+    fix = f"set --tp-size {seen} at most, or let CUDA_VISIBLE_DEVICES show more"
+    if here <= seen:
+        fix = "lower --base-gpu-id and --gpu-id-step, or let CUDA_VISIBLE_DEVICES show more"
+    return Problem(f"{what}: needs {needed} GPUs on this machine, and CUDA sees {seen}", fix)
+
+
+def model_problems(
+    values: Mapping[str, Any], config: LongFlowConfig, model: Mapping[str, Any]
+) -> list[Problem]:
+    """What a model's ``config.json`` says against the budget.
+
+    What cannot be read there, such as a number for ``layer_types``, is no problem here: SGLang,
+    which reads it too, says what is wrong with it.
+    """
+    if values.get("enable_multimodal") is False:
+        model = language_model(model)
+    try:
+        if conflict := model_conflict(model):
+            return [Problem(conflict, FIX)]
+    except TypeError:
+        return []
+    found = []
+    if config.uses_fused_decode and (heads := _heads(model)) is not None:
+        if conflict := kernel_conflict(*heads):
+            found.append(Problem(conflict, "set --kv-decode-kernel reference"))
+    longest = values.get("context_length")
+    if longest is None:
+        longest = context_tokens(model)
+    return found + budget_problems(config, longest)
+
+
+def budget_problems(config: LongFlowConfig, context_tokens: int | None) -> list[Problem]:
+    """Budgets over the longest context: no row gets there, so nothing is ever overwritten."""
+    if context_tokens is None or config.row_tokens(1 << 60) <= context_tokens:
+        return []
+    if config.kv_budget > context_tokens:
+        what = (
+            f"kv_budget={config.kv_budget}: over the model's context of {context_tokens} tokens, "
+            f"so nothing would ever be overwritten"
+        )
+        return [Problem(what, f"set --kv-budget below {context_tokens}, or 0 for full KV")]
+    if config.kv_budget_max is not None and config.kv_budget_max > context_tokens:
+        what = (
+            f"kv_budget_max={config.kv_budget_max}: over the model's context of {context_tokens} "
+            f"tokens, which no request can fill"
+        )
+        return [Problem(what, f"set --kv-budget-max {context_tokens} at most")]
+    return []
+
+
+def context_tokens(model: Mapping[str, Any]) -> int | None:
+    """Longest context of a ``config.json``, as SGLang derives it; None where it does not say.
+
+    SGLang: ``utils/hf_transformers/common.get_context_length``.
+    """
+    text = language_model(model)
+    rope = text.get("rope_scaling") or text.get("rope_parameters")
+    factor = 1.0
+    if isinstance(rope, Mapping):
+        factor = rope.get("factor") or 1.0
+        kind = rope.get("rope_type", rope.get("type"))
+        if "original_max_position_embeddings" in rope or kind == "llama3":
+            factor = 1.0
+    for field in _CONTEXT_FIELDS:
+        if (value := text.get(field)) is not None:
+            numbers = isinstance(value, int) and isinstance(factor, int | float)
+            return int(factor * value) if numbers else None
+    return None
+
+
+def _heads(model: Mapping[str, Any]) -> tuple[int, int, int, int] | None:
+    """Query heads, KV heads, and the sizes of K's and V's; None where the config does not say."""
+    text = language_model(model)
+    heads, hidden = text.get("num_attention_heads"), text.get("hidden_size")
+    if not isinstance(heads, int) or heads < 1:
+        return None
+    size = text.get("head_dim") or (hidden // heads if isinstance(hidden, int) else None)
+    kv_heads = text.get("num_key_value_heads") or heads
+    v_size = text.get("v_head_dim") or size
+    if not all(isinstance(number, int) and number > 0 for number in (size, kv_heads, v_size)):
+        return None
+    return heads, kv_heads, size, v_size
