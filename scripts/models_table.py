@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "models.md"
@@ -37,13 +36,7 @@ def decode_of(query_heads: int, kv_heads: int, head_size: int) -> str:
     """``fused``, or ``reference`` with the reason that the server gives."""
     from sglang_longflow.settings.compatibility import kernel_conflict
 
-    model = SimpleNamespace(
-        head_dim=head_size,
-        v_head_dim=head_size,
-        num_attention_heads=query_heads,
-        get_total_num_kv_heads=lambda: kv_heads,
-    )
-    conflict = kernel_conflict(model)
+    conflict = kernel_conflict(query_heads, kv_heads, head_size, head_size)
     return f"reference ({conflict})" if conflict else "fused"
 
 

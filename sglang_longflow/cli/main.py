@@ -55,8 +55,9 @@ def _run_module(name: str, argv: list[str]) -> int:
     )
     module.add_arguments(parser)
     if name == "doctor":  # the rest is server arguments to judge
-        arguments, rest = parser.parse_known_args(argv)
-        arguments.server_arguments = [word for word in rest if word != "--"]
+        at = argv.index("--") if "--" in argv else len(argv)
+        arguments, rest = parser.parse_known_args(argv[:at])
+        arguments.server_arguments = [*rest, *argv[at + 1 :]]
     else:
         arguments = parser.parse(argv)
     status: int = module.run(arguments)

@@ -119,6 +119,16 @@ def resolve_budget(custom_params: Mapping[str, Any] | None, config: LongFlowConf
     return KVBudget(tokens, policy)
 
 
+def check_context(budget: KVBudget, context_tokens: int) -> None:
+    """Raise BudgetError for a budget over the model's context: no row of it ever overwrites."""
+    if budget.tokens > context_tokens:
+        raise BudgetError(
+            f"kv_budget={budget.tokens}: over the model's context of {context_tokens} tokens, so "
+            f"nothing would ever be overwritten; send less, or 0 for full KV where it is allowed",
+            "above_context",
+        )
+
+
 def check_input_ids(input_ids: Sequence[int] | None, vocab_size: int) -> None:
     """Refuse a prompt with token ids that the model does not have: at one, SGLang's server ends.
 

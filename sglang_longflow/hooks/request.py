@@ -14,6 +14,7 @@ from sglang_longflow.core.fields import check_fields
 from sglang_longflow.core.request import (
     INACTIVE,
     asks_for_budget,
+    check_context,
     check_fits,
     check_input_ids,
     resolve_budget,
@@ -84,6 +85,7 @@ def validate_one_request(self: TokenizerManager, obj: Any, input_ids: Any) -> No
             # SGLang adds it to the prompt's length before anything else looks at it.
             check_fields({"max_new_tokens": tokens}, {"max_new_tokens": int})
         budget = resolve_budget(sampling_params.get("custom_params"), config)
+        check_context(budget, self.model_config.context_len)
         if not budget.is_full and getattr(obj, "session_params", None) is not None:
             raise BudgetError(
                 f"kv_budget={budget.tokens}: sessions are not supported with a KV budget; "

@@ -11,9 +11,10 @@ from typing import Any
 from sglang_longflow.errors import LongFlowError, UnsupportedSetup
 from sglang_longflow.hooks import start_check
 from sglang_longflow.hooks.sglang_types import Original
-from sglang_longflow.settings import compatibility
+from sglang_longflow.settings import compatibility, preflight
 from sglang_longflow.settings.config import LongFlowConfig, config_from
 from sglang_longflow.settings.flags import FLAG_NAMES, FLAGS, HIDDEN_FLAGS
+from sglang_longflow.settings.model_source import find_config
 from sglang_longflow.settings.release import TESTED_SGLANG
 
 logger = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ def post_init(original: Original, self: Any) -> Any:
     self.kv_decode_kernel = config.kv_decode_kernel
     compatibility.refuse_release()
     _refuse_rust_server()
-    compatibility.refuse_flags(self)
+    preflight.refuse(vars(self), _model_at_hand(self))
     changed = compatibility.apply_defaults(self, config)
     setattr(
         self, CHECKED, config.kv_budget
@@ -117,6 +118,12 @@ def post_init(original: Original, self: Any) -> Any:
     start_check.record_settings()
     if changed:
         logger.info("longflow set %s", ", ".join(f"{k}={v!r}" for k, v in changed.items()))
+
+
+def _model_at_hand(settings: Any) -> dict[str, Any] | None:
+    """The model's config where it is on this machine; SGLang itself asks the hub."""
+    found = find_config(str(settings.model_path), settings.revision, hub=False)
+    return None if found is None or found.source == "built-in" else found.config
 
 
 def _refuse_rust_server() -> None:

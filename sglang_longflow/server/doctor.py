@@ -18,14 +18,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sglang_longflow.errors import LongFlowError
-from sglang_longflow.server.options import make_parser
+from sglang_longflow.server.preflight import check_model, kv_facts
 from sglang_longflow.server.process import last_error
-from sglang_longflow.settings.flags import budget_words
+from sglang_longflow.server.settings import problems_of, read_settings
+from sglang_longflow.settings import device
 from sglang_longflow.settings.installed import reinstall_command
+from sglang_longflow.settings.problem import Problem
 from sglang_longflow.settings.release import FIX, TESTED_SGLANG, untested_sglang
 
 PLUGIN, PLATFORM = "longflow", "longflow_cpu"
 TORCH_SERIES = "2.11"
+#: Of the longest name but those of hooks; rows are printed before the last one is known.
+NAME_WIDTH = 24
 
 
 @dataclass(frozen=True)
@@ -214,18 +218,31 @@ def check_hooks() -> list[Check]:
 
 
 def check_device() -> list[Check]:
-    """CUDA card and FlashInfer, or the CPU."""
+    """The cards that the driver names, or the CPU; nothing is imported for it."""
+    cards = device.cards()
+    if not cards:
+        return [Check("device", "ok", "CPU platform (for trying out)")]
+    card = cards[0]
+    major, minor = card.capability
+    detail = f"{len(cards)} x {card.name}, {card.memory_bytes / 2**30:.0f} GiB, compute capability "
+    detail += f"{major}.{minor}, driver {_driver_version() or 'unknown'}"
+    if major < 8:
+        fix = "use a GPU of compute capability 8.0 or newer"
+        return [Check("device", "warn", f"{detail}: FlashInfer and bfloat16 need 8.0", fix)]
+    return [Check("device", "ok", detail)]
+
+
+def check_cuda() -> list[Check]:
+    """Whether torch can use the cards that the driver names, and FlashInfer is there for them."""
+    if not device.cards():
+        return []
     import torch
 
     if not torch.cuda.is_available():
-        return [Check("device", "ok", "CPU platform (for trying out)")]
-    major, minor = torch.cuda.get_device_capability()
-    detail = f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}"
-    detail += f", CUDA {torch.version.cuda}, driver {_driver_version() or 'unknown'}"
-    rows = [Check("device", "ok", detail)]
-    if major < 8:
-        fix = "use a GPU of compute capability 8.0 or newer"
-        rows[0] = Check("device", "warn", f"{detail}: FlashInfer and bfloat16 need 8.0", fix)
+        detail = f"torch {torch.__version__} sees none of the driver's cards"
+        fix = "update the NVIDIA driver, or install a torch that was built for its CUDA"
+        return [Check("torch and CUDA", "fail", detail, fix)]
+    rows = [Check("torch and CUDA", "ok", f"CUDA {torch.version.cuda}")]
     try:
         importlib.import_module("flashinfer")
     except Exception as error:
@@ -246,66 +263,73 @@ def _driver_version() -> str | None:
 
 
 def check_server_arguments(words: list[str]) -> list[Check]:
-    """Whether server arguments go together with a KV budget."""
-    if (problem := untested_sglang()) and (word := budget_words(words)):
-        return [Check("server arguments", "fail", problem, f"{FIX}, or drop {word}")]
-    from sglang_longflow.settings.compatibility import flag_conflicts
-    from sglang_longflow.settings.config import config_from
-    from sglang_longflow.settings.refused_models import server_model_conflict
-
+    """What `longflow serve` would refuse of these words, and what it would start."""
+    name = "server arguments"
     try:
-        arguments = make_parser().parse_known_args(words)[0]
-        config = config_from(arguments)
+        settings = read_settings(words)
+        if settings.model:
+            check_model(settings.model)
+        problems = problems_of(settings)
+        kv = None if problems else kv_facts(settings.values)
     except LongFlowError as error:
-        return [Check("server arguments", "fail", str(error), "change that value")]
-    if config is None:
+        problems, kv = [Problem.of(error)], None
+    if problems:
+        return [Check(name, "fail", problem.what, problem.fix) for problem in problems]
+    if kv is None:
         detail = "no kv-budget: the server would run stock SGLang"
-        return [Check("server arguments", "warn", detail, "add --kv-budget TOKENS")]
-    found = flag_conflicts(arguments)
-    if conflict := server_model_conflict(vars(arguments)):
-        found.append(conflict)
-    conflicts = [line.rsplit("; ", 1) for line in found]
-    if conflicts:
-        return [Check("server arguments", "fail", detail, fix) for detail, fix in conflicts]
-    return [Check("server arguments", "ok", "go together with a KV budget")]
-
-
-def collect(server_arguments: list[str], device: bool = True) -> list[Check]:
-    """Every check, in the order in which failures explain each other."""
-    with _quiet():
-        import torch
-
-        has_cuda = torch.cuda.is_available()
-    rows = check_versions(TESTED_SGLANG) + check_entry_points(os.environ, has_cuda)
-    with _quiet():
-        rows.append(check_kernels_package())
-    try:
-        rows += check_hooks()
-    except Exception as error:  # SGLang itself cannot be imported: report it as a row
-        rows.append(Check("hooks", "fail", f"{type(error).__name__}: {error}", "reinstall SGLang"))
-    if device:
-        with _quiet():
-            rows += check_device()
+        return [Check(name, "warn", detail, "add --kv-budget TOKENS")]
+    budget = f"{kv['kv_budget']:,} tokens" if kv["kv_budget"] else "by request"
+    rows = [Check(name, "ok", f"go together; KV budget {budget}, policy {kv['kv_policy']}")]
+    if settings.model:
+        rows.append(Check("model", "ok", f"{settings.model}: goes together with a KV budget"))
     else:
-        rows.append(Check("device", "skip", "not looked at (--no-device)"))
-    if server_arguments:
-        rows += check_server_arguments(server_arguments)
+        fix = "add MODEL, or --model-path"
+        rows.append(Check("model", "skip", "none was given, so none was judged", fix))
     return rows
 
 
+def checks(server_arguments: list[str], with_device: bool = True) -> Iterator[Check]:
+    """Every check: what takes milliseconds first, what imports torch and SGLang last."""
+    yield from check_versions(TESTED_SGLANG)
+    yield from check_entry_points(os.environ, device.gpu_count() > 0)
+    if server_arguments:
+        yield from check_server_arguments(server_arguments)
+    if with_device:
+        yield from check_device()
+    else:
+        yield Check("device", "skip", "not looked at (--no-device)")
+    with _quiet():
+        kernels = check_kernels_package()
+    yield kernels
+    if with_device:
+        with _quiet():
+            cuda = check_cuda()
+        yield from cuda
+    try:
+        hooks = check_hooks()
+    except Exception as error:  # SGLang itself cannot be imported: report it as a row
+        hooks = [Check("hooks", "fail", f"{type(error).__name__}: {error}", "reinstall SGLang")]
+    yield from hooks
+
+
+def _print(row: Check) -> None:
+    print(f"{row.status:<5} {row.name:<{NAME_WIDTH}}  {' '.join(row.detail.split())}", flush=True)
+    if row.fix:
+        print(f"{'':<5} {'':<{NAME_WIDTH}}  fix: {row.fix}", flush=True)
+
+
 def run(server_arguments: list[str], *, device: bool, as_json: bool) -> int:
-    """Print the report; 1 if a budget server would not work, else 0."""
-    rows = collect(server_arguments, device)
+    """Print each row once it is known; 1 if a budget server would not work, else 0."""
+    rows = []
+    for row in checks(server_arguments, device):
+        rows.append(row)
+        if not as_json:
+            _print(row)
     ok = all(row.status != "fail" for row in rows)
     if as_json:
         report: dict[str, Any] = {"ok": ok, "checks": [asdict(row) for row in rows]}
         print(json.dumps(report, indent=2))
         return 0 if ok else 1
-    width = max(len(row.name) for row in rows)
-    for row in rows:
-        print(f"{row.status:<5} {row.name:<{width}}  {' '.join(row.detail.split())}")
-        if row.fix:
-            print(f"{'':<5} {'':<{width}}  fix: {row.fix}")
     what = "ready for a KV budget" if device else "installed for a KV budget"
     print(what if ok else "a server with a KV budget would not work here")
     return 0 if ok else 1

@@ -16,7 +16,7 @@ import argparse
 import ast
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -224,13 +224,12 @@ class _Parser(argparse.ArgumentParser):
 def make_parser(judge_choices: bool = True) -> argparse.ArgumentParser:
     """A parser for server arguments; its namespace holds only what was given.
 
-    A flag must be written in full: argparse would take ``--kv`` for any that begins so, and the
-    server's own parser, which has other flags beside ours, for another one.
+    As SGLang's, it takes the beginning of a flag for the flag: ``--tp`` is one of those.
+    `refuse_shortened` is for ours.
     """
     parser = _Parser(
         prog="longflow serve",
         add_help=False,
-        allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
     types: dict[str, Any] = {"int": int, "float": float}
@@ -252,6 +251,17 @@ def make_parser(judge_choices: bool = True) -> argparse.ArgumentParser:
                 choices=option.choices if judge_choices else None,
             )
     return parser
+
+
+def refuse_shortened(words: Sequence[str]) -> None:
+    """Raise ConfigError for the beginning of a flag of ours: those are looked for in full."""
+    ours = [flag.option for flag in FLAGS]
+    known = {name for option in server_options() for name in option.flags}
+    for word in words:
+        flag = word.partition("=")[0]
+        if flag.startswith("--kv") and flag not in known:
+            if any(name.startswith(flag) for name in ours):
+                raise unknown_flag(word)
 
 
 def unknown_flag(word: str) -> ConfigError:

@@ -11,9 +11,17 @@ from types import SimpleNamespace
 from typing import Any
 
 from sglang_longflow.errors import ConfigError
+from sglang_longflow.settings.builtin_models import builtin_names, near_names
 from sglang_longflow.settings.config import config_from
+from sglang_longflow.settings.model_source import Missing, Why, look_up
+from sglang_longflow.settings.problem import Problem
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+#: Why a config was not found where SGLang may still find the model, or says itself what is wrong.
+_LEFT_TO_SGLANG = (Why.PATH, Why.ERROR, Why.NO_CONFIG, Why.UNUSABLE, Why.NOT_ASKED)
+#: Files that SGLang loads weights from, and the load formats under which it looks for them.
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
+_FROM_FILES = (None, "auto", "safetensors", "pt")
 
 
 def check_model(model: str) -> None:
@@ -31,9 +39,53 @@ def check_model(model: str) -> None:
                 f"model_path={model!r}: the folder has no config.json; give the folder that has it"
             )
     elif model.startswith(("/", ".")) or not _HUB_NAME.fullmatch(model):
+        near = near_names(model, builtin_names())
+        fix = f"did you mean {' or '.join(near)}?" if near else "give a folder, or org/name"
         raise ConfigError(
-            f"model_path={model!r}: no such folder, and not a Hugging Face name (org/name)"
+            f"model_path={model!r}: no such folder, and not a Hugging Face name (org/name); {fix}"
         )
+
+
+def find_model(
+    values: Mapping[str, Any], hub: bool = True
+) -> tuple[dict[str, Any] | None, Problem | None]:
+    """The ``config.json`` of a server's model, or why no server can start with it.
+
+    Neither, where only SGLang can tell. The hub is asked for seconds at most, and only if `hub`.
+    """
+    model = str(values.get("model_path") or "")
+    if not model or "://" in model or model.lower() in ("none", "dummy") or Path(model).is_file():
+        return None, None
+    found = look_up(model, values.get("revision"), hub=hub)
+    missing = found if isinstance(found, Missing) else found.passed_over
+    if missing is not None:
+        if missing.why is Why.PATH and (Path(model) / "config.json").is_file():
+            return None, Problem(f"model_path={model!r}: {missing.detail}", "mend that file")
+        if missing.why in _LEFT_TO_SGLANG:
+            return None, None
+        text = str(missing).removeprefix(f"{missing.name[:200]}: ")
+        # A server needs the weights too.
+        text = text.replace(f"{missing.name} config.json", missing.name)
+        what, _, fix = text.partition("; ")
+        return None, Problem(f"model_path={model!r}: {what}", fix or "check --model-path")
+    assert not isinstance(found, Missing)
+    is_offline = found.source == "cache" and offline()
+    if values.get("load_format") in _FROM_FILES and (found.source == "folder" or is_offline):
+        folder = Path(str(found.folder))
+        if not any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
+            fix = "give the folder that has them, or --load-format dummy for random ones"
+            if is_offline:
+                fix = f"hf download {model} where there is a network, or give a folder"
+            what = f"model_path={model!r}: {folder} has no weights ({', '.join(_WEIGHTS[:2])})"
+            return None, Problem(what, fix)
+    return found.config, None
+
+
+def offline() -> bool:
+    """Whether Hugging Face's library was told not to ask its hub (``HF_HUB_OFFLINE``)."""
+    from huggingface_hub import is_offline_mode
+
+    return bool(is_offline_mode())
 
 
 def _can_bind(host: str, port: int) -> None:

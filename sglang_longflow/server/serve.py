@@ -21,23 +21,9 @@ from sglang_longflow.server.json_log import JsonLines, logging_config, record
 from sglang_longflow.server.process import Echo, Server, ServerEnded, forwarding
 from sglang_longflow.server.progress import SIGN_OF_LIFE_S, every
 from sglang_longflow.server.settings import Settings, prepare
-from sglang_longflow.settings.flags import FLAGS
+from sglang_longflow.settings.nearest import nearest
 
 SECRETS = ("--api-key", "--admin-api-key", "--ssl-keyfile-password")
-USAGE = """\
-usage: longflow serve [MODEL] [--config FILE.yaml] [--kv-budget TOKENS] [--log-format text|json]
-                      [any SGLang server argument]
-
-Starts SGLang's server with a KV budget per request and watches it.
-
-  MODEL          model folder or Hugging Face name; the same as --model-path
-  --config FILE  YAML file, one server argument per line (`kv-budget: 2048`); flags on the
-                 command line win over it
-  --log-format   text, or json: one JSON object for every line of the server's and of this command's
-                 output (default: the variable LONGFLOW_LOG_FORMAT, else text)
-
-The variable LONGFLOW_API_KEY is --api-key where neither a flag nor the file sets one.
-"""
 LOG_FORMATS = ("text", "json")
 LOGGER = "longflow.serve"
 
@@ -68,12 +54,12 @@ def banner(settings: Settings, kv: dict[str, Any] | None) -> list[tuple[str, str
         *settings.chosen,
     ]
     if kv:
-        budget = f"{kv['kv_budget']:,} tokens a request" if kv["kv_budget"] else "full by default"
-        top = f"{kv['kv_budget_max']:,}" if kv["kv_budget_max"] else "what the pool holds"
+        budget = f"{kv['kv_budget']:,} tokens per request" if kv["kv_budget"] else "full by default"
+        top = f"to {kv['kv_budget_max']:,}" if kv["kv_budget_max"] else "or more"
         full = "allowed" if kv["allows_full"] else "refused"
         rows += [
             ("KV budget", f"{budget}, policy {kv['kv_policy']}"),
-            ("by request", f"{kv['kv_budget_min']:,} to {top} tokens; full KV is {full}"),
+            ("by request", f"{kv['kv_budget_min']:,} {top} tokens; full KV is {full}"),
             *quality_row(settings, kv),
             (
                 "protected",
@@ -136,16 +122,17 @@ def take_log_format(argv: list[str]) -> tuple[str, list[str]]:
     if chosen is None:
         name, chosen = "LONGFLOW_LOG_FORMAT", os.environ.get("LONGFLOW_LOG_FORMAT") or "text"
     if chosen not in LOG_FORMATS:
-        raise ConfigError(f"{name}={chosen!r}: expected one of {', '.join(LOG_FORMATS)}")
+        meant = nearest(chosen, LOG_FORMATS) or "; set --log-format text"
+        raise ConfigError(f"{name}={chosen!r}: expected one of {', '.join(LOG_FORMATS)}{meant}")
     return chosen, rest
 
 
 def run(argv: list[str]) -> int:
     """Run ``longflow serve``; returns the exit status, 0 after a drain on SIGTERM or Ctrl+C."""
     if {"-h", "--help"} & set(argv):
-        flags = ", ".join(flag.option for flag in FLAGS)
-        print(f"{USAGE}\nThe plugin's own flags: {flags}.\nEvery server argument, explained:")
-        print("  python -m sglang.launch_server --help")
+        from sglang_longflow.server.usage import help_text
+
+        print(help_text())
         return 0
     log_format, argv = take_log_format(argv)
     if log_format == "text":

@@ -14,9 +14,20 @@ from sglang_longflow.errors import ConfigError, UnsupportedSetup
 from sglang_longflow.planner.geometry import PlanError
 from sglang_longflow.platform.cpu_dtype import fast_dtype, reason_for
 from sglang_longflow.server.free_memory import free_memory
-from sglang_longflow.server.options import make_parser, unknown_flag, yaml_arguments
+from sglang_longflow.server.options import (
+    make_parser,
+    refuse_shortened,
+    unknown_flag,
+    yaml_arguments,
+)
 from sglang_longflow.server.pool_cap import cap_pool
-from sglang_longflow.server.preflight import check_model, check_port, free_port, kv_facts
+from sglang_longflow.server.preflight import (
+    check_model,
+    check_port,
+    find_model,
+    free_port,
+    kv_facts,
+)
 from sglang_longflow.settings import device, preflight
 from sglang_longflow.settings.flags import budget_words
 from sglang_longflow.settings.problem import Problem
@@ -111,6 +122,7 @@ def read_settings(argv: list[str]) -> Settings:
     model = rest.pop(0) if rest and not rest[0].startswith("-") else None
     parser = make_parser()
     values = vars(parser.parse_args(from_yaml))
+    refuse_shortened(rest)
     given, unknown = parser.parse_known_args(rest)
     for word in unknown:
         if word.startswith("-"):
@@ -171,8 +183,13 @@ def problems_of(settings: Settings) -> list[Problem]:
     """
     if found := preflight.judge(settings.values):
         return found  # needs no model, so no hub is asked
-    model, problem = find_model(settings.values)
+    model, problem = find_model(settings.values, hub=not _from_another_hub())
     return [problem] if problem else preflight.judge(settings.values, model)
+
+
+def _from_another_hub() -> bool:
+    """Whether SGLang fetches models from ModelScope."""
+    return os.environ.get("SGLANG_USE_MODELSCOPE", "").lower() in ("1", "true", "yes", "y")
 
 
 def refuse_mistakes(argv: list[str]) -> None:

@@ -10,6 +10,7 @@ from longflow_kernels.limits import HEAD_DIMS, MAX_GROUP
 from sglang_longflow.errors import UnsupportedSetup
 from sglang_longflow.settings import device
 from sglang_longflow.settings.config import LongFlowConfig, runs_on_gpu
+from sglang_longflow.settings.context import budget_problems
 from sglang_longflow.settings.problem import Problem
 from sglang_longflow.settings.refused_models import FIX, language_model, model_conflict
 from sglang_longflow.settings.release import refusal
@@ -179,7 +180,7 @@ def kernel_conflict(query_heads: int, kv_heads: int, head_dim: int, v_head_dim: 
 
 
 def refuse_model(server_args: Any, config: LongFlowConfig) -> None:
-    """Raise UnsupportedSetup if the model's attention cannot have a KV budget."""
+    """Raise UnsupportedSetup if SGLang's view of the model does not go with the budget."""
     if server_args.model_path.lower() in ("none", "dummy"):
         return
     from sglang.srt.configs.model_config import AttentionArch
@@ -204,6 +205,8 @@ def refuse_model(server_args: Any, config: LongFlowConfig) -> None:
     )
     if config.uses_fused_decode and (conflict := kernel_conflict(*heads)):
         raise UnsupportedSetup(f"{conflict}; set --kv-decode-kernel reference")
+    for problem in budget_problems(config, model.context_len):
+        raise UnsupportedSetup(str(problem))
 
 
 def apply_defaults(server_args: Any, config: LongFlowConfig) -> dict[str, Any]:

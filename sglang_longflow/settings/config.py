@@ -60,8 +60,7 @@ class LongFlowConfig:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
                 raise ConfigError(
-                    f"{name}={value!r}: expected an integer number of tokens; "
-                    f"set {_option(name)} N"
+                    f"{name}={value!r}: expected an integer number of tokens; set {_option(name)} N"
                 )
         if not isinstance(self.kv_budget_allow_full, bool):
             raise ConfigError(
@@ -129,7 +128,9 @@ class LongFlowConfig:
         if planned is None:
             return
         if type(planned) is not int or planned < 1:
-            raise ConfigError(f"kv_planned_rows={planned!r}: expected an integer >= 1; set --kv-planned-rows N")
+            raise ConfigError(
+                f"kv_planned_rows={planned!r}: expected an integer >= 1; set --kv-planned-rows N"
+            )
         if self.kv_budget == 0:
             raise ConfigError(
                 f"kv_planned_rows={planned}: rows of full KV have no fixed size; set --kv-budget, "

@@ -16,15 +16,10 @@ from sglang_longflow.errors import ConfigError, UnsupportedSetup
 from sglang_longflow.settings import device
 from sglang_longflow.settings.compatibility import flag_conflicts, kernel_conflict
 from sglang_longflow.settings.config import LongFlowConfig, config_from
+from sglang_longflow.settings.context import budget_problems, context_tokens
 from sglang_longflow.settings.problem import Problem
 from sglang_longflow.settings.refused_models import FIX, language_model, model_conflict
 from sglang_longflow.settings.release import refusal
-
-#: Where SGLang looks for the longest context, in this order.
-_CONTEXT_FIELDS = (
-    *("max_sequence_length", "seq_length", "max_seq_len", "model_max_length"),
-    "max_position_embeddings",
-)
 
 
 def judge(values: Mapping[str, Any], model: Mapping[str, Any] | None = None) -> list[Problem]:
@@ -46,7 +41,7 @@ def judge(values: Mapping[str, Any], model: Mapping[str, Any] | None = None) -> 
         return found
     if message := refusal("--kv-budget"):
         return [Problem.of(ConfigError(message))]
-    found = flag_conflicts(SimpleNamespace(**values)) + found
+    found = flag_conflicts(SimpleNamespace(**values)) + found + _pool_problems(values, config)
     if model is not None and not _is_overridden(values):
         found += model_problems(values, config, model)
     return found
@@ -58,12 +53,23 @@ def refuse(values: Mapping[str, Any], model: Mapping[str, Any] | None = None) ->
         raise UnsupportedSetup(str(problem))
 
 
+def _pool_problems(values: Mapping[str, Any], config: LongFlowConfig) -> list[Problem]:
+    try:  # SGLang takes a text here too
+        pool = int(values.get("max_total_tokens") or 0)
+    except (TypeError, ValueError):
+        return []
+    if not 0 < pool < config.kv_budget:
+        return []
+    what = f"kv_budget={config.kv_budget}: larger than the whole KV pool of {pool} tokens"
+    return [Problem(what, f"lower --kv-budget, or raise --max-total-tokens={pool}")]
+
+
 def _is_overridden(values: Mapping[str, Any]) -> bool:
     return values.get("json_model_override_args") not in (None, "{}")
 
 
 def gpu_problem(values: Mapping[str, Any]) -> Problem | None:
-    """More GPUs asked for than CUDA sees here; on a CPU more than one rank."""
+    """More GPUs asked for than CUDA sees here; on a CPU more than one rank; a count of none."""
 
     def count(name: str) -> int:
         value = values.get(name)
@@ -73,7 +79,13 @@ def gpu_problem(values: Mapping[str, Any]) -> Problem | None:
         return None
     sizes = {name: count(name) for name in ("tp_size", "pp_size", "dp_size")}
     what = ", ".join(f"{name}={n}" for name, n in sizes.items() if n > 1)
+    for name in sizes:
+        if isinstance(value := values.get(name), int) and value < 1:
+            option = "--" + name.replace("_", "-")
+            return Problem(f"{name}={value}: expected at least 1", f"set {option} 1 or more")
     seen = 0 if values.get("device") == "cpu" else device.gpu_count()
+    if seen == 0 and values.get("device") == "cuda":
+        return Problem("device='cuda': CUDA sees no GPU here", "drop --device, or set --device cpu")
     if seen == 0:
         if sizes["tp_size"] == 1:
             return None
@@ -119,45 +131,6 @@ def model_problems(
     if longest is None:
         longest = context_tokens(model)
     return found + budget_problems(config, longest)
-
-
-def budget_problems(config: LongFlowConfig, context_tokens: int | None) -> list[Problem]:
-    """Budgets over the longest context: no row gets there, so nothing is ever overwritten."""
-    if context_tokens is None or config.row_tokens(1 << 60) <= context_tokens:
-        return []
-    if config.kv_budget > context_tokens:
-        what = (
-            f"kv_budget={config.kv_budget}: over the model's context of {context_tokens} tokens, "
-            f"so nothing would ever be overwritten"
-        )
-        return [Problem(what, f"set --kv-budget below {context_tokens}, or 0 for full KV")]
-    if config.kv_budget_max is not None and config.kv_budget_max > context_tokens:
-        what = (
-            f"kv_budget_max={config.kv_budget_max}: over the model's context of {context_tokens} "
-            f"tokens, which no request can fill"
-        )
-        return [Problem(what, f"set --kv-budget-max {context_tokens} at most")]
-    return []
-
-
-def context_tokens(model: Mapping[str, Any]) -> int | None:
-    """Longest context of a ``config.json``, as SGLang derives it; None where it does not say.
-
-    SGLang: ``utils/hf_transformers/common.get_context_length``.
-    """
-    text = language_model(model)
-    rope = text.get("rope_scaling") or text.get("rope_parameters")
-    factor = 1.0
-    if isinstance(rope, Mapping):
-        factor = rope.get("factor") or 1.0
-        kind = rope.get("rope_type", rope.get("type"))
-        if "original_max_position_embeddings" in rope or kind == "llama3":
-            factor = 1.0
-    for field in _CONTEXT_FIELDS:
-        if (value := text.get(field)) is not None:
-            numbers = isinstance(value, int) and isinstance(factor, int | float)
-            return int(factor * value) if numbers else None
-    return None
 
 
 def _heads(model: Mapping[str, Any]) -> tuple[int, int, int, int] | None:

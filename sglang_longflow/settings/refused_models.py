@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sglang_longflow.settings.model_source import find_config
-
 #: What is done about it, behind every conflict of a server.
 FIX = "drop --kv-budget or choose another --model-path"
 #: Fields of a model's outer config that name an encoder of something else than text.
@@ -100,33 +98,3 @@ def _sliding_window(text: Mapping[str, Any]) -> int | None:
         return None
     longest = text.get("max_position_embeddings") or 0
     return None if 0 < longest <= window else window
-
-
-def config_of(model: str, revision: str | None = None) -> dict[str, Any] | None:
-    """The ``config.json`` of a model, from where `model_source` finds it; None if nowhere.
-
-    A file that cannot be read is not found: SGLang, which reads it too, says what is wrong.
-    """
-    found = find_config(model, revision)
-    return None if found is None else found.config
-
-
-def server_model_conflict(values: Mapping[str, Any]) -> str | None:
-    """The conflict of a server's model, with its fix, as far as it is known before the start.
-
-    Parameters
-    ----------
-    values : mapping
-        Server arguments by field; those that name the model or change its config are read.
-    """
-    model = values.get("model_path")
-    if not model or values.get("json_model_override_args") not in (None, "{}"):
-        return None
-    config = config_of(str(model), values.get("revision"))
-    if config is not None and values.get("enable_multimodal") is False:
-        config = language_model(config)
-    try:
-        conflict = None if config is None else model_conflict(config)
-    except TypeError:  # such as a number for layer_types: SGLang says what is wrong with it
-        return None
-    return conflict and f"{conflict}; {FIX}"

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from sglang_longflow.errors import UnsupportedSetup
-from sglang_longflow.settings import compatibility
+from sglang_longflow.settings import compatibility, device
 from sglang_longflow.settings.config import LongFlowConfig
 
 OPEN = dict(
@@ -24,9 +24,8 @@ TRITON = LongFlowConfig(kv_budget=64, kv_decode_kernel="triton")
 
 @pytest.fixture(params=[False, True], ids=["cpu", "cuda"])
 def on_gpu(request, monkeypatch):
-    card = SimpleNamespace(total_memory=80 << 30)
-    monkeypatch.setattr(compatibility.torch.cuda, "is_available", lambda: request.param)
-    monkeypatch.setattr(compatibility.torch.cuda, "get_device_properties", lambda _: card)
+    monkeypatch.setattr(device, "gpu_count", lambda: int(request.param))
+    monkeypatch.setattr(device, "first_gpu_bytes", lambda: 80 << 30)
     return request.param
 
 
@@ -61,13 +60,12 @@ def test_what_the_operator_set_stays(on_gpu):
 
 
 def test_explicit_graph_sizes_stay_and_small_cards_start_from_sglangs(monkeypatch):
-    card = SimpleNamespace(total_memory=80 << 30)
-    monkeypatch.setattr(compatibility.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(compatibility.torch.cuda, "get_device_properties", lambda _: card)
+    monkeypatch.setattr(device, "gpu_count", lambda: 1)
+    monkeypatch.setattr(device, "first_gpu_bytes", lambda: 80 << 30)
     arguments = SimpleNamespace(**OPEN, cuda_graph_bs_decode=[1, 2])
     changed = compatibility.apply_defaults(arguments, TRITON)
     assert not {"cuda_graph_max_bs_decode", "kv_graphs_cover_rows"} & set(changed)
-    card.total_memory = 24 << 30
+    monkeypatch.setattr(device, "first_gpu_bytes", lambda: 24 << 30)
     changed = compatibility.apply_defaults(SimpleNamespace(**OPEN), TRITON)
     assert changed["kv_graphs_cover_rows"] and "cuda_graph_max_bs_decode" not in changed
 
@@ -82,13 +80,7 @@ def test_explicit_graph_sizes_stay_and_small_cards_start_from_sglangs(monkeypatc
     ],
 )
 def test_heads_that_the_kernel_does_not_take_are_named(heads, message):
-    model = SimpleNamespace(
-        num_attention_heads=heads[0],
-        get_total_num_kv_heads=lambda: heads[1],
-        head_dim=heads[2],
-        v_head_dim=heads[3],
-    )
-    found = compatibility.kernel_conflict(model)
+    found = compatibility.kernel_conflict(*heads)
     assert found.startswith(message) and bool(found) == bool(message)
 
 

@@ -33,7 +33,7 @@ def test_the_table_of_policies_is_that_of_their_classes():
 @pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.name)
 @pytest.mark.sglang
 def test_serve_reads_each_flag_as_its_table_says(flag):
-    value = {"int": "96", "str": "tova", "flag": None}[flag.kind]
+    value = {"int": "96", "str": (flag.choices or ("tova",))[0], "flag": None}[flag.kind]
     words = [flag.option] if value is None else [flag.option, value]
     found = make_parser().parse_args(words)
     assert found == argparse.Namespace(**{flag.name: True if value is None else flag.type(value)})

@@ -13,15 +13,13 @@ import pytest
 from sglang_longflow.errors import UnsupportedSetup
 from sglang_longflow.planner.geometry import PlanError, load_geometry
 from sglang_longflow.server.doctor import check_server_arguments
-from sglang_longflow.server.preflight import check_settings
-from sglang_longflow.settings import compatibility
+from sglang_longflow.server.preflight import find_model
+from sglang_longflow.settings import compatibility, preflight
 from sglang_longflow.settings.config import LongFlowConfig
 from sglang_longflow.settings.refused_models import (
     FIX,
-    config_of,
     language_model,
     model_conflict,
-    server_model_conflict,
 )
 
 LLAMA = {
@@ -85,7 +83,16 @@ def server_says(monkeypatch, config, arch=Arch.MHA, is_multimodal=False) -> str:
     stub.AttentionArch = Arch
     monkeypatch.setitem(sys.modules, "sglang.srt.configs.model_config", stub)
     text = SimpleNamespace(to_dict=lambda: config, model_type=config["model_type"])
-    model = SimpleNamespace(hf_text_config=text, attention_arch=arch, is_multimodal=is_multimodal)
+    model = SimpleNamespace(
+        hf_text_config=text,
+        attention_arch=arch,
+        is_multimodal=is_multimodal,
+        num_attention_heads=4,
+        get_total_num_kv_heads=lambda: 2,
+        head_dim=64,
+        v_head_dim=64,
+        context_len=4096,
+    )
     arguments = SimpleNamespace(model_path="some/model", get_model_config=lambda: model)
     try:
         compatibility.refuse_model(arguments, LongFlowConfig(kv_budget=64))
@@ -96,7 +103,15 @@ def server_says(monkeypatch, config, arch=Arch.MHA, is_multimodal=False) -> str:
 
 def folder_of(tmp_path, config) -> str:
     (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").touch()
     return str(tmp_path)
+
+
+def serve_says(folder: str, **more) -> list[str]:
+    """What `longflow serve` finds wrong with a model in a folder, before it starts a server."""
+    values = {"model_path": folder, "kv_budget": 64, **more}
+    model, problem = find_model(values)
+    return [str(one) for one in ([problem] if problem else preflight.judge(values, model))]
 
 
 @pytest.mark.parametrize(("changes", "words"), REFUSED)
@@ -110,9 +125,7 @@ def test_what_is_refused_is_refused_by_planner_serve_and_server_alike(
     with pytest.raises(PlanError) as error:
         load_geometry(folder)
     assert str(error.value) == f"config.json: {conflict}"
-    assert check_settings({"model_path": folder, "kv_budget": 64})["conflicts"] == [
-        f"{conflict}; {FIX}"
-    ]
+    assert serve_says(folder) == [f"{conflict}; {FIX}"]
     if not conflict.endswith(MEDIA):  # SGLang itself tells the server that
         assert server_says(monkeypatch, config) == f"{conflict}; {FIX}"
 
@@ -123,7 +136,7 @@ def test_what_is_taken_is_taken_by_planner_serve_and_server(tmp_path, monkeypatc
     assert model_conflict(config) is None
     folder = folder_of(tmp_path, config)
     assert load_geometry(folder).layers == 2
-    assert check_settings({"model_path": folder, "kv_budget": 64})["conflicts"] == []
+    assert serve_says(folder) == []
     assert server_says(monkeypatch, config) == ""
 
 
@@ -133,11 +146,12 @@ def test_doctor_says_the_same(tmp_path, changes):
     """It reads the names of server arguments from SGLang's source."""
     config = {**LLAMA, **changes}
     words = ["--model-path", folder_of(tmp_path, config), "--kv-budget", "64"]
-    (check,) = check_server_arguments(words)
+    checks = check_server_arguments(words)
     if conflict := model_conflict(config):
+        (check,) = checks
         assert (check.status, check.detail, check.fix) == ("fail", conflict, FIX)
     else:
-        assert check.status == "ok"
+        assert [check.status for check in checks] == ["ok", "ok"]
 
 
 @pytest.mark.parametrize(
@@ -165,24 +179,18 @@ def test_the_language_model_of_a_config_is_looked_at():
 
 def test_a_server_that_is_told_to_take_text_alone_is_not_refused_for_its_encoder(tmp_path):
     folder = folder_of(tmp_path, {"vision_config": {"depth": 2}, "text_config": LLAMA})
-    values = {"model_path": folder, "kv_budget": 64}
-    assert MEDIA in server_model_conflict(values)
-    assert server_model_conflict({**values, "enable_multimodal": False}) is None
+    (line,) = serve_says(folder)
+    assert MEDIA in line
+    assert serve_says(folder, enable_multimodal=False) == []
 
 
-def test_models_that_are_not_at_hand_are_left_to_the_server(tmp_path):
-    assert config_of("no/such-model-anywhere") is None
-    assert config_of(str(tmp_path)) is None
-    (tmp_path / "config.json").write_text("{")
-    assert config_of(str(tmp_path)) is None
-    folder = folder_of(tmp_path, {**LLAMA, "layer_types": 5})
-    assert server_model_conflict({"model_path": folder}) is None
+def test_what_only_sglang_can_read_is_left_to_it(tmp_path):
+    assert serve_says(folder_of(tmp_path, {**LLAMA, "layer_types": 5})) == []
     folder = folder_of(tmp_path, {**LLAMA, "kv_lora_rank": 8})
-    values = {"model_path": folder}
-    assert server_model_conflict(values) is not None
-    assert server_model_conflict({**values, "json_model_override_args": '{"a": 1}'}) is None
+    assert len(serve_says(folder)) == 1
+    assert serve_says(folder, json_model_override_args='{"a": 1}') == []
 
 
 def test_no_budget_no_refusal(tmp_path):
     folder = folder_of(tmp_path, {**LLAMA, "kv_lora_rank": 8})
-    assert check_settings({"model_path": folder})["conflicts"] == []
+    assert serve_says(folder, kv_budget=None) == []
