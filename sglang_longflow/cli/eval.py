@@ -84,6 +84,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask what is missing, then write and print the tables."""
-    from sglang_longflow.measure.accuracy import command
+    from sglang_longflow.measure.servers import refuse_servers
+
+    refuse_servers(args.model, args.policies, args.server, "policies")
+    from sglang_longflow.measure.accuracy import command  # late: it imports torch
 
     return command.run(args)

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from sglang_longflow.client.http import first_port
 from sglang_longflow.errors import BenchError, EvalError
+from sglang_longflow.measure.variants import parse_variant
 from sglang_longflow.server.preflight import free_port
 from sglang_longflow.server.process import Server
 from sglang_longflow.server.progress import shared
-from sglang_longflow.server.settings import prepare
+from sglang_longflow.server.settings import prepare, refuse_mistakes
 
 #: A machine that is busy with other work takes many times as long as a quiet one.
 START_TIMEOUT_S = 1800.0
@@ -35,6 +36,18 @@ def server_arguments(
         "--log-level=warning",
         *more,
     ]
+
+
+def refuse_servers(
+    model: Path | str, policies: Iterable[str], more: Sequence[str], setting: str
+) -> None:
+    """Raise for what the servers of these policies would refuse, before anything else is done.
+
+    `policies` are as `variants.parse_variant` reads them, `setting` is what errors call them.
+    """
+    keys = dict.fromkeys(parse_variant(text, setting).server for text in policies)
+    for key in keys:
+        refuse_mistakes(server_arguments(Path(model), key, first_port(), more))
 
 
 @contextmanager

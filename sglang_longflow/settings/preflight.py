@@ -17,6 +17,7 @@ from sglang_longflow.settings import device
 from sglang_longflow.settings.compatibility import flag_conflicts, kernel_conflict
 from sglang_longflow.settings.config import LongFlowConfig, config_from
 from sglang_longflow.settings.context import budget_problems, context_tokens
+from sglang_longflow.settings.numbers import READABLE, as_int
 from sglang_longflow.settings.problem import Problem
 from sglang_longflow.settings.refused_models import FIX, language_model, model_conflict
 from sglang_longflow.settings.release import refusal
@@ -37,6 +38,10 @@ def judge(values: Mapping[str, Any], model: Mapping[str, Any] | None = None) -> 
     except ConfigError as error:
         return [Problem.of(error)]
     found = [] if (problem := gpu_problem(values)) is None else [problem]
+    for name in READABLE:
+        if (value := values.get(name)) is not None and as_int(value) is None:
+            what = f"{name}={value!r}: expected an integer, or one such as 32k or 32Ki"
+            found.append(Problem(what, f"set --{name.replace('_', '-')} N"))
     if config is None:
         return found
     if message := refusal("--kv-budget"):
@@ -54,11 +59,8 @@ def refuse(values: Mapping[str, Any], model: Mapping[str, Any] | None = None) ->
 
 
 def _pool_problems(values: Mapping[str, Any], config: LongFlowConfig) -> list[Problem]:
-    try:  # SGLang takes a text here too
-        pool = int(values.get("max_total_tokens") or 0)
-    except (TypeError, ValueError):
-        return []
-    if not 0 < pool < config.kv_budget:
+    pool = as_int(values.get("max_total_tokens"))
+    if pool is None or not 0 < pool < config.kv_budget:
         return []
     what = f"kv_budget={config.kv_budget}: larger than the whole KV pool of {pool} tokens"
     return [Problem(what, f"lower --kv-budget, or raise --max-total-tokens={pool}")]
@@ -127,10 +129,8 @@ def model_problems(
     if config.uses_fused_decode and (heads := _heads(model)) is not None:
         if conflict := kernel_conflict(*heads):
             found.append(Problem(conflict, "set --kv-decode-kernel reference"))
-    longest = values.get("context_length")
-    if longest is None:
-        longest = context_tokens(model)
-    return found + budget_problems(config, longest)
+    given = as_int(values.get("context_length"))
+    return found + budget_problems(config, given or context_tokens(model))
 
 
 def _heads(model: Mapping[str, Any]) -> tuple[int, int, int, int] | None:

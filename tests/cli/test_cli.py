@@ -224,9 +224,9 @@ def test_arguments_of_other_plugins_pass_behind_two_dashes(model):
     argv = [str(model), "--kv-budget", "96", "--", "--foreign", "a", "--attention-backend=theirs"]
     chosen = settings.read_settings(argv)
     assert chosen.arguments[2:5] == ["--foreign", "a", "--attention-backend=theirs"]
-    assert chosen.values["attention_backend"] == "theirs", "what is SGLang's is judged there too"
+    assert chosen.values["attention_backend"] == "theirs", "SGLang's own is read there too"
     assert "foreign" not in chosen.values
-    with pytest.raises(ConfigError, match="^--foreign: no argument of SGLang's server or of this"):
+    with pytest.raises(ConfigError, match=r"^--foreign: no argument of SGLang's server or of this"):
         settings.read_settings([str(model), "--foreign", "a"])
 
 

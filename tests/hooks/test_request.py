@@ -119,7 +119,7 @@ def validate(obj, input_ids=(1, 2, 3), **flags):
     settings = {flag.name: flag.default for flag in FLAGS} | {"device": "cpu"} | flags
     manager = SimpleNamespace(
         server_args=SimpleNamespace(served_model_name="m", **settings),
-        model_config=SimpleNamespace(vocab_size=512),
+        model_config=SimpleNamespace(vocab_size=512, context_len=CONTEXT),
     )
     request.validate_one_request(manager, obj, list(input_ids))
 
@@ -150,6 +150,17 @@ def test_a_server_without_a_budget_leaves_all_that_to_sglang():
         validate(obj, input_ids=[10**9])
     with pytest.raises(BudgetError, match="started without --kv-budget"):
         validate(body(custom_params={"kv_budget": 48}))
+
+
+def test_a_budget_over_the_context_is_refused():
+    """Where full KV is allowed no maximum stops it, and no row of it would ever overwrite."""
+    flags = {"kv_budget": 48, "kv_budget_allow_full": True}
+    validate(body(custom_params={"kv_budget": CONTEXT}), **flags)
+    with pytest.raises(
+        BudgetError, match=rf"^kv_budget={CONTEXT + 1}: over .* of {CONTEXT} tok"
+    ) as e:
+        validate(body(custom_params={"kv_budget": CONTEXT + 1}), **flags)
+    assert e.value.reason == "above_context"
 
 
 @pytest.mark.parametrize("tokens", ["8", [], 3.7, True])

@@ -240,7 +240,7 @@ def test_missing_attributes_get_their_defaults(budget):
     ],
 )
 def test_auto_is_the_fused_kernel_on_a_gpu_only(monkeypatch, device, has_gpu, kernel):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
+    monkeypatch.setattr("sglang_longflow.settings.device.gpu_count", lambda: int(has_gpu))
     source = SimpleNamespace(kv_budget=64, kv_decode_kernel="auto", device=device)
     assert config_from(source).kv_decode_kernel == kernel
     source.kv_decode_kernel = "reference"
@@ -248,7 +248,7 @@ def test_auto_is_the_fused_kernel_on_a_gpu_only(monkeypatch, device, has_gpu, ke
 
 
 def test_auto_is_the_reference_decode_for_policies_the_kernel_does_not_have(monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("sglang_longflow.settings.device.gpu_count", lambda: 1)
     source = SimpleNamespace(kv_budget=64, kv_policy="h2o", kv_decode_kernel="auto", device=None)
     assert config_from(source).kv_decode_kernel == "reference"
     source.kv_decode_kernel = "triton"

@@ -14,7 +14,7 @@ from typing import Any
 from sglang_longflow.client.http import first_port
 from sglang_longflow.errors import ConfigError
 from sglang_longflow.measure.extra import require_extra
-from sglang_longflow.measure.servers import started
+from sglang_longflow.measure.servers import refuse_servers, started
 from sglang_longflow.measure.throughput import BASELINES, NONE
 from sglang_longflow.measure.throughput.point import Result, Work, measure, require_accepted
 from sglang_longflow.measure.throughput.report import draw, save, show, title_of
@@ -35,7 +35,7 @@ from sglang_longflow.measure.variants import (
 from sglang_longflow.monitor.client import activity
 from sglang_longflow.server.api_key import key_of_environment
 from sglang_longflow.server.pool_cap import tokens_for
-from sglang_longflow.server.preflight import check_model, free_port
+from sglang_longflow.server.preflight import free_port
 from sglang_longflow.server.progress import Bars, shared
 from sglang_longflow.settings.device import cards
 from sglang_longflow.settings.nearest import nearest
@@ -176,8 +176,8 @@ def _check(args: argparse.Namespace) -> None:
                 f"baselines={name!r}: expected some of {', '.join(BASELINES)}, {NONE}"
                 f"{nearest(name, (*BASELINES, NONE))}"
             )
-    check_model(args.model)
     refuse_own_flags(args.server)
+    refuse_servers(args.model, [args.policy], args.server, "policy")
 
 
 def _on_running_server(bench: Bench, budgets: list[int]) -> None:
