@@ -41,15 +41,15 @@ def help_text() -> str:
     ]
     for words, names in groups.items():
         text = ", ".join(names)
-        parts += ["", f"  {words}", textwrap.fill(text, WIDTH, **_indented(4), **_WHOLE)]
+        parts += ["", f"  {words}", _filled(text, 4)]
     return "\n".join(parts)
 
 
-_WHOLE = {"break_on_hyphens": False, "break_long_words": False}
-
-
-def _indented(by: int) -> dict[str, str]:
-    return {"initial_indent": " " * by, "subsequent_indent": " " * by}
+def _filled(text: str, indent: int) -> str:
+    """Lines of `WIDTH` with that indent; no flag is broken."""
+    left = " " * indent
+    wrapper = textwrap.TextWrapper(WIDTH, left, left, break_on_hyphens=False)
+    return wrapper.fill(text)
 
 
 def _explained(flag: Flag) -> str:
@@ -58,7 +58,7 @@ def _explained(flag: Flag) -> str:
         value = ""
     default = "" if flag.default in (None, False) else f" Default: {flag.default}."
     head = f"  {flag.option}{value}"
-    text = textwrap.fill(flag.help + default, WIDTH, **_indented(_INDENT), **_WHOLE)
+    text = _filled(flag.help + default, _INDENT)
     return f"{head:<{_INDENT}}{text.lstrip()}" if len(head) < _INDENT - 1 else f"{head}\n{text}"
 
 

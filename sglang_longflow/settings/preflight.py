@@ -84,15 +84,14 @@ def gpu_problem(values: Mapping[str, Any]) -> Problem | None:
     for name in sizes:
         if isinstance(value := values.get(name), int) and value < 1:
             option = "--" + name.replace("_", "-")
-            return Problem(f"{name}={value}: expected at least 1", f"set {option} 1 or more")
+            return Problem(f"{name}={value}: expected 1 or more", f"set {option} 1")
     seen = 0 if values.get("device") == "cpu" else device.gpu_count()
     if seen == 0 and values.get("device") == "cuda":
         return Problem("device='cuda': CUDA sees no GPU here", "drop --device, or set --device cpu")
     if seen == 0:
         if sizes["tp_size"] == 1:
             return None
-        why = "on a CPU the model runs in one process"
-        return Problem(f"{what}: {why}", "set --tp-size 1")
+        return Problem(f"{what}: on a CPU the model runs in one process", "set --tp-size 1")
     tp, pp, dp = sizes.values()
     # With data-parallel attention the replicas share the GPUs of the tensor-parallel group.
     here = tp * pp * (1 if values.get("enable_dp_attention") else dp)
@@ -142,6 +141,7 @@ def _heads(model: Mapping[str, Any]) -> tuple[int, int, int, int] | None:
     size = text.get("head_dim") or (hidden // heads if isinstance(hidden, int) else None)
     kv_heads = text.get("num_key_value_heads") or heads
     v_size = text.get("v_head_dim") or size
-    if not all(isinstance(number, int) and number > 0 for number in (size, kv_heads, v_size)):
-        return None
-    return heads, kv_heads, size, v_size
+    for number in (size, kv_heads, v_size):
+        if not isinstance(number, int) or number < 1:
+            return None
+    return heads, int(kv_heads), int(size or 0), int(v_size or 0)

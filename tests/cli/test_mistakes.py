@@ -240,7 +240,7 @@ def test_commands_that_start_servers_refuse_before_they_begin(folders, tmp_path,
     )
     for more, expected in (
         ([], "model_type='gpt_oss': layers of type"),
-        (["--", "--tp", "0"], "tp_size=0: expected at least 1"),
+        (["--", "--tp", "0"], "tp_size=0: expected 1 or more"),
         (["--", "--page-sise", "1"], "did you mean --page-size?"),
     ):
         done = subprocess.run(

@@ -104,16 +104,16 @@ def test_the_kernels_that_are_launched_are_those_of_the_table():
 
 
 def test_the_objects_of_a_decode_step_have_the_documented_fields_and_shape():
-    from longflow_kernels.attend_score_evict import arguments, rule
+    from longflow_kernels import RankRule
+    from longflow_kernels.attend_score_evict import arguments
     from longflow_kernels.attend_score_evict.layout import NUM_FIELDS
 
     (line,) = [line for line in KERNEL.splitlines() if "`fields`" in line and "|" in line]
     assert f"[{NUM_FIELDS}, batch]" in line
-    kinds = (arguments.KVCache, arguments.DecodeStep, arguments.RowState, rule.RankRule)
-    for name, kind in ((kind.__name__, kind) for kind in kinds):
-        annotations = set(kind.__annotations__) - {"recall_pace"}
-        part = KERNEL.partition(f"| `{name}` |")[2].partition("\n| `")[0]
-        assert annotations - set(re.findall(r"`(\w+)`", part)) == set(), name
+    for given in (arguments.KVCache, arguments.DecodeStep, arguments.RowState, RankRule):
+        annotations = set(given.__annotations__) - {"recall_pace"}
+        part = KERNEL.partition(f"| `{given.__name__}` |")[2].partition("\n| `")[0]
+        assert annotations - set(re.findall(r"`(\w+)`", part)) == set(), given
 
 
 def our_routes() -> set[str]:

@@ -19,7 +19,10 @@ SERVING = [
         *("backend", "core", "hooks", "measure/throughput", "client/budget.py"),
         *(
             f"settings/{name}.py"
-            for name in ("config", "compatibility", "flags", "refused_models", "release")
+            for name in (
+                *("config", "compatibility", "flags", "refused_models", "release"),
+                *("preflight", "context"),
+            )
         ),
         *(f"server/{name}.py" for name in ("options", "preflight", "process", "serve", "settings")),
     )
@@ -27,7 +30,8 @@ SERVING = [
 ]
 #: Their messages are for people outside the code.
 KINDS = ("ConfigError", "BudgetError", "BenchError", "UnsupportedSetup", "HookNotApplied",
-         "ServerEnded", "RuntimeError", "ValueError", "HTTPException", "stop")  # fmt: skip
+         "ServerEnded", "Problem", "RuntimeError", "ValueError", "HTTPException",
+         "stop")  # fmt: skip
 FEWEST_LETTERS = 8
 
 
@@ -59,6 +63,8 @@ def raised_in(path: Path) -> set[str]:
     for here in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(here, ast.Return) and path.name in ("compatibility.py", "refused_models.py"):
             found |= {text_of(n) for n in ast.walk(here) if isinstance(n, ast.JoinedStr)}
+        if isinstance(here, ast.Assign) and ast.unparse(here.targets[0]) == "what":
+            found.add(text_of(here.value))  # of a Problem; its fix says itself what to do
         if isinstance(here, ast.Call) and here.args:
             name = ast.unparse(here.func).split(".")[-1]
             if name in KINDS:

@@ -6,11 +6,12 @@ import torch
 
 from decode_case import INTERPRETED, DecodeCase, assert_step
 from longflow_kernels.attend_score_evict.rows import StepRow
+from longflow_kernels.limits import COMPARED_TOKENS
 from longflow_kernels.novelty import op as similarity_op
 from longflow_kernels.novelty.level import first_level, next_level
 from longflow_kernels.novelty.op import update_similarity
 from longflow_kernels.novelty.recall import next_recall, novelty_worth, recalled_part
-from longflow_kernels.novelty.reference import COMPARED_TOKENS, found_similarity
+from longflow_kernels.novelty.reference import found_similarity
 
 
 def interpreted(test):

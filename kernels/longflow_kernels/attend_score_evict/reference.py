@@ -10,6 +10,7 @@ import torch
 from longflow_kernels.attend_score_evict.arguments import DecodeStep, KVCache, RowState
 from longflow_kernels.attend_score_evict.rows import USES_NOVELTY
 from longflow_kernels.attend_score_evict.rule import RankRule
+from longflow_kernels.limits import COMPARED_TOKENS
 from longflow_kernels.novelty.level import first_level, next_level
 from longflow_kernels.novelty.recall import (
     first_recall,
@@ -17,7 +18,7 @@ from longflow_kernels.novelty.recall import (
     novelty_worth,
     recalled_part,
 )
-from longflow_kernels.novelty.reference import COMPARED_TOKENS, found_similarity
+from longflow_kernels.novelty.reference import found_similarity
 
 
 def attention_weights(

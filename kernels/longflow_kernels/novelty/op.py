@@ -7,8 +7,8 @@ import torch
 import triton
 
 from longflow_kernels.attend_score_evict.arguments import DecodeStep, KVCache, RowState
+from longflow_kernels.limits import COMPARED_TOKENS
 from longflow_kernels.novelty.kernel import similarity_kernel
-from longflow_kernels.novelty.reference import COMPARED_TOKENS
 
 #: Slots of a tile.
 BLOCK_N = 64
