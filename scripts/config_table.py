@@ -98,6 +98,10 @@ ENVIRONMENT = {
         "SGLang",
         "1: SGLang's own CPU engine instead of this package's; it does not serve budgets.",
     ),
+    "SGLANG_USE_MODELSCOPE": (
+        "SGLang",
+        "true: models come from ModelScope. `longflow serve` then does not ask Hugging Face's hub.",
+    ),
     "OMP_NUM_THREADS": (
         "`longflow serve` on a CPU",
         "Set to one less than the cores, unless you set it.",
