@@ -343,6 +343,7 @@ def test_banner(model, free_port):
     assert "0.5.17" in text["longflow"]
 
 
+@pytest.mark.sglang
 def test_a_key_of_the_environment_is_for_serve_and_not_for_servers_that_measure(
     monkeypatch, model, free_port
 ):

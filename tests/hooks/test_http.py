@@ -13,7 +13,12 @@ from sglang_longflow.monitor.snapshots import SchedulerSilent, Snapshots
 from sglang_longflow.monitor.what_if import RunningServer
 from sglang_longflow.planner.geometry import load_geometry
 
-SETTINGS = {"device_name": "cpu", "device_memory_bytes": None, "weights_bytes": 0}
+SETTINGS = {
+    "device_name": "cpu",
+    "device_memory_bytes": None,
+    "weights_bytes": 0,
+    "kv_policy": "longflow-novel",
+}
 
 
 @pytest.fixture

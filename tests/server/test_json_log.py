@@ -133,7 +133,7 @@ def test_the_flag_wins_over_the_variable(monkeypatch, argv, variable, expected):
 
 def test_other_formats_are_refused_by_name(capsys, monkeypatch):
     assert main(["serve", "--log-format=xml"]) == 2
-    expected = "longflow serve: error: log_format='xml': expected one of text, json\n"
+    expected = "longflow serve: error: log_format='xml': expected one of text, json; set --log-format text\n"
     assert capsys.readouterr().err == expected
     monkeypatch.setitem(os.environ, "LONGFLOW_LOG_FORMAT", "yaml")
     assert main(["serve"]) == 2

@@ -166,6 +166,7 @@ def test_a_point_that_was_broken_off_is_left_out_and_named():
     assert broken_off == {("longflow", 32): 3}
 
 
+@pytest.mark.sglang
 @pytest.mark.parametrize(
     ("argv", "text"),
     [

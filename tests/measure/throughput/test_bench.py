@@ -128,7 +128,9 @@ def test_time_left():
         (["--url", "http://x", "--", "--tp", "2"], "'--tp 2': only with --model"),
         (["--model", "o/m", "--baselines", "vllm"], "baselines='vllm'"),
         (["--model", "o/m", "--baselines", "stok"], "did you mean stock?"),
-        (["--model", "/no/folder"], "model_path='/no/folder'"),
+        pytest.param(
+            ["--model", "/no/folder"], "model_path='/no/folder'", marks=pytest.mark.sglang
+        ),
         (["--model", "o/m", "--", "--kv-budget=9"], "--kv-budget=9"),
         (["--model", "o/m", "--vocab-size", "3"], "vocab_size=3"),
     ],
