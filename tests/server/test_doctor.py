@@ -113,3 +113,31 @@ def test_doctor_refuses_a_budget_on_an_untested_release(monkeypatch):
         "SGLang 0.5.23: not tested with KV budgets (0.5.17 is), so none may be set on it"
     }
     assert rows[1].fix == "pip install sglang==0.5.17, or drop --kv-budget"
+
+
+@pytest.mark.sglang
+def test_doctor_prints_each_row_once_it_is_known(monkeypatch, capsys):
+    """What the arguments come to is on the screen before anything slow begins."""
+    seen = []
+    monkeypatch.setattr(doctor, "check_kernels_package", lambda: doctor.Check("k", "ok", ""))
+    monkeypatch.setattr(doctor, "check_cuda", list)
+    monkeypatch.setattr(doctor, "check_hooks", lambda: seen.append(capsys.readouterr().out) or [])
+    assert main(["doctor", "no/such-model", "--kv-budget", "96", "--", "--page-size", "16"]) == 1
+    (before,) = seen
+    assert "page_size=16: pages of several tokens" in before and "fix: set --page-size 1" in before
+    assert capsys.readouterr().out == "a server with a KV budget would not work here\n"
+
+
+@pytest.mark.sglang
+def test_doctor_reads_the_model_of_a_config_file(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "deepseek_v3", "kv_lora_rank": 512}')
+    (tmp_path / "model.safetensors").touch()
+    file = tmp_path / "server.yaml"
+    file.write_text(f"model-path: {tmp_path}\nkv-budget: 96\n")
+    (row,) = doctor.check_server_arguments(["--config", str(file)])
+    assert row.status == "fail" and "MLA attention" in row.detail
+    rows = doctor.check_server_arguments(["--kv-budget", "96"])
+    assert [(row.name, row.status) for row in rows] == [
+        ("server arguments", "ok"),
+        ("model", "skip"),
+    ]

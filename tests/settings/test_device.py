@@ -72,3 +72,61 @@ def test_no_driver_is_no_card(monkeypatch):
 def test_no_package_is_no_card(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert device.cards() == ()
+
+
+def test_a_process_with_torch_asks_it(monkeypatch):
+    """It knows what the driver does not say, such as that its own CUDA is too new for it."""
+    monkeypatch.setattr(device, "cards", lambda: pytest.fail("the driver was asked"))
+    for has_cuda, count in ((True, 2), (False, 0)):
+        cuda = SimpleNamespace(
+            is_available=lambda has_cuda=has_cuda: has_cuda,
+            device_count=lambda: 2,
+            get_device_properties=lambda _: SimpleNamespace(total_memory=80 << 30),
+        )
+        monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+        assert device.gpu_count() == count
+        assert device.first_gpu_bytes() == (80 << 30 if has_cuda else 0)
+
+
+@pytest.mark.parametrize(("version", "count"), [("2.11.0", 2), ("2.11.0+cpu", 0)])
+def test_without_torch_the_driver_is_asked(monkeypatch, version, count):
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(device.importlib.metadata, "version", lambda name: version)
+    assert device.gpu_count() == count
+    assert device.first_gpu_bytes() == FakeNvml.CARDS[0][1]
+
+
+def test_a_slice_of_a_card(monkeypatch):
+    nvml = FakeNvml()
+    nvml.NVMLError = type("NVMLError", (Exception,), {})
+    slices = {"MIG-1": 1}
+
+    def handle(uuid):
+        if uuid not in slices:
+            raise nvml.NVMLError
+        return slices[uuid]
+
+    nvml.nvmlDeviceGetHandleByUUID = handle
+    nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle = lambda handle: 0
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    for wanted in ("MIG-1", "MIG-1,MIG-2"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", wanted)
+        (card,) = device.cards()
+        assert card.name == "NVIDIA L4" and card.capability == FakeNvml.CARDS[0][2]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-9")
+    assert device.cards() == ()
+
+
+def test_memory_that_a_card_does_not_tell(monkeypatch):
+    nvml = FakeNvml()
+    nvml.NVMLError = type("NVMLError", (Exception,), {})
+
+    def refuse(handle):
+        raise nvml.NVMLError
+
+    nvml.nvmlDeviceGetMemoryInfo = refuse
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [card.memory_bytes for card in device.cards()] == [0] * len(FakeNvml.CARDS)
