@@ -9,7 +9,7 @@ from typing import Any
 from sglang_longflow.core import runtime
 from sglang_longflow.core.counters import row_capacity, unplanned_rows
 from sglang_longflow.errors import ConfigError, UnsupportedSetup
-from sglang_longflow.hooks import metrics, verify
+from sglang_longflow.hooks import metrics, start_check, verify
 from sglang_longflow.hooks.sglang_types import Original, Scheduler
 from sglang_longflow.settings import compatibility
 
@@ -17,7 +17,14 @@ logger = logging.getLogger(__name__)
 
 
 def init(original: Original, self: Scheduler, server_args: Any, *args: Any, **kwargs: Any) -> Any:
-    """Around ``Scheduler.__init__``."""
+    """Around ``Scheduler.__init__``: what an operator can change ends the server with one line."""
+    try:
+        return _init(original, self, server_args, *args, **kwargs)
+    except (ConfigError, UnsupportedSetup) as error:
+        start_check.stop_server(str(error))
+
+
+def _init(original: Original, self: Scheduler, server_args: Any, *args: Any, **kwargs: Any) -> Any:
     state = runtime.activate(server_args)
     if state is None:
         return original(self, server_args, *args, **kwargs)

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
@@ -27,6 +29,17 @@ from sglang_longflow.settings.flags import budget_words
 def stop(message: str) -> NoReturn:
     """End the process with one line: SGLang swallows a plugin's exceptions, but not this one."""
     raise SystemExit(f"longflow: error: {' '.join(message.split())}")
+
+
+def stop_server(message: str) -> NoReturn:
+    """End a scheduler's process and its server with one line.
+
+    As SGLang does it: the parent gets SIGQUIT, on which it ends all of its processes. But without
+    the traceback that SGLang logs first.
+    """
+    print(f"longflow: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    os.kill(os.getppid(), signal.SIGQUIT)
+    raise SystemExit(1)
 
 
 def runs_sglang(argv: Sequence[str]) -> bool:

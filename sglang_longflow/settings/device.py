@@ -105,7 +105,7 @@ def _nvml() -> Iterator[Any]:
 def _card(nvml: Any, handle: Any, whole: Any = None) -> Card:
     """`whole` is the card that a slice of it (MIG) belongs to."""
     name = nvml.nvmlDeviceGetName(handle)
-    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(whole or handle)
+    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle if whole is None else whole)
     try:
         memory = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
     except nvml.NVMLError:  # cards that share the machine's memory do not tell

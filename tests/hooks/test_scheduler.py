@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a scheduler says at its start."""
 
+import os
+import signal
 from types import SimpleNamespace
 
 import pytest
 
 from sglang_longflow.core.runtime import Runtime
+from sglang_longflow.errors import ConfigError, HookNotApplied, UnsupportedSetup
 from sglang_longflow.hooks import scheduler as hook
+from sglang_longflow.hooks import start_check
 from sglang_longflow.settings.config import LongFlowConfig
 
 
@@ -39,3 +43,30 @@ def test_a_pool_of_another_size_than_planned_is_told(monkeypatch, planned, warns
     hook._warn_if_unplanned(SimpleNamespace(max_total_num_tokens=10_000), Runtime(config))
     text = "longflow: 100 requests fit at the budget, 15 % fewer than kv_planned_rows=118"
     assert len(said) == warns and all(text in line for line in said)
+
+
+@pytest.mark.parametrize("kind", [ConfigError, UnsupportedSetup])
+def test_what_an_operator_can_change_ends_the_server_with_one_line(monkeypatch, capsys, kind):
+    """SGLang would log a traceback of it, and then end the server in the same way."""
+    sent = []
+    monkeypatch.setattr(start_check.os, "kill", lambda *to: sent.append(to))
+
+    def activate(server_args):
+        raise kind("kv_budget=9: over\n  the pool; lower it")
+
+    monkeypatch.setattr(hook.runtime, "activate", activate)
+    with pytest.raises(SystemExit) as end:
+        hook.init(None, SimpleNamespace(), SimpleNamespace())
+    assert end.value.code == 1 and sent == [(os.getppid(), signal.SIGQUIT)]
+    assert (
+        capsys.readouterr().err == "longflow: error: kv_budget=9: over the pool; lower it\n"
+    )
+
+
+def test_what_is_a_fault_of_ours_keeps_its_traceback(monkeypatch):
+    def activate(server_args):
+        raise HookNotApplied("one")
+
+    monkeypatch.setattr(hook.runtime, "activate", activate)
+    with pytest.raises(HookNotApplied):
+        hook.init(None, SimpleNamespace(), SimpleNamespace())
