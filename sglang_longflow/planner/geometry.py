@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sglang_longflow.errors import LongFlowError
+from sglang_longflow.settings.context import context_tokens
 from sglang_longflow.settings.model_source import Missing, look_up
 from sglang_longflow.settings.refused_models import model_conflict
 
@@ -28,6 +29,7 @@ class ModelGeometry:
     where safetensors files are looked for; ``opaque_field`` names the config field because of
     which the geometry alone does not give the weights. ``source`` says where the config was found,
     ``passed_over`` why it is a built-in one; ``stored_dtype`` is that of the checkpoint.
+    ``context_tokens`` is the longest context, as far as the config tells.
     """
 
     name: str
@@ -53,6 +55,7 @@ class ModelGeometry:
     passed_over: str = ""
     revision: str | None = None
     stored_dtype: str | None = None
+    context_tokens: int | None = None
 
     @property
     def named(self) -> bool:
@@ -131,6 +134,7 @@ def geometry_from(config: dict[str, Any], name: str, folder: str | None) -> Mode
         dense_layers=dense if experts else layers,
         folder=folder,
         opaque_field=opaque,
+        context_tokens=context_tokens(config),
         stored_dtype=_text(config, "dtype") or _text(config, "torch_dtype"),
     )  # fmt: skip
 

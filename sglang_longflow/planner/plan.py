@@ -116,6 +116,31 @@ def budget_for_users(
     return pool_tokens // users
 
 
+def _check_budget(geom: ModelGeometry, budget_tokens: int | None) -> None:
+    """Raise PlanError for a budget that `longflow serve` refuses."""
+    if budget_tokens is not None and budget_tokens < MIN_BUDGET_TOKENS:
+        raise PlanError(
+            f"--budget {budget_tokens} must be an integer >= {MIN_BUDGET_TOKENS} (policy minimum)"
+        )
+    context = geom.context_tokens
+    if budget_tokens is not None and context is not None and budget_tokens > context:
+        raise PlanError(
+            f"--budget {budget_tokens} is over the model's context of {context} tokens, so nothing "
+            f"would ever be overwritten; give less"
+        )
+
+
+def _beyond_context(geom: ModelGeometry, prompt_tokens: int, output_tokens: int) -> list[str]:
+    """A note on requests that are longer than the model's context."""
+    context = geom.context_tokens
+    if context is None or prompt_tokens + output_tokens <= context:
+        return []
+    return [
+        f"prompt and output are {prompt_tokens + output_tokens:,} tokens, over the model's context "
+        f"of {context:,}: --output-tokens {max(1, context - prompt_tokens)} is what it can do"
+    ]
+
+
 def _budget_mean_tokens(prompt_tokens: int, output_tokens: int, budget_tokens: int) -> float:
     """Mean of min(prompt + t, budget) over the output steps t."""
     ramp = min(output_tokens, max(0, budget_tokens - prompt_tokens))
@@ -225,10 +250,7 @@ def make_plan(
     memory = memory_bytes if memory_bytes is not None else gpu.memory_bytes if gpu else None
     if (memory is None and pool_tokens is None) or (budget_tokens is None and users is None):
         raise PlanError("give --gpu or --memory-gb, and --budget or --users")
-    if budget_tokens is not None and budget_tokens < MIN_BUDGET_TOKENS:
-        raise PlanError(
-            f"--budget {budget_tokens} must be an integer >= {MIN_BUDGET_TOKENS} (policy minimum)"
-        )
+    _check_budget(geom, budget_tokens)
     final = prompt_tokens + output_tokens
     kv_bytes = kv_bytes_per_token(geom, tp, kv_cache_dtype, dtype)
     model_bytes, source = _weights(geom, dtype, model_bytes)
@@ -281,7 +303,7 @@ def make_plan(
         reason = verdict.removeprefix(NO_HELP)
         verdict = f"faster, not more: about {speed_gain:.2f}x the tokens/s, as steps read less KV; "
         verdict += f"but {reason}"
-    notes = []
+    notes = _beyond_context(geom, prompt_tokens, output_tokens)
     if budget_tokens is not None and prompt_tokens > budget_tokens - 1:
         notes.append(
             f"the prompt of {prompt_tokens:,} tokens is cut to {budget_tokens - 1:,} at the end of "

@@ -26,6 +26,7 @@ from sglang_longflow.planner.gpus import GIB, GPUS
 from sglang_longflow.planner.plan import make_plan
 from sglang_longflow.server import serve
 from sglang_longflow.server import settings as server_settings
+from sglang_longflow.server.api_key import key_of_environment
 from sglang_longflow.settings.builtin_models import builtin_config
 
 ROOT = Path(__file__).parents[2]
@@ -242,15 +243,17 @@ def test_a_rendered_api_key_closes_the_server(tmp_path, monkeypatch):
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
+    (model / "model.safetensors").touch()
     words = [str(model), "--port=30999", "--config", str(tmp_path / "config.yaml")]
     monkeypatch.setattr(server_settings, "check_port", lambda *_: None)
     for value, given in (("", None), (" secret\n", "secret")):
         monkeypatch.setenv(variable, value)
-        settings, _ = server_settings.prepare(words)
+        settings, _ = server_settings.prepare(words, key=key_of_environment())
         assert settings.values.get("api_key") == given
         assert ("--api-key=secret" in settings.arguments) is (given is not None)
     assert "secret" not in str(serve.banner(settings, None))
-    settings, _ = server_settings.prepare([*words, "--api-key=mine"])
+    words.append("--api-key=mine")
+    settings, _ = server_settings.prepare(words, key=key_of_environment())
     assert settings.values["api_key"] == "mine" and "secret" not in str(settings.arguments)
 
 
@@ -466,7 +469,7 @@ def test_a_folder_with_files_is_kept(tmp_path, capsys):
         ("keda", ("--api-key-secret", "a"), "--api-key-secret: --target keda scales"),
         ("compose", ("--node-selector", "a=b"), "--node-selector: --target compose"),
         ("helm", ("--budget", "37"), "--budget 37 must be an integer >= 38"),
-        ("helm", ("--budget", "600000"), "--budget 600000 exceeds the pool of 599468 tokens"),
+        ("helm", ("--budget", "600000"), "--budget 600000 is over the model's context of 40960"),
         ("helm", ("--replicas-min", "0"), "--replicas-min 0 must be an integer >= 1"),
         (
             "helm",

@@ -58,9 +58,7 @@ def test_what_an_operator_can_change_ends_the_server_with_one_line(monkeypatch, 
     with pytest.raises(SystemExit) as end:
         hook.init(None, SimpleNamespace(), SimpleNamespace())
     assert end.value.code == 1 and sent == [(os.getppid(), signal.SIGQUIT)]
-    assert (
-        capsys.readouterr().err == "longflow: error: kv_budget=9: over the pool; lower it\n"
-    )
+    assert capsys.readouterr().err == "longflow: error: kv_budget=9: over the pool; lower it\n"
 
 
 def test_what_is_a_fault_of_ours_keeps_its_traceback(monkeypatch):

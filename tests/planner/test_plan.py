@@ -540,3 +540,25 @@ def test_imports_neither_sglang_nor_torch():
     )
     env = {"PYTHONPATH": ":".join(path for path in sys.path if path)}
     assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == 0
+
+
+def test_a_budget_that_serve_refuses_is_refused_and_requests_over_the_context_are_told(tmp_path):
+    config = {
+        "model_type": "llama",
+        "num_hidden_layers": 2,
+        "hidden_size": 256,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "vocab_size": 100,
+        "max_position_embeddings": 8192,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    geometry = load_geometry(str(tmp_path))
+    with pytest.raises(PlanError, match="--budget 9000 is over the model's context of 8192 tokens"):
+        make_plan(geometry, memory_bytes=8 << 30, budget_tokens=9000)
+    lengths = {"prompt_tokens": 192, "budget_tokens": 8192, "memory_bytes": 8 << 30}
+    assert make_plan(geometry, output_tokens=8000, **lengths).notes == ()
+    (note,) = make_plan(geometry, output_tokens=8001, **lengths).notes
+    assert note.endswith(
+        "over the model's context of 8,192: --output-tokens 8000 is what it can do"
+    )
