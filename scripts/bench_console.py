@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What watching costs: the scheduler's time for a question, and throughput with three viewers.
+"""What watching costs: the scheduler's time for a question, throughput with three viewers, and the
+HTTP process's time for its history.
 
+    python scripts/bench_console.py history --rows 200
     python scripts/bench_console.py question --model FOLDER --rows 200
     python scripts/bench_console.py viewers --url http://127.0.0.1:30000 --viewers 3
 
 `question` starts an engine on the CPU, fills it with rows at their budget, and times in the
 scheduler's process what a question keeps it from: taking it, answering, sending. `stock` is
 SGLang's own question, whose answer dumps every server argument, with our part in it. `viewers`
-loads a running server with and without viewers in turn; a viewer asks as the page does.
+loads a running server with and without viewers in turn; a viewer asks as the page does. `history`
+needs no server: it times a reading, without the question, and an answer, and counts its memory.
 """
 
 from __future__ import annotations
@@ -132,6 +135,60 @@ def viewers(args: argparse.Namespace) -> None:
         print(f"{count} viewers: median {statistics.median(found):.1f} tokens/s ({text})")
 
 
+def history(args: argparse.Namespace) -> None:
+    """Times in microseconds, and the memory of a day in which every minute hits most buckets."""
+    import random
+    import tracemalloc
+    from types import SimpleNamespace
+
+    from prometheus_client import Histogram
+
+    from sglang_longflow.hooks.metrics import local_counts
+    from sglang_longflow.monitor.history import History, Reading
+    from sglang_longflow.monitor.snapshots import merge
+
+    bounds = [0.002 * 1.6**i for i in range(23)]
+    first = Histogram("first", "-", ["is_streaming"], buckets=bounds)
+    inter = Histogram("inter", "-", ["model_name"], buckets=bounds)
+    manager = SimpleNamespace(
+        enable_metrics=True,
+        metrics_collector=SimpleNamespace(
+            histogram_time_to_first_token=first, histogram_inter_token_latency=inter
+        ),
+    )
+    state = {
+        "settings": {}, "prefilling": [], "queue": [], "tree_held_tokens": 0, "queued_requests": 0,
+        "pool": {"total_tokens": 30000, "available_tokens": 1000, "evictable_tokens": 10},
+        "requests": [[f"{i:032d}", 3000, 96, 96, "longflow", 96, 0] for i in range(args.rows)],
+        "paused": False, "stalled_s": 0.0,
+    }  # fmt: skip
+    tracemalloc.start()
+    kept = History()
+    times = []
+    readings = 24 * 720
+    for i in range(readings):
+        for _ in range(4):
+            first.labels("true").observe(random.choice(bounds))
+            inter.labels("m").observe(random.choice(bounds))
+        counters = {"decoded_tokens": 2000 * i, "overwritten_tokens": 1900 * i}
+        merged = merge([{**state, "counters": counters, "uptime_s": 5.0 * i}], {})
+        if i == readings - 2000:  # timed without the tracing
+            print(f"memory of {i} readings: {tracemalloc.get_traced_memory()[0] / 2**20:.1f} MiB")
+            tracemalloc.stop()
+        start = time.perf_counter()
+        kept.record(5.0 * i, Reading.of(merged), local_counts(manager))
+        times.append((time.perf_counter() - start) * 1e6)
+    found = sorted(times[-2000:])
+    print(f"reading: median {statistics.median(found):.0f} us, 95% {found[1900]:.0f} us")
+    for span_s, step_s in ((600, 5), (3600, 30), (86400, 600)):
+        spent = []
+        for _ in range(20):
+            start = time.perf_counter()
+            body = json.dumps(kept.table(5.0 * readings, span_s, step_s))
+            spent.append((time.perf_counter() - start) * 1e6)
+        print(f"{span_s} s: median {statistics.median(spent):.0f} us, {len(body):,} bytes")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parts = parser.add_subparsers(dest="part", required=True)
@@ -140,13 +197,15 @@ def main() -> None:
     part.add_argument("--rows", type=int, default=200)
     part.add_argument("--questions", type=int, default=60)
     part.add_argument("--warm", type=float, default=20, help="seconds until all rows are full")
+    part = parts.add_parser("history")
+    part.add_argument("--rows", type=int, default=200)
     part = parts.add_parser("viewers")
     part.add_argument("--url", required=True)
     part.add_argument("--viewers", type=int, default=3)
     part.add_argument("--requests", type=int, default=16)
     part.add_argument("--repeats", type=int, default=6)
     args = parser.parse_args()
-    {"question": question, "viewers": viewers}[args.part](args)
+    {"question": question, "history": history, "viewers": viewers}[args.part](args)
 
 
 if __name__ == "__main__":

@@ -272,14 +272,15 @@ def test_charts_come_from_the_server_and_survive_a_reload(seen):
     ]  # fmt: skip
     assert charts["missing"] == 0 and charts["drawn"] == charts["after_reload"] == 5
     assert charts["running"] == f"{ROWS}"
-    assert charts["values"] == 120 and charts["hour"] == ["true", 120]
+    # From the server's first reading on, but no fewer values than these.
+    assert 24 <= charts["values"] < 120 and charts["hour"] == ["true", 24]
 
 
 def test_charts_are_read_with_the_keyboard(seen):
     keys = seen["charts"]["keys"]
     assert keys["newest"].split(": ")[1].startswith("running ") and "waiting " in keys["newest"]
     assert keys["before"] != keys["newest"] and keys["marked"] == 5
-    assert keys["first"].endswith("running no value, waiting no value")
+    assert keys["first"].split(": ")[0] < keys["before"].split(": ")[0]
     assert keys["after_escape"] == 0
 
 

@@ -4,6 +4,8 @@ import { $, clock, latency, make, number, rough, setText, short } from "./format
 
 const SVG = "http://www.w3.org/2000/svg";
 const HEIGHT = 100; // of a chart's coordinates
+const EDGE = 4; // above and below a line, so that it is seen at both ends of its scale
+const LEAST_VALUES = 24; // in sight, of a server that is younger than what is asked for
 const SPANS = { 600: 5, 3600: 30, 86400: 600 }; // seconds back: seconds per value
 const REFRESH_S = [5, 60];
 const KEY = "longflow-span";
@@ -150,7 +152,8 @@ class Chart {
   }
 
   draw(values, most) {
-    const y = (value) => (HEIGHT * (1 - Math.min(1, value / most))).toFixed(2);
+    const edge = this.stacked ? 0 : EDGE;
+    const y = (value) => (edge + (HEIGHT - 2 * edge) * (1 - Math.min(1, value / most))).toFixed(2);
     return runs(values).map(([first, run]) => {
       // From the left edge of the first interval to the right edge of the last: one value is seen too.
       const points = [`${first},${y(run[0])}`, ...run.map((v, i) => `${first + i + 0.5},${y(v)}`),
@@ -181,6 +184,14 @@ function gapsOf(running) {
   if (first < 0) return "";
   const silent = running.map((value, i) => (value === null && i > first ? 1 : null));
   return runs(silent).map(([from, run]) => `M${from},0h${run.length}v${HEIGHT}h-${run.length}z`).join("");
+}
+
+/** Without what lies before the server's first reading, unless too little is left to see. */
+function sinceStart(history) {
+  const first = history.columns.running_requests.findIndex((value) => value !== null);
+  const start = Math.max(0, Math.min(first, history.t.length - LEAST_VALUES));
+  const columns = Object.entries(history.columns).map(([name, values]) => [name, values.slice(start)]);
+  return { ...history, t: history.t.slice(start), columns: Object.fromEntries(columns) };
 }
 
 export class Charts {
@@ -254,8 +265,8 @@ export class Charts {
     this.timer = setTimeout(() => this.refresh(), 1000 * wait);
   }
 
-  render(history) {
-    this.history = history;
+  render(whole) {
+    const history = (this.history = sinceStart(whole));
     $("to-metrics").hidden = Object.keys(history.missing).length > 0;
     for (const chart of this.charts) chart.render(history, (place) => this.time(place));
     this.point(this.at === null ? null : Math.min(this.at, history.t.length - 1));
