@@ -321,6 +321,7 @@ busy.colour = await page.evaluate(() => getComputedStyle(document.getElementById
 busy.rows = await page.locator("#requests tbody tr").count();
 busy.notice = await page.isVisible("#notice");
 busy.title = await page.title();
+busy.said = await page.textContent("#said");
 await page.evaluate(() => scrollTo(0, 600));
 busy.scrolled = await page.evaluate(() => scrollY);
 busy.header = await page.evaluate(() => {

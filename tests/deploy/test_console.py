@@ -258,6 +258,7 @@ def test_a_busy_scheduler_is_amber_and_its_rows_stay(seen):
     busy = seen["busy"]
     assert (busy["state"], busy["colour"], busy["notice"]) == ("busy", "rgb(138, 90, 0)", False)
     assert busy["rows"] >= 4 and busy["rows_then"] >= 4
+    assert busy["said"].startswith("Busy: ")  # once, to a screen reader
     assert busy["title"] == "● busy 7 s - tiny-llama - longflow"
 
 

@@ -53,6 +53,8 @@ const TITLES = { key: "key needed", gone: "gone" };
 /** The state, in the header that stays in sight and in the tab's title. */
 function show(state, text, brief = TITLES[state] ?? "") {
   const status = $("status");
+  // To a screen reader once per state: what is seen counts seconds.
+  if (status.dataset.state !== state) setText($("said"), text);
   status.dataset.state = $("main").dataset.state = $("header").dataset.state = state;
   setText(status, text);
   const model = last ? `${modelName(last.server.model)} - ` : "";
