@@ -13,12 +13,9 @@ from sglang_longflow.monitor.snapshots import SchedulerSilent, Snapshots
 from sglang_longflow.monitor.what_if import RunningServer
 from sglang_longflow.planner.geometry import load_geometry
 
-SETTINGS = {
-    "device_name": "cpu",
-    "device_memory_bytes": None,
-    "weights_bytes": 0,
-    "kv_policy": "longflow-novel",
-}
+SETTINGS = {"device_name": "cpu", "device_memory_bytes": None, "weights_bytes": 0}
+SETTINGS |= {"kv_policy": "longflow-novel", "kv_victims": "layer"}
+SETTINGS |= {"kv_protect_sink_tokens": 0, "kv_protect_recent_tokens": 0}
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import { $, bytes, duration, number, showFacts } from "./format.js";
 const SETTINGS = {
   kv_budget: "Budget of a request",
   kv_policy: "Policy",
+  kv_policies_allowed: "Policies that requests may ask for",
   kv_budget_min: "Smallest budget allowed",
   kv_budget_max: "Largest budget allowed",
   kv_budget_allow_full: "Full KV allowed",
@@ -12,6 +13,7 @@ const SETTINGS = {
   kv_protect_recent_tokens: "Last tokens always kept",
   kv_victims: "One victim per",
   kv_decode_kernel: "Decode",
+  kv_planned_rows: "Requests at the budget, as planned",
   max_running_requests: "Requests at once, at most",
   max_queued_requests: "Requests waiting, at most",
   overlap_schedule: "Overlap scheduling",
@@ -34,12 +36,18 @@ const TOTALS = {
 };
 const HIDDEN = ["capacity_warning"]; // a line of its own at the top
 const TOKENS = ["kv_budget", "kv_budget_min", "kv_budget_max"];
-const UNBOUNDED = ["kv_budget_max", "max_queued_requests"];
+const UNSET = {
+  kv_budget_max: "what the pool holds",
+  kv_planned_rows: "no plan",
+  max_queued_requests: "no limit",
+  device_memory_bytes: "no GPU",
+};
 
 const words = (name) => name.charAt(0).toUpperCase() + name.slice(1).replaceAll("_", " ");
 
 function text(name, value) {
-  if (value === null || value === undefined) return UNBOUNDED.includes(name) ? "no limit" : "not known";
+  if (value === null || value === undefined) return UNSET[name] ?? "not known";
+  if (Array.isArray(value)) return value.join(", ");
   if (typeof value === "boolean") return value ? "yes" : "no";
   if (name === "kv_budget" && value === 0) return "full KV";
   if (name === "kv_victims") return value === "kv_head" ? "KV head" : value;
