@@ -134,7 +134,7 @@ let broken = false;
 await watching.route("**/v1/chat/completions", (route) => {
   const full = route.request().postDataJSON().custom_params.kv_budget === 0;
   const head = chunk(1, { reasoning_content: "hm " }) + chunk(2, { content: EVIL }) + chunk(3, { content: " a" });
-  const tail = full ? chunk(4, { content: "b" }, "stop") : chunk(4, { content: "c" }, "length");
+  const tail = full ? chunk(4, { content: " b" }, "stop") : chunk(4, { content: " c" }, "length");
   route.fulfill({ contentType: "text/event-stream", body: head + tail + (broken ? "" : "data: [DONE]\n\n") });
 });
 await fields(page, { max: 150 });

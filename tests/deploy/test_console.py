@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import subprocess
@@ -53,8 +54,9 @@ def send(server, path: str, body: dict) -> None:
     request = urllib.request.Request(server.url + path, json.dumps(body).encode())
     request.add_header("Content-Type", "application/json")
     request.add_header("Authorization", f"Bearer {KEY}")
-    with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=300) as response:
-        response.read()
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        with urllib.request.urlopen(request, timeout=300) as response:
+            response.read()
 
 
 def start_load(server) -> None:
@@ -227,7 +229,7 @@ def test_the_first_token_that_differs_is_marked_and_text_is_no_markup(seen):
         ("full", "b", "ended by the model"),
     ):
         column = trial["made_up"][name]
-        assert column["answer"] == f'hm <img src="x" onerror="alert(1)"> a{end}'
+        assert column["answer"] == f'hm <img src="x" onerror="alert(1)"> a {end}'
         assert (column["thought"], column["images"], column["marked"]) == ("hm ", 0, [end])
         assert column["finish"] == finish and column["kv"] == "2 of 6 tokens"
     assert trial["made_up_same"].startswith("Same text up to token 3;")

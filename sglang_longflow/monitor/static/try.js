@@ -218,7 +218,7 @@ export class Try {
       return;
     }
     this.parted = true;
-    for (const column of [one, other]) column.pieceAt(same)?.node.classList.add("parted");
+    for (const column of [one, other]) column.mark(same);
     setText($("try-same"), `Same text up to token ${number(tokens)}; what differs first is marked.`);
   }
 }

@@ -89,6 +89,18 @@ export class Column {
     this.onPush();
   }
 
+  /** Mark the piece that has the character at `offset`, without the spaces before its first word. */
+  mark(offset) {
+    const node = this.pieceAt(offset)?.node;
+    if (!node) return;
+    const word = node.textContent.trimStart();
+    if (word && word !== node.textContent) {
+      node.before(node.textContent.slice(0, -word.length));
+      node.textContent = word;
+    }
+    node.classList.add("parted");
+  }
+
   /** The piece that has the character at `offset`. */
   pieceAt(offset) {
     return this.pieces.find((piece) => offset < piece.end);
