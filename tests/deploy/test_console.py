@@ -215,10 +215,8 @@ def test_what_the_server_refuses_is_shown_and_full_kv_goes_on(seen):
 
 def test_stop_aborts_on_the_server(seen):
     for column in seen["trial"]["stopped"].values():
-        assert (
-            column["finish"] == "stopped here"
-            and int(column["tokens"].split()[0].replace(",", "")) < 2500
-        )
+        tokens = int(column["tokens"].split()[0].replace(",", ""))
+        assert column["finish"] == "stopped here" and tokens < 2500
     assert seen["trial"]["running_after"] == 0
 
 
