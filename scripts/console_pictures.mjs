@@ -10,7 +10,7 @@ const [modules, url, folder, tab] = process.argv.slice(2);
 const { chromium } = createRequire(join(modules, "x.js"))("playwright-core");
 const context = await chromium.launchPersistentContext(mkdtempSync(join(tmpdir(), "chromium-")), {
   executablePath: "/usr/bin/chromium", headless: true, args: ["--no-sandbox", "--disable-gpu"],
-  viewport: { width: 1200, height: 900 }, colorScheme: "light",
+  viewport: { width: 1200, height: tab === "try" ? 1000 : 900 }, colorScheme: "light",
 });
 const page = await context.newPage();
 await page.goto(`${url}/longflow#${tab}`);

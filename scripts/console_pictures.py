@@ -2,7 +2,7 @@
 """The pictures of the console in docs/images, taken in Chromium on a running server.
 
     longflow serve FOLDER/SmolLM2-135M-Instruct --kv-budget 256 --kv-budget-allow-full \\
-        --max-total-tokens 6000 --max-running-requests 14 --enable-metrics
+        --max-total-tokens 3000 --max-running-requests 10
     python scripts/console_pictures.py --url http://127.0.0.1:30000
 
 Users ask, each one request after the other, until the charts have something to show. Then come the
@@ -35,7 +35,9 @@ USERS = (
     ("agent", "List the steps to move a shop to a new building, then explain every step.", 320),
     ("notes", "Take notes of a talk on how bees find their way home.", 128),
     ("letter", "Write a long letter to a friend who moves abroad.", 256),
-)  # fmt: skip
+    ("recipe", "Write down a recipe for bread, with every step and why it is done.", 192),
+    ("minutes", "Write the minutes of a meeting about a new playground.", 256),
+)
 
 
 def user(url: str, name: str, prompt: str, budget: int, ended: threading.Event) -> None:
@@ -43,15 +45,16 @@ def user(url: str, name: str, prompt: str, budget: int, ended: threading.Event) 
     number = 7 + sum(map(ord, name)) % 60
     while not ended.is_set():
         number += 1
-        body: dict[str, Any] = {"text": f"{prompt}\n\n", "rid": f"{name}-{number:03d}"}
-        body["sampling_params"] = {"max_new_tokens": 350 + number * 17 % 500, "temperature": 0.7}
+        rid = f"{name}-{number:03d}"
+        body: dict[str, Any] = {"text": f"{prompt}\n\n", "rid": rid, "stream": True}
+        body["sampling_params"] = {"max_new_tokens": 500 + number * 67 % 600, "temperature": 0.7}
         body["sampling_params"] |= {"ignore_eos": True, "custom_params": {"kv_budget": budget}}
         try:
             answer = ask(f"{url}/generate", body)
         except NoResponse:
             return  # the server ended
         if not answer.is_success and not ended.is_set():
-            raise SystemExit(f"{body['rid']}: {answer.status_code}: {answer.text[:300]}")
+            raise SystemExit(f"{rid}: {answer.status_code}: {answer.text[:300]}")
 
 
 def main() -> None:
