@@ -153,8 +153,7 @@ export class Try {
   async run() {
     if (this.running || !this.range) return;
     this.running = new AbortController();
-    $("try-run").disabled = true;
-    $("try-stop").disabled = false;
+    this.swap("try-stop", "try-run");
     this.showCode();
     this.same = 0;
     this.parted = false;
@@ -171,13 +170,23 @@ export class Try {
     const [first, second] = this.columns;
     const asked = [this.ask(first, `A budget of ${number(budget)} tokens`, request)];
     if (both) asked.push(this.ask(second, "Full KV", this.request(0)));
-    await Promise.all(asked);
-    this.running = null;
-    $("try-run").disabled = false;
-    $("try-stop").disabled = true;
+    try {
+      await Promise.all(asked);
+    } finally {
+      this.running = null;
+      this.swap("try-run", "try-stop");
+    }
     const shown = both ? this.columns : [first];
     const same = $("try-same").hidden ? [] : [$("try-same").textContent];
     setText($("try-said"), [...shown.map((column) => column.sentence()), ...same].join(" "));
+  }
+
+  /** Of Run and Stop one can be pressed; the keyboard's focus goes along. */
+  swap(on, off) {
+    const hadFocus = document.activeElement === $(off);
+    $(on).disabled = false;
+    $(off).disabled = true;
+    if (hadFocus) $(on).focus();
   }
 
   async ask(column, title, { path, body }) {
