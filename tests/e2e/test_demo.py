@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from busy_loops import busy_loops, pin
+from busy_loops import pin
 
 pytestmark = pytest.mark.e2e
 
@@ -65,12 +65,11 @@ def rows(text: str, title: str) -> list[list[str]]:
     return found
 
 
-def test_questions_on_half_a_core(smollm2):
-    """One core, which another program wants as well. scripts/repeat_demo.py does it at length."""
+def test_questions_on_one_core(smollm2):
+    """Everything on one core. scripts/repeat_demo.py does it at length, beside busy loops."""
     core = min(os.sched_getaffinity(0))
     more = ("--questions", "--requests=2", "--budget=40", "--max-new-tokens=6", "--pool=300")
-    with busy_loops(1, core):
-        text = demo(f"--model={smollm2}", *more, core=core)
+    text = demo(f"--model={smollm2}", *more, core=core)
     table = rows(text, "Requests with a budget of 40 KV slots")
     assert len(table) == 2
     for number, prompt, generated, length, budget, slots, saved in table:
