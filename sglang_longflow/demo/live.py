@@ -58,12 +58,13 @@ class ChainsView(AbstractContextManager["ChainsView"]):
     Parameters
     ----------
     console : Console
-        Drawn on if it is a terminal; otherwise `shared` says lines.
+        Drawn on if it is a terminal that can; otherwise `shared` says lines.
     """
 
     def __init__(self, console: Console):
         self._console = console
-        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        can_redraw = console.is_terminal and not console.is_dumb_terminal
+        self._live = Live(console=console, auto_refresh=False) if can_redraw else None
         self._marks = ("█", "░") if console.encoding.startswith("utf") else ("#", "-")
         self._due = 0.0
         self._told: set[int] = set()

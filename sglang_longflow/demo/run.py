@@ -121,7 +121,7 @@ def _asked(args: argparse.Namespace, model: Path) -> list[Question]:
 
 
 def _phases(
-    url: str, args: argparse.Namespace, scene: Scene, questions: list[Question], console: Console
+    url: str, args: argparse.Namespace, scene: Scene, questions: list[Question]
 ) -> list[Phase]:
     """The questions with the budget, then with full KV."""
     progress, phases = shared(), []
@@ -133,7 +133,7 @@ def _phases(
         view: ChainsView | QuestionsView = (
             QuestionsView(len(questions), args.max_new_tokens)
             if args.questions
-            else ChainsView(console)
+            else ChainsView(Console(highlight=False))  # of the terminal's own width
         )
         with view, progress.sign_of_life(lambda: ""):  # the view is one
             phases.append(run_phase(url, questions, budget, parameters, view))
@@ -179,7 +179,7 @@ def run(args: argparse.Namespace) -> int:
             seconds = server.wait_ready(START_TIMEOUT_S)
         progress.say(f"ready in {seconds:.0f} s; watch it at {settings.url}/longflow")
         try:
-            budgeted, full = _phases(settings.url, args, scene, questions, console)
+            budgeted, full = _phases(settings.url, args, scene, questions)
         except DemoError as error:
             raise server.end_of(error) from None
         report.show(console, budgeted, full, scene, None if args.questions else args.seed)

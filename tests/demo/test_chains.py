@@ -58,7 +58,8 @@ def finish(phase: Phase, wrong: int) -> Phase:
 
 def drawn(phase: Phase, encoding: str = "utf-8") -> str:
     out = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="")
-    console = Console(file=out, force_terminal=True, width=80, color_system=None)
+    terminal = {"TERM": "xterm"}
+    console = Console(file=out, force_terminal=True, width=80, color_system=None, _environ=terminal)
     with ChainsView(console) as view:
         view(phase, 3, "busy: last answer 9 s ago" if not phase.wall_s else "")
     out.seek(0)
@@ -93,7 +94,8 @@ def test_a_finished_chain_says_whether_it_is_right():
 def test_a_log_gets_lines_on_one_clock(capsys, monkeypatch):
     monkeypatch.setattr(live, "CHAINS_LINE_INTERVAL_S", 3600.0)
     phase = a_phase(400)
-    with ChainsView(Console(file=io.StringIO())) as view:
+    dumb = Console(file=io.StringIO(), force_terminal=True, _environ={"TERM": "dumb"})
+    with ChainsView(dumb) as view:
         view(phase, 3, "")
         view(phase, 3, "")  # too early for another line
         finish(phase, wrong=2)
