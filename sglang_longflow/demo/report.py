@@ -66,8 +66,8 @@ def chain_table(phase: Phase) -> Table:
 def answer_table(budgeted: Phase, full: Phase) -> Table:
     """The right answer of each problem, and what each phase answered."""
 
-    # 80 columns hold two answers of a search and both verdicts, without padding at the edges.
-    table = Table(box=box.SIMPLE, pad_edge=False, show_edge=False)
+    # 80 columns hold two answers of a search and both verdicts if little is left free between them.
+    table = Table(box=box.SIMPLE, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     for name in ("problem", "right answer", f"answer, {budgeted.name}", "", full.name):
         table.add_column(name)
     for number, (ours, theirs) in enumerate(zip(budgeted.answers, full.answers, strict=True), 1):

@@ -116,7 +116,7 @@ def test_a_log_gets_lines_on_one_clock(capsys, monkeypatch):
 
 def test_the_tables_say_what_was_held_and_which_answers_are_right():
     out = io.StringIO()
-    budgeted, full = finish(a_phase(400), wrong=2), finish(a_phase(0), wrong=-1)
+    budgeted, full = finish(a_phase(400), wrong=1), finish(a_phase(0), wrong=-1)
     report.show(Console(file=out, width=80), budgeted, full, scene(), 7)
     text = out.getvalue()
     assert re.search(r"2 affine +92 +2,000 +400 +1\.6 +2,091 +8\.2 +81%", text)
@@ -125,7 +125,8 @@ def test_the_tables_say_what_was_held_and_which_answers_are_right():
     assert re.search(r"right answers +3 of 4 +4 of 4 *\n", text)
     right = budgeted.answers[2].question.right
     assert len(right) == 24  # the longest there is; it fits
-    assert re.search(rf"3 search +{right} +9 9 +wrong +right", text)
+    assert re.search(rf"3 search +{right} +{right} +right +right", text)
+    assert re.search(rf"2 affine +{budgeted.answers[1].question.right} +9 9 +wrong +right", text)
     assert "first 4 problems of seed 7" in text and "Next:" in text
     assert max(map(len, text.splitlines())) <= 80
 
