@@ -112,7 +112,7 @@ def rows_of(results: Sequence[Result]) -> list[list[str]]:
 
 
 COLUMNS = (
-    *("tokens/s", "ratio", "first token s", "inter-token ms", "its p50", "its p99"),
+    *("tokens/s", "ratio", "first token s", "inter-token ms", "inter-token p50", "inter-token p99"),
     *("peak running", "retracted", "reached"),
 )
 
