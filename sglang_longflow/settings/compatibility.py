@@ -51,8 +51,8 @@ _NOT_SET = (
     ("enable_unified_memory", "unified memory", "drop --enable-unified-memory"),
     ("enable_session_radix_cache", "the session cache", "drop --enable-session-radix-cache"),
     ("strip_thinking_cache", "stripping the thinking cache", "drop --strip-thinking-cache"),
-    ("dllm_algorithm", "diffusion language models", "drop --dllm-algorithm"),
-    ("use_ray", "schedulers in Ray actors", "drop --use-ray"),
+    ("dllm_algorithm", "a diffusion language model", "drop --dllm-algorithm"),
+    ("use_ray", "running schedulers in Ray actors", "drop --use-ray"),
     # It passes requests to the scheduler by itself, past every check of ours.
     ("smg_grpc_mode", "SGLang's legacy gRPC server", "drop --smg-grpc-mode; --grpc-port works"),
     ("grpc_mode", "SGLang's legacy gRPC server", "drop --grpc-mode; --grpc-port works"),
@@ -70,10 +70,10 @@ _NOT_SET = (
     ),
 )
 _ONE = (
-    ("page_size", "pages of several tokens", "set --page-size 1"),
+    ("page_size", "a page of several tokens", "set --page-size 1"),
     ("pp_size", "pipeline parallelism", "set --pp-size 1"),
     ("dcp_size", "decode context parallelism", "set --dcp-size 1"),
-    ("tokenizer_worker_num", "several tokenizer workers", "set --tokenizer-worker-num 1"),
+    ("tokenizer_worker_num", "more than one tokenizer worker", "set --tokenizer-worker-num 1"),
 )
 #: Attention backends with pages of several tokens, whatever --page-size says; fa4 on some cards.
 PAGED_BACKENDS = (

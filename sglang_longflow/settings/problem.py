@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class Problem:
     """One mistake.
 
-    ``what`` names field, value and limit, as in ``page_size=16: pages of several tokens ...``;
+    ``what`` names field, value and limit, as in ``page_size=16: a page of several tokens ...``;
     ``fix`` says what to change.
     """
 

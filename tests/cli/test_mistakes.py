@@ -66,7 +66,7 @@ MISTAKES = [
         "M:llama --kv-budget 96 --kv-policy h2o --kv-decode-kernel triton",
         1, "kv_policy='h2o': the triton decode kernel does not", "set --kv-decode-kernel reference",
     ),
-    ("M:llama --kv-budget 96 --page-size 16", 0, "page_size=16: pages of", "set --page-size 1"),
+    ("M:llama --kv-budget 96 --page-size 16", 0, "page_size=16: a page of", "set --page-size 1"),
     (
         "M:llama --kv-budget 96 --speculative-algorithm NGRAM",
         0, "speculative_algorithm='NGRAM'", "drop --speculative-algorithm",
