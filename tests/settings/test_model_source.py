@@ -117,6 +117,16 @@ def test_an_answer_that_is_no_config_is_not_taken_for_one(hub, content):
     assert look_up(LISTED).source == "built-in"
 
 
+def test_a_redirection_is_followed_and_no_other_host_gets_the_token(hub):
+    with fake_hub() as other:
+        other.put(NAME, "config.json", config(at="elsewhere"))
+        there = f"{other.address.replace('127.0.0.1', 'localhost')}/{NAME}/resolve/main/config.json"
+        hub.refuse(NAME, 302, there)
+        assert find_config(NAME).config["at"] == "elsewhere"
+        assert [token for _, token, _ in other.asked] == [None]
+    assert hub.asked[0][1] == "Bearer hf_secret"
+
+
 def test_a_slow_hub_is_not_waited_for(hub, monkeypatch):
     monkeypatch.setattr(model_source, "HUB_SECONDS", 0.3)
     hub.put(NAME, "config.json", config())

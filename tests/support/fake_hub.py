@@ -14,8 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class FakeHub:
     """What it answers, by path; every path without an entry is a model that does not exist.
 
-    An entry is the content, or a status with the hub's ``X-Error-Code``. ``asked`` holds the path,
-    the token and the range of each request.
+    An entry is the content, or a status with the hub's ``X-Error-Code`` (the address of a
+    redirection). ``asked`` holds the path, the token and the range of each request.
     """
 
     address: str = ""
@@ -49,7 +49,8 @@ def fake_hub() -> Iterator[FakeHub]:
                 status, content = 206, content[int(first) : int(last) + 1]
             self.send_response(status)
             if isinstance(entry, tuple) and entry[1]:
-                self.send_header("X-Error-Code", entry[1])
+                is_elsewhere = status // 100 == 3
+                self.send_header("Location" if is_elsewhere else "X-Error-Code", entry[1])
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
