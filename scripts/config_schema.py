@@ -38,8 +38,14 @@ PAGES_OF_ONE = {"properties": {"page-size": {"enum": [1, None]}}}
 
 def of_option(option: Any) -> dict[str, Any]:
     """Schema of one value of SGLang's."""
+    from sglang_longflow.settings.parsers import REASONING_PARSERS
+
     if option.kind == "any":
         return {}
+    # SGLang works these out when it starts; the table is compared with its source.
+    choices = REASONING_PARSERS if option.name == "reasoning_parser" else option.choices
+    if choices and not option.nargs:
+        return {"enum": [*choices, None]}
     kinds = TYPES[option.kind]
     if option.nargs:
         return {"type": [*kinds, "array", UNSET], "items": {"type": kinds}}

@@ -115,9 +115,10 @@ def _choices(node: ast.expr | None, lists: Mapping[str, tuple[Any, ...]]) -> tup
     if not isinstance(node, ast.List | ast.Tuple | ast.Set):
         return None
     try:
-        return tuple(ast.literal_eval(node))
+        values = ast.literal_eval(node)
     except ValueError:
         return None
+    return tuple(sorted(values, key=str) if isinstance(values, set) else values)
 
 
 def _headings(text: str) -> list[tuple[int, str]]:

@@ -22,6 +22,7 @@ from sglang_longflow.server.process import Echo, Server, ServerEnded, forwarding
 from sglang_longflow.server.progress import SIGN_OF_LIFE_S, every
 from sglang_longflow.server.settings import Settings, prepare
 from sglang_longflow.settings.nearest import nearest
+from sglang_longflow.settings.parsers import reasoning_parser
 
 SECRETS = ("--api-key", "--admin-api-key", "--ssl-keyfile-password")
 LOG_FORMATS = ("text", "json")
@@ -51,6 +52,7 @@ def banner(settings: Settings, kv: dict[str, Any] | None) -> list[tuple[str, str
         ("longflow", f"{__version__} on SGLang {sglang}"),
         ("model", settings.model),
         ("device", f"{device} (for trying out)" if device == "cpu" else device),
+        *thinking_row(settings),
         *settings.chosen,
     ]
     if kv:
@@ -80,6 +82,16 @@ def banner(settings: Settings, kv: dict[str, Any] | None) -> list[tuple[str, str
     arguments = shlex.join(without_secrets(settings.arguments))
     rows.append(("command", f"python -m sglang.launch_server {arguments}"))
     return rows + [("note", note) for note in settings.notes]
+
+
+def thinking_row(settings: Settings) -> list[tuple[str, str]]:
+    """Where the model's thinking goes, if its name says that it thinks or a parser is set."""
+    given, known = settings.values.get("reasoning_parser"), reasoning_parser(settings.model)
+    if given:
+        return [("thinking", f"into reasoning_content (parser {given})")]
+    if not known:
+        return []
+    return [("thinking", f"stays in content; --reasoning-parser {known} takes it out")]
 
 
 def quality_row(settings: Settings, kv: dict[str, Any]) -> list[tuple[str, str]]:

@@ -296,6 +296,20 @@ def test_stock_server_gets_a_note(model, free_port):
     assert "runs stock SGLang" in text["note"]
 
 
+@pytest.mark.parametrize(
+    ("model", "parser", "row"),
+    [
+        ("Qwen/Qwen3-8B", None, "stays in content; --reasoning-parser qwen3 takes it out"),
+        ("Qwen/Qwen3-8B", "qwen3", "into reasoning_content (parser qwen3)"),
+        ("meta-llama/Llama-3.1-8B-Instruct", None, None),
+    ],
+)
+def test_the_banner_says_where_thinking_goes(model, parser, row):
+    values = {"model_path": model, "reasoning_parser": parser}
+    found = dict(serve.thinking_row(settings.Settings([], values)))
+    assert found == ({} if row is None else {"thinking": row})
+
+
 @pytest.mark.sglang
 def test_banner_shows_no_secret(model, free_port, tmp_path):
     config = tmp_path / "config.yaml"

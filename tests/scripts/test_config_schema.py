@@ -39,13 +39,25 @@ def is_read(content: dict, folder: Path) -> bool:
 def test_schema_and_reader_take_the_same_types(tmp_path):
     kinds = {}
     for option in server_options():
-        if option.name != "config" and not option.name.startswith("kv_"):
+        has_choices = option.choices or option.name == "reasoning_parser"
+        if option.name != "config" and not option.name.startswith("kv_") and not has_choices:
             kinds.setdefault((option.kind, option.nargs), option.flags[0][2:])
     assert len(kinds) >= 8
     for key in kinds.values():
         for value in VALUES:
             content = {key: value}
             assert is_read(content, tmp_path) == (problems(content) == []), content
+
+
+@pytest.mark.sglang
+def test_choices_are_sglangs():
+    options = {o.flags[0][2:]: o.choices for o in server_options() if o.choices and o.kind != "any"}
+    assert len(options) > 40
+    for key, choices in options.items():
+        assert problems({key: choices[0]}) == problems({key: None}) == []
+        assert problems({key: "no such value"}) != []
+    assert problems({"reasoning-parser": "qwen3"}) == []
+    assert problems({"reasoning-parser": "qwen"}) != []
 
 
 @pytest.mark.sglang
