@@ -220,6 +220,9 @@ def check_hooks() -> list[Check]:
 def check_device() -> list[Check]:
     """The cards that the driver names, or the CPU; nothing is imported for it."""
     cards = device.cards()
+    if not cards and (count := device.gpu_count()):
+        detail = f"{count} x GPU, of unknown name: CUDA is there without NVML"
+        return [Check("device", "warn", detail, "add utility to NVIDIA_DRIVER_CAPABILITIES")]
     if not cards:
         return [Check("device", "ok", "CPU platform (for trying out)")]
     card = cards[0]
@@ -232,9 +235,9 @@ def check_device() -> list[Check]:
     return [Check("device", "ok", detail)]
 
 
-def check_cuda() -> list[Check]:
+def check_cuda(has_gpu: bool) -> list[Check]:
     """Whether torch can use the cards that the driver names, and FlashInfer is there for them."""
-    if not device.cards():
+    if not has_gpu:
         return []
     import torch
 
@@ -290,8 +293,9 @@ def check_server_arguments(words: list[str]) -> list[Check]:
 
 def checks(server_arguments: list[str], with_device: bool = True) -> Iterator[Check]:
     """Every check: what takes milliseconds first, what imports torch and SGLang last."""
+    has_gpu = device.gpu_count() > 0  # asked before torch is there and would be asked instead
     yield from check_versions(TESTED_SGLANG)
-    yield from check_entry_points(os.environ, device.gpu_count() > 0)
+    yield from check_entry_points(os.environ, has_gpu)
     if server_arguments:
         yield from check_server_arguments(server_arguments)
     if with_device:
@@ -303,7 +307,7 @@ def checks(server_arguments: list[str], with_device: bool = True) -> Iterator[Ch
     yield kernels
     if with_device:
         with _quiet():
-            cuda = check_cuda()
+            cuda = check_cuda(has_gpu)
         yield from cuda
     try:
         hooks = check_hooks()

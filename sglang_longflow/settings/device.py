@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.metadata
 import os
 import sys
@@ -62,11 +63,12 @@ def gpu_count() -> int:
     """GPUs that a server started here would see.
 
     A process that has imported torch asks it: there it decides. Else the driver is asked, which
-    costs milliseconds; a torch that was built for the CPU alone sees none of its cards.
+    costs milliseconds; a torch that was built for the CPU alone sees none of its cards. A container
+    may have CUDA without NVML (``NVIDIA_DRIVER_CAPABILITIES`` without ``utility``).
     """
     if (torch := sys.modules.get("torch")) is not None:
         return int(torch.cuda.device_count()) if torch.cuda.is_available() else 0
-    return 0 if _is_cpu_torch() else len(cards())
+    return 0 if _is_cpu_torch() else len(cards()) or _count_of_cuda()
 
 
 def first_gpu_bytes() -> int:
@@ -77,6 +79,18 @@ def first_gpu_bytes() -> int:
         return int(torch.cuda.get_device_properties(0).total_memory)
     found = cards()
     return found[0].memory_bytes if found else 0
+
+
+def _count_of_cuda(library: str = "libcuda.so.1") -> int:
+    """Cards that CUDA counts; it makes no context for that. 0 without its driver."""
+    count = ctypes.c_int(0)
+    try:
+        cuda = ctypes.CDLL(library)
+        if cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
+            return 0
+    except (OSError, AttributeError):
+        return 0
+    return count.value
 
 
 def _is_cpu_torch() -> bool:

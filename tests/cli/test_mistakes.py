@@ -139,6 +139,7 @@ serve.Server = start
 
 for argv, gpus in json.load(sys.stdin):
     device.cards = lambda gpus=gpus: (device.Card("NVIDIA H200", 140 << 30, (9, 0)),) * gpus
+    device._count_of_cuda = int
     out, err = io.StringIO(), io.StringIO()
     begun = time.monotonic()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

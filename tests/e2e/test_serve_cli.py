@@ -183,7 +183,7 @@ def test_every_line_of_a_json_log_is_an_object(tmp_path, model, port):
     assert (tmp_path / "out").read_text() == ""
     assert all({"time", "level", "logger", "message"} <= set(record) for record in found)
     (start,) = (record for record in found if record["message"] == "starting")
-    assert start["settings"]["KV budget"].startswith("96 tokens a request, policy longflow-novel")
+    assert start["settings"]["KV budget"].startswith("96 tokens per request, policy longflow-novel")
     assert start["level"] == "INFO" and start["logger"] == "longflow.serve"
     assert any(record.get("process", "").startswith("sglang::scheduler") for record in found)
     asked = [record for record in found if "POST /generate" in record["message"]]

@@ -120,7 +120,7 @@ def test_doctor_prints_each_row_once_it_is_known(monkeypatch, capsys):
     """What the arguments come to is on the screen before anything slow begins."""
     seen = []
     monkeypatch.setattr(doctor, "check_kernels_package", lambda: doctor.Check("k", "ok", ""))
-    monkeypatch.setattr(doctor, "check_cuda", list)
+    monkeypatch.setattr(doctor, "check_cuda", lambda has_gpu: [])
     monkeypatch.setattr(doctor, "check_hooks", lambda: seen.append(capsys.readouterr().out) or [])
     assert main(["doctor", "no/such-model", "--kv-budget", "96", "--", "--page-size", "16"]) == 1
     (before,) = seen

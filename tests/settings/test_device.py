@@ -98,6 +98,25 @@ def test_without_torch_the_driver_is_asked(monkeypatch, version, count):
     assert device.first_gpu_bytes() == FakeNvml.CARDS[0][1]
 
 
+def test_without_nvml_cuda_counts(monkeypatch):
+    class Driver:
+        def cuInit(self, flags):
+            return 0
+
+        def cuDeviceGetCount(self, count):
+            count._obj.value = 2
+            return 0
+
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(works=False))
+    monkeypatch.setattr(device.importlib.metadata, "version", lambda name: "2.11.0")
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: Driver())
+    assert device.gpu_count() == 2
+    monkeypatch.setattr(Driver, "cuInit", lambda self, flags: 100)  # CUDA_ERROR_NO_DEVICE
+    assert device.gpu_count() == 0
+    assert device._count_of_cuda("no such library") == 0
+
+
 def test_a_slice_of_a_card(monkeypatch):
     nvml = FakeNvml()
     nvml.NVMLError = type("NVMLError", (Exception,), {})
