@@ -16,6 +16,7 @@ SAMPLE_CHARACTERS = 200
 NEXT = """\
 Next:
   longflow demo --seed 7         other problems
+  longflow demo --budget 200     too few slots: the answers go wrong
   longflow demo --stay           the server stays at the end: ask it, watch it
   longflow demo --questions      eight questions to SmolLM2-135M (in a checkout:
                                  make demo-questions)
@@ -135,7 +136,7 @@ def show(console: Console, budgeted: Phase, full: Phase, scene: Scene, seed: int
     if full.peak_running >= budgeted.peak_running:
         console.print("Full KV ran as many requests at once: a smaller --pool shows a difference.")
     if solves:
-        console.print(f"These are the first {len(budgeted.answers)} problems of seed {seed}.")
+        console.print(f"Problems shown: the first {len(budgeted.answers)} of seed {seed}.")
     console.print(scene.closing)
     if solves:
         console.print(f"\n{NEXT}")

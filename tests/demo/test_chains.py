@@ -127,7 +127,7 @@ def test_the_tables_say_what_was_held_and_which_answers_are_right():
     assert len(right) == 24  # the longest there is; it fits
     assert re.search(rf"3 search +{right} +{right} +right +right", text)
     assert re.search(rf"2 affine +{budgeted.answers[1].question.right} +9 9 +wrong +right", text)
-    assert "first 4 problems of seed 7" in text and "Next:" in text
+    assert "the first 4 of seed 7." in text and "Next:" in text
     assert max(map(len, text.splitlines())) <= 80
 
 
