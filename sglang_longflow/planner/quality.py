@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -103,19 +104,21 @@ def quality_line(asked: Asked, runs: Iterable[Run] | None = None) -> str:
     if runs is None:
         runs = (*PROJECT, *known_runs())
     found = [run for run in runs if run.model in asked.names and _beside(run, asked)]
-    command = (
-        f"longflow eval --model {asked.model} --task math500 --budgets {asked.budget},full "
-        "--out DIR"
-    )
     if not found:
-        return f"not measured: {command}"
+        return f"not measured: {_command(asked, 'math500')}"
     best = min(found, key=lambda run: (_distance(run, asked), _newest(run)))
     points = _beside(best, asked)
     shown = ", ".join(_point_text(best, point) for point in points)
     where = f"({best.task}, {best.questions:,} questions, {best.date})"
     if points[0].budget == asked.budget:
         return f"{shown} {where}"
+    command = _command(asked, best.task)
     return f"not measured at {asked.budget:,}; {shown} {where}; {command}"
+
+
+def _command(asked: Asked, task: str) -> str:
+    words = ("--model", asked.model, "--task", task, "--budgets", f"{asked.budget},full")
+    return f"longflow eval {shlex.join(words)} --out DIR"
 
 
 def _beside(run: Run, asked: Asked) -> list[Point]:

@@ -48,7 +48,7 @@ def test_a_measured_budget():
 def test_between_two_budgets_both_are_named_and_none_is_made_up():
     text = say(800, MEASURED)
     assert text.startswith("not measured at 800; 67 % of full KV's right answers at 512, 99 % of")
-    assert text.endswith(f"2026-11-30); {COMMAND.format(800)}")
+    assert text.endswith(f"2026-11-30); {COMMAND.format(800).replace('math500', 'gsm8k')}")
     assert "at 512" not in say(4096, MEASURED) and "at 1,024" in say(4096, MEASURED)
     assert "at 512" in say(100, MEASURED) and "at 1,024" not in say(100, MEASURED)
 
