@@ -43,7 +43,8 @@ class Histogram:
     Attributes
     ----------
     bounds_s : tuple of float
-        Upper bounds of the buckets in seconds, ascending; the last is infinite.
+        Upper bounds of the buckets in seconds, ascending; the last is infinite. Empty before the
+        first observation.
     counts : tuple of int
         Observations per bucket, not cumulative.
     """
@@ -202,9 +203,12 @@ class History:
         cell.refused = max(0, local.refused_requests - self._local.refused_requests)
         for place, name in enumerate(LATENCIES):
             now, before = local.latencies.get(name), self._local.latencies.get(name)
-            if now and before and now.bounds_s == before.bounds_s:
-                counts = [a - b for a, b in zip(now.counts, before.counts, strict=True)]
-                cell.latencies[place].update({i: n for i, n in enumerate(counts) if n > 0})
+            if now is None or before is None:
+                continue
+            # Prometheus has no buckets, nor their bounds, before the first observation.
+            since = before.counts or (0,) * len(now.counts)
+            counts = [a - b for a, b in zip(now.counts, since, strict=True)]
+            cell.latencies[place].update({i: n for i, n in enumerate(counts) if n > 0})
         self._local = local
 
     def table(self, now_s: float, span_s: int, step_s: int | None = None) -> dict[str, Any]:

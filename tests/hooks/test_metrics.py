@@ -76,16 +76,20 @@ from sglang_longflow.hooks.metrics import count_refusal, local_counts
 
 first = Histogram("first", "-", ["model_name", "is_streaming"], buckets=[0.1, 0.2])
 inter = Histogram("inter", "-", ["model_name", "priority"], buckets=[0.1, 0.2])
+manager = SimpleNamespace(
+    enable_metrics=True,
+    metrics_collector=SimpleNamespace(
+        histogram_time_to_first_token=first, histogram_inter_token_latency=inter
+    ),
+)
+assert {h.counts for h in local_counts(manager).latencies.values()} == {()}
 for streaming, value in (("true", 0.05), ("true", 0.1), ("true", 9), ("false", 0.15)):
     first.labels("m", streaming).observe(value)
 for priority, value in (("1", 0.05), ("2", 0.06), ("2", 0.15)):
     inter.labels("m", priority).observe(value)
 count_refusal("over_max", "m")
 count_refusal("wrong_type", "m")
-collector = SimpleNamespace(
-    histogram_time_to_first_token=first, histogram_inter_token_latency=inter
-)
-found = local_counts(SimpleNamespace(enable_metrics=True, metrics_collector=collector))
+found = local_counts(manager)
 off = local_counts(SimpleNamespace(enable_metrics=False))
 counts = {name: h.counts for name, h in found.latencies.items()}
 bounds = found.latencies["inter_token"].bounds_s

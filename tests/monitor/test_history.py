@@ -94,6 +94,16 @@ def test_percentiles_of_a_long_interval_are_those_of_all_its_requests():
     assert columns["inter_token_p50_s"] == [None]
 
 
+def test_the_very_first_request_counts():
+    """Prometheus names no buckets before it."""
+    history = History()
+    none = Histogram((), ())
+    history.record(START, reading(0), Local(0, dict.fromkeys(LATENCIES, none)))
+    history.record(START + 5, reading(5), local(first=(0, 1, 0, 0)))
+    columns = history.table(START + 5, 10, 5)["columns"]
+    assert columns["time_to_first_token_p50_s"] == [None, pytest.approx(0.15)]
+
+
 def test_a_percentile_as_prometheus_interpolates():
     assert percentile(BOUNDS, {}, 50) is None
     assert percentile(BOUNDS, {0: 10}, 50) == pytest.approx(0.05)
