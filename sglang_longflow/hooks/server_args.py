@@ -106,7 +106,8 @@ def post_init(original: Original, self: Any) -> Any:
     self.kv_decode_kernel = config.kv_decode_kernel
     compatibility.refuse_release()
     _refuse_rust_server()
-    preflight.refuse(vars(self), _model_at_hand(self))
+    values = _values(self)
+    preflight.refuse(values, _model_at_hand(values))
     changed = compatibility.apply_defaults(self, config)
     setattr(
         self, CHECKED, config.kv_budget
@@ -120,9 +121,15 @@ def post_init(original: Original, self: Any) -> Any:
         logger.info("longflow set %s", ", ".join(f"{k}={v!r}" for k, v in changed.items()))
 
 
-def _model_at_hand(settings: Any) -> dict[str, Any] | None:
+def _values(settings: Any) -> dict[str, Any]:
+    """Everything that is set, by name; a class with slots has no dict of it all."""
+    slots = getattr(settings, "__struct_fields__", ())
+    return {**{name: getattr(settings, name, None) for name in slots}, **vars(settings)}
+
+
+def _model_at_hand(values: dict[str, Any]) -> dict[str, Any] | None:
     """The model's config where it is on this machine; SGLang itself asks the hub."""
-    found = find_config(str(settings.model_path), settings.revision, hub=False)
+    found = find_config(str(values.get("model_path")), values.get("revision"), hub=False)
     return None if found is None or found.source == "built-in" else found.config
 
 
