@@ -125,11 +125,28 @@ def model_problems(
     except TypeError:
         return []
     found = []
-    if config.uses_fused_decode and (heads := _heads(model)) is not None:
-        if conflict := kernel_conflict(*heads):
+    if (heads := _heads(model)) is not None:
+        found += _split_problems(values.get("tp_size"), *heads[:2])
+        if config.uses_fused_decode and (conflict := kernel_conflict(*heads)):
             found.append(Problem(conflict, "set --kv-decode-kernel reference"))
     given = as_int(values.get("context_length"))
     return found + budget_problems(config, given or context_tokens(model))
+
+
+def _split_problems(ranks: object, query_heads: int, kv_heads: int) -> list[Problem]:
+    """Heads that the ranks of tensor parallelism cannot share; KV heads may also be copied."""
+
+    def divides(n: int) -> bool:
+        return query_heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)
+
+    if not isinstance(ranks, int) or ranks < 1 or divides(ranks):
+        return []
+    what = (
+        f"tp_size={ranks}: does not divide the model's {query_heads} attention and {kv_heads} KV "
+        f"heads"
+    )
+    able = ", ".join(str(n) for n in range(1, min(query_heads, 16) + 1) if divides(n))
+    return [Problem(what, f"set --tp-size to one of {able}")]
 
 
 def _heads(model: Mapping[str, Any]) -> tuple[int, int, int, int] | None:

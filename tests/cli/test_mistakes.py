@@ -83,6 +83,7 @@ MISTAKES = [
     ("M:llama --tp-size 2", 0, "tp_size=2: on a CPU", "set --tp-size 1"),
     ("M:llama --kv-budget 96 --tp 4", 2, "tp_size=4: needs 4 GPUs", "set --tp-size 2 at most"),
     ("M:llama --kv-budget 96 --tp 2 --dp 2", 2, "tp_size=2, dp_size=2: needs 4 GPUs", "CUDA_VIS"),
+    ("M:llama --kv-budget 96 --tp 3", 4, "tp_size=3: does not divide the model's 4", "of 1, 2, 4"),
     ("M:llama --base-gpu-id 2", 2, "base_gpu_id=2: needs 3 GPUs", "lower --base-gpu-id"),
     ("M:llama --device cuda --kv-budget 96", 0, "device='cuda': CUDA sees no GPU", "drop --device"),
     # the budget and the model
