@@ -125,6 +125,30 @@ def test_kernels_import_only_torch_triton_stdlib_and_themselves(path):
     assert [m for m in imports(tree_of(path)) if top(m) not in allowed] == []
 
 
+#: Settings are judged in a second, before what takes ten is imported.
+JUDGES = (
+    *(
+        path
+        for name in ("settings", "policies", "server")
+        for path in (PACKAGE / name).rglob("*.py")
+    ),
+    *(KERNELS / name for name in ("__init__.py", "limits.py", "attend_score_evict/rule.py")),
+)
+
+
+@pytest.mark.parametrize("path", sorted(JUDGES), ids=name_of)
+def test_what_judges_settings_imports_nothing_heavy_at_once(path):
+    def at_once(body):
+        for here in body:
+            if isinstance(here, ast.Import | ast.ImportFrom):
+                yield from imports(here)
+            elif isinstance(here, ast.Try):
+                yield from at_once(here.body)
+
+    heavy = {"torch", "triton", "sglang", "transformers"}
+    assert [m for m in at_once(tree_of(path).body) if top(m) in heavy] == []
+
+
 def test_the_folder_kernels_is_no_package():
     assert not (ROOT / "kernels" / "__init__.py").exists()
     found = importlib.util.find_spec("kernels")
