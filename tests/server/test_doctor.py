@@ -124,7 +124,7 @@ def test_doctor_prints_each_row_once_it_is_known(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "check_hooks", lambda: seen.append(capsys.readouterr().out) or [])
     assert main(["doctor", "no/such-model", "--kv-budget", "96", "--", "--page-size", "16"]) == 1
     (before,) = seen
-    assert "page_size=16: pages of several tokens" in before and "fix: set --page-size 1" in before
+    assert "fail  server arguments" in before and "fix: set --page-size 1" in before
     assert capsys.readouterr().out == "a server with a KV budget would not work here\n"
 
 
