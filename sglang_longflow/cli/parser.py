@@ -29,10 +29,30 @@ class Parser(argparse.ArgumentParser):
             # argparse takes the beginning of a flag for it.
             if word.startswith("--") and not any(name.startswith(flag) for name in known):
                 self.error(f"unknown flag {flag}{nearest(flag, known)}")
-        found, rest = self.parse_known_args(words)
+        self._refuse_leftovers(words)
+        return self.parse_known_args(words)[0]
+
+    def _refuse_leftovers(self, words: Sequence[str]) -> None:
+        """Name a word that belongs to no flag, before the flags that are missing without it."""
+        needed = [x for x in (*self._actions, *self._mutually_exclusive_groups) if x.required]
+        for one in needed:
+            one.required = False
+        try:
+            found, rest = self.parse_known_args(words)
+        finally:
+            for one in needed:
+                one.required = True
+        rest += [word for word in getattr(found, "server", [])[:1] if not word.startswith("-")]
         if rest:
-            self.error(f"unexpected {rest[0]!r}")
-        return found
+            self.error(f"unexpected {rest[0]!r}{self._flag_for(rest[0], found)}")
+
+    def _flag_for(self, word: str, found: argparse.Namespace) -> str:
+        """The flag that a bare word was probably meant for, as the end of an error."""
+        wanted = "url" if word.startswith(("http://", "https://")) else "model"
+        given = getattr(found, wanted, "") not in (None, self.get_default(wanted))
+        if given or word.startswith("-") or f"--{wanted}" not in self._option_string_actions:
+            return ""
+        return f"; did you mean --{wanted} {word}?"
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """As argparse's, with the neighbour of a value that is not among the choices."""

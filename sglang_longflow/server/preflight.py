@@ -15,6 +15,7 @@ from sglang_longflow.settings.builtin_models import builtin_names, near_names
 from sglang_longflow.settings.config import config_from
 from sglang_longflow.settings.model_source import Missing, Why, look_up
 from sglang_longflow.settings.problem import Problem
+from sglang_longflow.settings.refused_models import model_conflict
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 #: Why a config was not found where SGLang may still find the model, or says itself what is wrong.
@@ -59,6 +60,9 @@ def find_model(
     found = look_up(model, values.get("revision"), hub=hub)
     missing = found if isinstance(found, Missing) else found.passed_over
     if missing is not None:
+        if not isinstance(found, Missing) and values.get("kv_budget") is not None:
+            if model_conflict(found.config):  # nobody should fetch it to be refused then
+                return found.config, None
         if missing.why is Why.PATH and (Path(model) / "config.json").is_file():
             return None, Problem(f"model_path={model!r}: {missing.detail}", "mend that file")
         if missing.why in _LEFT_TO_SGLANG:
