@@ -85,8 +85,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Ask what is missing, then write and print the tables."""
     from sglang_longflow.measure.servers import refuse_servers
+    from sglang_longflow.measure.variants import parse_budget
 
-    refuse_servers(args.model, args.policies, args.server, "policies")
+    whole = args.text_tokens if args.task.startswith("text:") else None
+    # Of a misspelt task, or of the reasoner's chains, nobody knows yet what a share comes to.
+    shares = whole is not None or args.task in DATA_SETS or Path(args.task).is_file()
+    texts = [text for text in args.budgets if shares or not text.endswith("%")]
+    budgets = [parse_budget(text, whole) for text in texts]
+    refuse_servers(args.model, args.policies, args.server, "policies", budgets)
     from sglang_longflow.measure.accuracy import command  # late: it imports torch
 
     return command.run(args)

@@ -34,7 +34,8 @@ class Parser(argparse.ArgumentParser):
 
     def _refuse_leftovers(self, words: Sequence[str]) -> None:
         """Name a word that belongs to no flag, before the flags that are missing without it."""
-        needed = [x for x in (*self._actions, *self._mutually_exclusive_groups) if x.required]
+        all_of: list[Any] = [*self._actions, *self._mutually_exclusive_groups]
+        needed = [one for one in all_of if one.required]
         for one in needed:
             one.required = False
         try:

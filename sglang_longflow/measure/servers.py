@@ -39,15 +39,23 @@ def server_arguments(
 
 
 def refuse_servers(
-    model: Path | str, policies: Iterable[str], more: Sequence[str], setting: str
+    model: Path | str,
+    policies: Iterable[str],
+    more: Sequence[str],
+    setting: str,
+    budgets: Iterable[int] = (),
+    request_tokens: int | None = None,
 ) -> None:
     """Raise for what the servers of these policies would refuse, before anything else is done.
 
-    `policies` are as `variants.parse_variant` reads them, `setting` is what errors call them.
+    `policies` are as `variants.parse_variant` reads them, `setting` is what errors call them;
+    `budgets` and `request_tokens` are of `refuse_mistakes`.
     """
     keys = dict.fromkeys(parse_variant(text, setting).server for text in policies)
+    asked = sorted(set(budgets))
     for key in keys:
-        refuse_mistakes(server_arguments(Path(model), key, first_port(), more))
+        argv = server_arguments(Path(model), key, first_port(), more)
+        refuse_mistakes(argv, asked, request_tokens)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from sglang_longflow.errors import ConfigError
 from sglang_longflow.planner.runs import variant_name
 from sglang_longflow.policies import make_policy
 from sglang_longflow.settings.config import unknown_policy
+from sglang_longflow.settings.flags import MIN_BUDGET_TOKENS
 
 FULL = "full"
 
@@ -86,7 +87,7 @@ def parse_budget(text: str, mean_chain_tokens: float | None) -> int:
     Raises
     ------
     ConfigError
-        Neither a positive number, a percentage, nor "full".
+        Neither a positive number, a percentage, nor "full"; or a share of too few tokens.
     """
     if text == FULL:
         return 0
@@ -99,7 +100,13 @@ def parse_budget(text: str, mean_chain_tokens: float | None) -> int:
                 f"budgets={text!r}: this task has no reference chains to take a share of; give "
                 f"tokens"
             )
-        return round(int(number) / 100 * mean_chain_tokens)
+        tokens = round(int(number) / 100 * mean_chain_tokens)
+        if tokens < MIN_BUDGET_TOKENS:
+            raise ConfigError(
+                f"budgets={text!r}: {tokens} of {mean_chain_tokens:.0f} tokens, below the minimum "
+                f"{MIN_BUDGET_TOKENS}; give a larger share"
+            )
+        return tokens
     return int(number)
 
 

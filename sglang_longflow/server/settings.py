@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ from sglang_longflow.server.preflight import (
     kv_facts,
 )
 from sglang_longflow.settings import device, preflight
+from sglang_longflow.settings.context import context_tokens
 from sglang_longflow.settings.flags import budget_words
+from sglang_longflow.settings.numbers import as_int
 from sglang_longflow.settings.problem import Problem
 from sglang_longflow.settings.release import refusal
 
@@ -181,10 +184,15 @@ def problems_of(settings: Settings) -> list[Problem]:
 
     The hub is asked for it where it is not on this machine.
     """
+    return _judged(settings)[1]
+
+
+def _judged(settings: Settings) -> tuple[dict[str, Any] | None, list[Problem]]:
+    """The model's config, as far as it was found, and what `problems_of` returns."""
     if found := preflight.judge(settings.values):
-        return found  # needs no model, so no hub is asked
+        return None, found  # needs no model, so no hub is asked
     model, problem = find_model(settings.values, hub=not _from_another_hub())
-    return [problem] if problem else preflight.judge(settings.values, model)
+    return model, [problem] if problem else preflight.judge(settings.values, model)
 
 
 def _from_another_hub() -> bool:
@@ -192,15 +200,42 @@ def _from_another_hub() -> bool:
     return os.environ.get("SGLANG_USE_MODELSCOPE", "").lower() in ("1", "true", "yes", "y")
 
 
-def refuse_mistakes(argv: list[str]) -> None:
+def refuse_mistakes(
+    argv: list[str], budgets: Iterable[int] = (), request_tokens: int | None = None
+) -> None:
     """Raise for what `prepare` would refuse of a command line, but for its port.
 
     For commands that do other work before they start a server.
+
+    Parameters
+    ----------
+    argv : list of str
+        The command line of ``longflow serve``.
+    budgets : iterable of int
+        Tokens that requests will ask for, judged as if each were ``--kv-budget``; 0 is full KV.
+    request_tokens : int, optional
+        Prompt and output of a request together, where all of them will be generated.
+
+    Raises
+    ------
+    LongFlowError
+        One line that names the field, its value and the limit.
     """
     settings = read_settings(argv)
     check_model(settings.model)
-    for problem in problems_of(settings):
+    model, problems = _judged(settings)
+    for problem in problems:
         raise UnsupportedSetup(str(problem))
+    for budget in filter(None, budgets):
+        for problem in preflight.judge({**settings.values, "kv_budget": budget}, model):
+            what = problem.what.replace("kv_budget=", "budgets=", 1)
+            raise UnsupportedSetup(f"{what}; give another one, or full for full KV")
+    context = as_int(settings.values.get("context_length")) or context_tokens(model or {})
+    if context is not None and (request_tokens or 0) > context:
+        raise UnsupportedSetup(
+            f"input_tokens + output_tokens={request_tokens}: over the model's context of {context} "
+            f"tokens; lower --input-tokens or --output-tokens"
+        )
 
 
 def prepare(

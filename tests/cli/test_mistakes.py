@@ -111,6 +111,8 @@ MISTAKES = [
     ("Qwen3-1.7B --kv-budget 96", 0, "model_path='Qwen3-1.7B': no such", "mean Qwen/Qwen3-1.7B"),
     ("no/such-model --kv-budget 96", 0, "model_path='no/such-model': not in", "hf download no/"),
     ("Qwen/Qwen3-1.7B --kv-budget 96", 0, "model_path='Qwen/Qwen3-1.7B': not", "hf download Qwen"),
+    ("openai/gpt-oss-20b --kv-budget 96", 0, "model_type='gpt_oss': layers of", "another --model"),
+    ("openai/gpt-oss-20b", 0, "model_path='openai/gpt-oss-20b': not in", "hf download openai/gpt"),
     ("/no/such/folder --kv-budget 96", 0, "model_path='/no/such/folder': no such folder", "give"),
     ("W:llama --kv-budget 96", 0, "model_path=", "--load-format dummy"),
     ("B:llama --kv-budget 96", 0, "model_path=", "mend that file"),
@@ -234,17 +236,26 @@ def test_a_new_process_takes_no_longer_than_python_and_the_source(folders, words
 @pytest.mark.parametrize("command", ["bench", "eval"])
 def test_commands_that_start_servers_refuse_before_they_begin(folders, tmp_path, command):
     """They print what they will do first, download data and load tokenizers: not before this."""
-    argv = [command, "--model", folders["M:gpt-oss"], "--out", str(tmp_path / "out"), "--no-plot"]
+    argv = [command, "--out", str(tmp_path / "out"), "--no-plot", "--model"]
     code = (
         "import sys\nfrom sglang_longflow.cli.main import main\nstatus = main()\n"
         "assert not {'torch', 'sglang', 'transformers'} & set(sys.modules)\n"
         "raise SystemExit(status)"
     )
-    for more, expected in (
-        ([], "model_type='gpt_oss': layers of type"),
-        (["--", "--tp", "0"], "tp_size=0: expected 1 or more"),
-        (["--", "--page-sise", "1"], "did you mean --page-size?"),
-    ):
+    mistakes = [
+        ("M:gpt-oss", "model_type='gpt_oss': layers of type"),
+        ("M:gpt-oss -- --tp 0", "tp_size=0: expected 1 or more"),
+        ("M:gpt-oss -- --page-sise 1", "did you mean --page-size?"),
+        ("M:llama --budgets 10,full", "budgets=10: below the minimum 38; give"),
+        ("M:llama --budgets 96,9000", "budgets=9000: over the model's context of 8192"),
+        ("M:llama --budgets half", "budgets='half': expected tokens"),
+    ]
+    if command == "bench":
+        text = "input_tokens + output_tokens=13096: over the model's context of 8192"
+        mistakes.append(("M:llama --input-tokens 9000", text))
+        mistakes.append(("M:llama --input-tokens 9 --output-tokens 9 --budgets 50%", "50%': 9 of"))
+    for words, expected in mistakes:
+        more = [folders.get(word, word) for word in words.split()]
         done = subprocess.run(
             [sys.executable, "-c", code, *argv, *more], capture_output=True, text=True, check=False
         )

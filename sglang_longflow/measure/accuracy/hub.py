@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from sglang_longflow.errors import ConfigError
 from sglang_longflow.measure.extra import require_extra
+from sglang_longflow.settings.model_source import HUB_SECONDS, Why, ask_hub, endpoint
 
 
 def after_hashes(answer: str) -> str:
@@ -51,6 +54,24 @@ DATA_SETS = {
 }
 
 
+@contextmanager
+def _cache_alone_where_the_hub_is_silent(repository: str) -> Iterator[None]:
+    """`datasets` asks a hub that does not answer for half a minute, a warning for each try."""
+    from huggingface_hub import constants, get_session
+
+    def ask() -> None:
+        get_session().head(endpoint(), timeout=HUB_SECONDS)
+
+    missing = None if Path(repository).exists() else ask_hub(repository, ask)
+    before = constants.HF_HUB_OFFLINE
+    if missing is not None and missing.why in (Why.NO_ANSWER, Why.TIMED_OUT):
+        constants.HF_HUB_OFFLINE = True  # which `datasets` takes over when it is imported
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 def download(name: str) -> list[tuple[str, str]]:
     """Every (question, right answer) of a data set, in its order; kept in the hub's cache.
 
@@ -61,12 +82,13 @@ def download(name: str) -> list[tuple[str, str]]:
         as it was known.
     """
     require_extra("datasets", f"task={name!r}", "--task FILE with JSON lines")
-    import datasets
-
     known = DATA_SETS[name]
     where = f"task={name!r}: {known.repository} ({known.config}, {known.split})"
     try:
-        rows = list(datasets.load_dataset(known.repository, known.config, split=known.split))
+        with _cache_alone_where_the_hub_is_silent(known.repository):
+            import datasets
+
+            rows = list(datasets.load_dataset(known.repository, known.config, split=known.split))
     # Whatever the hub, the network, the cache or a changed repository raise: many classes.
     except Exception as error:
         raise ConfigError(

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from sglang_longflow.errors import ConfigError
+from sglang_longflow.measure.out_folder import writable_folder
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Records:
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], kind: type = Record):
-        folder.mkdir(parents=True, exist_ok=True)
+        writable_folder(folder)
         known, self.path = folder / "settings.json", folder / "answers.jsonl"
         text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
         begun = self.path.exists() and self.path.stat().st_size > 0

@@ -14,6 +14,7 @@ from typing import Any
 from sglang_longflow.client.http import first_port
 from sglang_longflow.errors import ConfigError
 from sglang_longflow.measure.extra import require_extra
+from sglang_longflow.measure.out_folder import writable_folder
 from sglang_longflow.measure.servers import refuse_servers, started
 from sglang_longflow.measure.throughput import BASELINES, NONE
 from sglang_longflow.measure.throughput.point import Result, Work, measure, require_accepted
@@ -151,7 +152,8 @@ def device_of(info: dict[str, Any], is_ours: bool) -> str | None:
     return device
 
 
-def _check(args: argparse.Namespace) -> None:
+def _check(args: argparse.Namespace) -> list[int]:
+    """The budgets in tokens, 0 for full KV; raises for what can be told before anything slow."""
     for name in ("requests", "input_tokens", "output_tokens", "stream_interval"):
         if getattr(args, name) < 1:
             raise ConfigError(f"{name}={getattr(args, name)}: expected at least 1")
@@ -161,6 +163,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError(f"vocab_size={args.vocab_size}: expected at least 10")
     if not args.budgets:
         raise ConfigError("budgets='': expected tokens, percentages such as 20%, or full")
+    total = args.input_tokens + args.output_tokens
+    budgets = list(dict.fromkeys(parse_budget(text, total) for text in args.budgets))
     if args.url is not None:
         if not args.url.startswith(("http://", "https://")):
             raise ConfigError(f"url={args.url!r}: expected http://HOST:PORT or https://...")
@@ -169,7 +173,7 @@ def _check(args: argparse.Namespace) -> None:
                 f"server arguments {' '.join(args.server)!r}: only with --model; a running server "
                 f"keeps its own"
             )
-        return
+        return budgets
     for name in args.baselines:
         if name not in (*BASELINES, NONE):
             raise ConfigError(
@@ -177,7 +181,8 @@ def _check(args: argparse.Namespace) -> None:
                 f"{nearest(name, (*BASELINES, NONE))}"
             )
     refuse_own_flags(args.server)
-    refuse_servers(args.model, [args.policy], args.server, "policy")
+    refuse_servers(args.model, [args.policy], args.server, "policy", budgets, total)
+    return budgets
 
 
 def _on_running_server(bench: Bench, budgets: list[int]) -> None:
@@ -220,12 +225,10 @@ def _on_own_servers(bench: Bench, budgets: list[int]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure every point, then write and print the tables."""
-    _check(args)
+    budgets = _check(args)
     if args.plot:
         require_extra("matplotlib", "plot=True", "add --no-plot")
     variant = parse_variant(args.policy, "policy")
-    total = args.input_tokens + args.output_tokens
-    budgets = list(dict.fromkeys(parse_budget(text, total) for text in args.budgets))
     args.url = args.url.rstrip("/") if args.url else None
     if args.url:  # servers of our own have no key
         args.api_key = args.api_key or key_of_environment()
@@ -236,6 +239,7 @@ def run(args: argparse.Namespace) -> int:
         vocabulary,
         args.seed,
     )
+    writable_folder(args.out)
     baselines = [] if args.url else [name for name in BASELINES if name in args.baselines]
     # What is measured is kept: SIGTERM ends the blocks below like Ctrl+C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

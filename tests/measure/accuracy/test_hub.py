@@ -11,12 +11,14 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from huggingface_hub import constants
 
 from sglang_longflow.errors import ConfigError
 from sglang_longflow.measure.accuracy import hub
 from sglang_longflow.measure.accuracy.command import task_of
 from sglang_longflow.measure.accuracy.hub import DATA_SETS, digest, download
 from sglang_longflow.measure.accuracy.tasks import MathQuestions, judge_math
+from sglang_longflow.settings.model_source import Missing, Why
 
 ROWS = {
     "gsm8k": [
@@ -64,6 +66,12 @@ ROWS = {
     ],
 }
 GOLD = {"gsm8k": ["3", "2125"], "math500": ["9", "\\frac{14}{3}"], "aime24": ["73", "204"]}
+
+
+@pytest.fixture(autouse=True)
+def hub_answers(monkeypatch):
+    """Nothing here waits for a network."""
+    monkeypatch.setattr(hub, "ask_hub", lambda *_: None)
 
 
 @pytest.fixture
@@ -137,6 +145,21 @@ def test_a_download_that_fails_is_said_with_a_way_out(monkeypatch, error):
     text = str(caught.value)
     assert "task='math500': HuggingFaceH4/MATH-500 (default, test) could not be downloaded" in text
     assert str(error) in text and "--task FILE" in text
+
+
+@pytest.mark.parametrize("why", [Why.NO_ANSWER, Why.NOT_FOUND])
+def test_where_the_hub_is_silent_the_cache_alone_is_read(monkeypatch, why):
+    seen = []
+
+    def load(*_, **__):
+        seen.append(constants.HF_HUB_OFFLINE)
+        return [{"problem": "1?", "answer": "1"}]
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "ask_hub", lambda name, _: Missing(name, why))
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load))
+    assert download("aime24") == [("1?", "1")]
+    assert (seen, constants.HF_HUB_OFFLINE) == ([why is Why.NO_ANSWER], False)
 
 
 @pytest.mark.parametrize(
