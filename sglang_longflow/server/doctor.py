@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sglang_longflow.errors import LongFlowError
-from sglang_longflow.server.preflight import check_model, kv_facts
+from sglang_longflow.server.preflight import ModelLook, check_model, kv_facts
 from sglang_longflow.server.process import last_error
-from sglang_longflow.server.settings import problems_of, read_settings
+from sglang_longflow.server.settings import judged, read_settings
 from sglang_longflow.settings import device
 from sglang_longflow.settings.installed import reinstall_command
 from sglang_longflow.settings.problem import Problem
@@ -272,10 +272,10 @@ def check_server_arguments(words: list[str]) -> list[Check]:
         settings = read_settings(words)
         if settings.model:
             check_model(settings.model)
-        problems = problems_of(settings)
+        look, problems = judged(settings)
         kv = None if problems else kv_facts(settings.values)
     except LongFlowError as error:
-        problems, kv = [Problem.of(error)], None
+        look, problems, kv = ModelLook(), [Problem.of(error)], None
     if problems:
         return [Check(name, "fail", problem.what, problem.fix) for problem in problems]
     if kv is None:
@@ -283,7 +283,10 @@ def check_server_arguments(words: list[str]) -> list[Check]:
         return [Check(name, "warn", detail, "add --kv-budget TOKENS")]
     budget = f"{kv['kv_budget']:,} tokens" if kv["kv_budget"] else "by request"
     rows = [Check(name, "ok", f"go together; KV budget {budget}, policy {kv['kv_policy']}")]
-    if settings.model:
+    if settings.model and look.unjudged:
+        fix = "hf download it, or give a folder, to have it judged before the start"
+        rows.append(Check("model", "warn", f"{settings.model}: not judged: {look.unjudged}", fix))
+    elif settings.model:
         rows.append(Check("model", "ok", f"{settings.model}: goes together with a KV budget"))
     else:
         fix = "add MODEL, or --model-path"

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 from sglang_longflow.errors import ConfigError
 from sglang_longflow.settings.builtin_models import builtin_names, near_names
@@ -19,7 +19,10 @@ from sglang_longflow.settings.refused_models import model_conflict
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 #: Why a config was not found where SGLang may still find the model, or says itself what is wrong.
-_LEFT_TO_SGLANG = (Why.PATH, Why.ERROR, Why.NO_CONFIG, Why.UNUSABLE, Why.NOT_ASKED)
+_LEFT_TO_SGLANG = (
+    *(Why.PATH, Why.ERROR, Why.NO_CONFIG, Why.UNUSABLE, Why.NOT_ASKED),
+    Why.TIMED_OUT,  # SGLang waits longer
+)
 #: Files that SGLang loads weights from, and the load formats under which it looks for them.
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
 _FROM_FILES = (None, "auto", "safetensors", "pt")
@@ -47,31 +50,51 @@ def check_model(model: str) -> None:
         )
 
 
-def find_model(
-    values: Mapping[str, Any], hub: bool = True
-) -> tuple[dict[str, Any] | None, Problem | None]:
-    """The ``config.json`` of a server's model, or why no server can start with it.
+class ModelLook(NamedTuple):
+    """What is known of a server's model before the start.
 
-    Neither, where only SGLang can tell. The hub is asked for seconds at most, and only if `hub`.
+    Attributes
+    ----------
+    config : dict or None
+        Its ``config.json``.
+    problem : Problem or None
+        Why no server can start with it.
+    unjudged : str
+        Why only SGLang can tell; empty with a config or a problem.
+    """
+
+    config: dict[str, Any] | None = None
+    problem: Problem | None = None
+    unjudged: str = ""
+
+
+def find_model(values: Mapping[str, Any], hub: bool = True) -> ModelLook:
+    """Look for the ``config.json`` of a server's model.
+
+    The hub is asked for seconds at most, and only if `hub`.
     """
     model = str(values.get("model_path") or "")
-    if not model or "://" in model or model.lower() in ("none", "dummy") or Path(model).is_file():
-        return None, None
+    if not model:
+        return ModelLook(unjudged="no model is given")
+    if "://" in model or model.lower() in ("none", "dummy") or Path(model).is_file():
+        return ModelLook(unjudged=f"only SGLang can read {model}")
     found = look_up(model, values.get("revision"), hub=hub)
     missing = found if isinstance(found, Missing) else found.passed_over
     if missing is not None:
         if not isinstance(found, Missing) and values.get("kv_budget") is not None:
             if model_conflict(found.config):  # nobody should fetch it to be refused then
-                return found.config, None
+                return ModelLook(found.config)
         if missing.why is Why.PATH and (Path(model) / "config.json").is_file():
-            return None, Problem(f"model_path={model!r}: {missing.detail}", "mend that file")
+            what = f"model_path={model!r}: {missing.detail}"
+            return ModelLook(problem=Problem(what, "mend that file"))
         if missing.why in _LEFT_TO_SGLANG:
-            return None, None
+            return ModelLook(unjudged=missing.briefly)
         text = str(missing).removeprefix(f"{missing.name[:200]}: ")
         # A server needs the weights too.
         text = text.replace(f"{missing.name} config.json", missing.name)
         what, _, fix = text.partition("; ")
-        return None, Problem(f"model_path={model!r}: {what}", fix or "check --model-path")
+        what = f"model_path={model!r}: {what}"
+        return ModelLook(problem=Problem(what, fix or "check --model-path"))
     assert not isinstance(found, Missing)
     is_offline = found.source == "cache" and offline()
     if values.get("load_format") in _FROM_FILES and (found.source == "folder" or is_offline):
@@ -81,8 +104,8 @@ def find_model(
             if is_offline:
                 fix = f"hf download {model} where there is a network, or give a folder"
             what = f"model_path={model!r}: {folder} has no weights ({', '.join(_WEIGHTS[:2])})"
-            return None, Problem(what, fix)
-    return found.config, None
+            return ModelLook(problem=Problem(what, fix))
+    return ModelLook(found.config)
 
 
 def offline() -> bool:

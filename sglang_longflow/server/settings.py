@@ -23,6 +23,7 @@ from sglang_longflow.server.options import (
 )
 from sglang_longflow.server.pool_cap import cap_pool
 from sglang_longflow.server.preflight import (
+    ModelLook,
     check_model,
     check_port,
     find_model,
@@ -179,20 +180,19 @@ def _fit_to_cpu(settings: Settings, most_tokens: int | None) -> None:
     settings.chosen.append(("KV pool", f"{cap.tokens:,} tokens, {cap.reason}"))
 
 
-def problems_of(settings: Settings) -> list[Problem]:
-    """What is wrong with what a server would be started with, the model's config included.
+def judged(settings: Settings) -> tuple[ModelLook, list[Problem]]:
+    """What is wrong with what a server would be started with; and what was seen of its model.
 
-    The hub is asked for it where it is not on this machine.
+    The hub is asked for the model's config if it is not on this machine.
     """
-    return _judged(settings)[1]
-
-
-def _judged(settings: Settings) -> tuple[dict[str, Any] | None, list[Problem]]:
-    """The model's config, as far as it was found, and what `problems_of` returns."""
     if found := preflight.judge(settings.values):
-        return None, found  # needs no model, so no hub is asked
-    model, problem = find_model(settings.values, hub=not _from_another_hub())
-    return model, [problem] if problem else preflight.judge(settings.values, model)
+        return ModelLook(), found  # needs no model, so no hub is asked
+    look = find_model(settings.values, hub=not _from_another_hub())
+    if look.problem:
+        return look, [look.problem]
+    if preflight.is_overridden(settings.values):
+        look = look._replace(unjudged="json_model_override_args changes its config")
+    return look, preflight.judge(settings.values, look.config)
 
 
 def _from_another_hub() -> bool:
@@ -223,7 +223,8 @@ def refuse_mistakes(
     """
     settings = read_settings(argv)
     check_model(settings.model)
-    model, problems = _judged(settings)
+    look, problems = judged(settings)
+    model = look.config
     for problem in problems:
         raise UnsupportedSetup(str(problem))
     for budget in filter(None, budgets):
@@ -262,8 +263,14 @@ def prepare(
     settings = read_settings(argv)
     check_model(settings.model)
     check_port(settings.host, settings.port)
-    for problem in problems_of(settings):
+    look, problems = judged(settings)
+    for problem in problems:
         raise UnsupportedSetup(str(problem))
+    if look.unjudged and settings.values.get("kv_budget") is not None:
+        settings.notes.append(
+            f"whether this model goes together with a KV budget is for the start to find out: "
+            f"{look.unjudged}"
+        )
     found = {
         "device": "cuda" if device.gpu_count() else "cpu",
         "kv": kv_facts(settings.values),

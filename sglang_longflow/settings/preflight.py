@@ -47,7 +47,7 @@ def judge(values: Mapping[str, Any], model: Mapping[str, Any] | None = None) -> 
     if message := refusal("--kv-budget"):
         return [Problem.of(ConfigError(message))]
     found = flag_conflicts(SimpleNamespace(**values)) + found + _pool_problems(values, config)
-    if model is not None and not _is_overridden(values):
+    if model is not None and not is_overridden(values):
         found += model_problems(values, config, model)
     return found
 
@@ -66,7 +66,8 @@ def _pool_problems(values: Mapping[str, Any], config: LongFlowConfig) -> list[Pr
     return [Problem(what, f"lower --kv-budget, or raise --max-total-tokens={pool}")]
 
 
-def _is_overridden(values: Mapping[str, Any]) -> bool:
+def is_overridden(values: Mapping[str, Any]) -> bool:
+    """Whether the model's config is changed on the command line, so that the file does not tell."""
     return values.get("json_model_override_args") not in (None, "{}")
 
 

@@ -130,7 +130,7 @@ def the_server_says(values) -> str:
 
 
 def serve_says(values) -> str:
-    model, problem = find_model(values)
+    model, problem, _ = find_model(values)
     problems = preflight.judge(values) or ([problem] if problem else preflight.judge(values, model))
     return str(problems[0]) if problems else ""
 

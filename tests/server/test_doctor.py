@@ -10,7 +10,8 @@ import json
 import pytest
 
 from sglang_longflow.cli.main import main
-from sglang_longflow.server import doctor
+from sglang_longflow.server import doctor, preflight, settings
+from sglang_longflow.settings.model_source import Missing, Why, look_up
 
 
 def by_name(rows: list[doctor.Check]) -> dict[str, doctor.Check]:
@@ -141,3 +142,26 @@ def test_doctor_reads_the_model_of_a_config_file(tmp_path):
         ("server arguments", "ok"),
         ("model", "skip"),
     ]
+
+
+@pytest.mark.sglang
+def test_a_model_that_was_not_judged_is_no_green_row(monkeypatch, tmp_path):
+    """A slow hub, or a config that the command line changes: the start finds out, doctor says so."""
+    silent = Missing("some-lab/model", Why.TIMED_OUT, "https://hub")
+    monkeypatch.setattr(preflight, "look_up", lambda *asked, **how: silent)
+    monkeypatch.setattr(settings, "check_port", lambda *where: None)
+    words = ["some-lab/model", "--kv-budget", "96"]
+    rows = doctor.check_server_arguments(words)
+    assert [(row.name, row.status) for row in rows] == [
+        ("server arguments", "ok"),
+        ("model", "warn"),
+    ]
+    assert "not judged: https://hub does not answer within" in rows[1].detail
+    (note,) = [note for note in settings.prepare(words)[0].notes if "for the start" in note]
+    assert "does not answer" in note
+
+    monkeypatch.setattr(preflight, "look_up", look_up)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "model.safetensors").touch()
+    words = [str(tmp_path), "--kv-budget", "96", "--json-model-override-args", '{"a": 1}']
+    assert doctor.check_server_arguments(words)[1].status == "warn"

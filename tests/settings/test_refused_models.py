@@ -110,7 +110,7 @@ def folder_of(tmp_path, config) -> str:
 def serve_says(folder: str, **more) -> list[str]:
     """What `longflow serve` finds wrong with a model in a folder, before it starts a server."""
     values = {"model_path": folder, "kv_budget": 64, **more}
-    model, problem = find_model(values)
+    model, problem, _ = find_model(values)
     return [str(one) for one in ([problem] if problem else preflight.judge(values, model))]
 
 
