@@ -146,7 +146,7 @@ def test_doctor_reads_the_model_of_a_config_file(tmp_path):
 
 @pytest.mark.sglang
 def test_a_model_that_was_not_judged_is_no_green_row(monkeypatch, tmp_path):
-    """A slow hub, or a config that the command line changes: the start finds out, doctor says so."""
+    """A slow hub, or a config that the command line changes: the start finds out; this says so."""
     silent = Missing("some-lab/model", Why.TIMED_OUT, "https://hub")
     monkeypatch.setattr(preflight, "look_up", lambda *asked, **how: silent)
     monkeypatch.setattr(settings, "check_port", lambda *where: None)
