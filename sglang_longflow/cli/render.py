@@ -12,7 +12,7 @@ from pathlib import Path
 from sglang_longflow import __version__
 from sglang_longflow.cli.plan import add_plan_arguments, plan_from
 from sglang_longflow.deployment import compose, helm, keda, kustomize
-from sglang_longflow.deployment.advice import CLUSTER, image_commands, image_comment, notes
+from sglang_longflow.deployment.advice import CLUSTER, image_commands, image_comment, needs, notes
 from sglang_longflow.deployment.files import Output
 from sglang_longflow.deployment.node_labels import PRODUCT, affinity, node_selector, products
 from sglang_longflow.deployment.secrets import SecretKey
@@ -154,12 +154,16 @@ def _nodes(settings: Settings, plan: Plan) -> list[tuple[str, str]]:
     if not settings.affinity:
         return []
     return [
-        ("nodes", f"with {PRODUCT} {' or '.join(products(plan.gpu))}, by GPU feature discovery")
+        (
+            "nodes",
+            f"with {PRODUCT} {' or '.join(products(plan.gpu))}, by GPU feature discovery; on GKE, "
+            "or with Karpenter, --node-selector",
+        )
     ]
 
 
-def summary(sizing: Sizing, settings: Settings) -> list[tuple[str, str]]:
-    """Label and text of the numbers that were filled in."""
+def summary(target: str, sizing: Sizing, settings: Settings) -> list[tuple[str, str]]:
+    """Label and text of the numbers that were filled in, for a target of `TARGETS`."""
     plan = sizing.plan
     servers = f"{sizing.replicas_min}"
     if sizing.autoscaled:
@@ -175,7 +179,10 @@ def summary(sizing: Sizing, settings: Settings) -> list[tuple[str, str]]:
     ]
     if sizing.reasoning_parser:
         rows.append(("thinking", f"into reasoning_content (parser {sizing.reasoning_parser})"))
-    rows += _nodes(settings, plan)
+    if target in CLUSTER:
+        rows += _nodes(settings, plan)
+    if needed := needs(target, sizing):
+        rows.append(("cluster needs", ", ".join(needed)))
     if sizing.autoscaled:
         text = f"{sizing.load_threshold:,} running and queued, or {sizing.queue_threshold:,} queued"
         rows.insert(4, ("one more at", f"{text} requests each"))
@@ -214,7 +221,7 @@ def run(args: argparse.Namespace) -> int:
     count = "1 file" if len(written) == 1 else f"{len(written)} files"
     has_image = args.image is not None
     advice = notes(target, sizing, settings, has_image=has_image, is_pinned=not args.no_pin)
-    lines = [*summary(sizing, settings), *(("note", note) for note in advice)]
+    lines = [*summary(target, sizing, settings), *(("note", note) for note in advice)]
     lines.append(("written", f"{count} in {args.out}"))
     lines += [("next", line) for line in (*image_commands(target, settings, has_image), *commands)]
     print("\n".join(f"{label:<14}{text}" for label, text in lines))

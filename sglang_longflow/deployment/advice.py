@@ -32,6 +32,21 @@ def image_commands(target: str, settings: Settings, is_given: bool) -> list[str]
     ]
 
 
+def needs(target: str, sizing: Sizing) -> list[str]:
+    """What the written objects ask of a cluster beside the nodes, a few words each."""
+    if target not in CLUSTER:
+        return []
+    found = []
+    if sizing.autoscaled:
+        found += ["KEDA 2.17 or newer", "the Prometheus operator"]
+    if sizing.replicas_max > 1:
+        found.append(
+            "a default storage class that is ReadWriteMany (all servers share the claim of the "
+            "models)"
+        )
+    return found
+
+
 def notes(
     target: str, sizing: Sizing, settings: Settings, *, has_image: bool, is_pinned: bool
 ) -> list[str]:

@@ -10,7 +10,13 @@ from typing import Any
 from sglang_longflow.planner.geometry import DTYPE_BYTES, ModelGeometry, PlanError
 from sglang_longflow.planner.gpus import gpu_called
 from sglang_longflow.planner.plan import make_plan
-from sglang_longflow.planner.quality import Asked, model_names, quality_line, server_variant
+from sglang_longflow.planner.quality import (
+    Asked,
+    model_names,
+    quality_line,
+    server_variant,
+    small_share_note,
+)
 from sglang_longflow.planner.weights import weights_bytes
 from sglang_longflow.settings.flags import MIN_BUDGET_TOKENS
 
@@ -94,4 +100,7 @@ class RunningServer:
         )
         source = "measured by this server" if memory and measured else "files or geometry"
         asked = Asked(self.model, self._model_names, server_variant(settings), budget)
-        return {**asdict(plan), "weights_source": source, "quality": quality_line(asked)}
+        quality = quality_line(asked)
+        note = small_share_note(budget, prompt_tokens + output_tokens, quality)
+        notes = (*plan.notes, *filter(None, [note]))
+        return {**asdict(plan), "weights_source": source, "quality": quality, "notes": notes}

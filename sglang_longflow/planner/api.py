@@ -16,7 +16,7 @@ from sglang_longflow.planner.plan import (
     Plan,
     make_plan,
 )
-from sglang_longflow.planner.quality import known_quality
+from sglang_longflow.planner.quality import known_quality, small_share_note
 from sglang_longflow.settings.flags import DEFAULT_POLICY, MIN_BUDGET_TOKENS
 from sglang_longflow.settings.nearest import nearest
 
@@ -136,7 +136,8 @@ def plan(
     if plan.budget_tokens is not None:
         name = os.fspath(model) if geometry.source == "folder" else geometry.name
         line = known_quality(name, DEFAULT_POLICY, plan.budget_tokens, geometry.folder)
-        plan = replace(plan, quality=line)
+        note = small_share_note(plan.budget_tokens, plan.full_final_tokens, line)
+        plan = replace(plan, quality=line, notes=(*plan.notes, *filter(None, [note])))
     if card is not None and card.note is not None:
         plan = replace(plan, gpu=card.name, notes=(*plan.notes, card.note))
     return plan

@@ -248,8 +248,13 @@ def make_plan(
         The setup does not work; the message names field, value and limit.
     """
     memory = memory_bytes if memory_bytes is not None else gpu.memory_bytes if gpu else None
-    if (memory is None and pool_tokens is None) or (budget_tokens is None and users is None):
-        raise PlanError("give --gpu or --memory-gb, and --budget or --users")
+    missing = []
+    if memory is None and pool_tokens is None:
+        missing.append("--gpu NAME or --memory-gb N")
+    if budget_tokens is None and users is None:
+        missing.append("--budget TOKENS or --users N")
+    if missing:
+        raise PlanError(f"give {', and '.join(missing)}")
     _check_budget(geom, budget_tokens)
     final = prompt_tokens + output_tokens
     kv_bytes = kv_bytes_per_token(geom, tp, kv_cache_dtype, dtype)

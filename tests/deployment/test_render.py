@@ -342,6 +342,17 @@ def test_nothing_is_missing_where_all_is_given(tmp_path, capsys):
     }  # fmt: skip
 
 
+def test_a_cluster_is_told_what_the_objects_need(tmp_path, capsys):
+    for target in ("kustomize", "helm"):
+        (text,) = said(capsys, tmp_path / target, target)["cluster needs"]
+        assert "KEDA" in text and "Prometheus operator" in text and "ReadWriteMany" in text
+    fixed = ("--replicas-min", "2", "--replicas-max", "2")
+    (text,) = said(capsys, tmp_path / "fixed", "helm", *fixed)["cluster needs"]
+    assert "KEDA" not in text and "ReadWriteMany" in text
+    assert "cluster needs" not in said(capsys, tmp_path / "one", "helm", "--replicas-max", "1")
+    assert not {"cluster needs", "nodes"} & set(said(capsys, tmp_path / "compose", "compose"))
+
+
 def test_server_and_router_are_told_the_key(tmp_path):
     assert render(tmp_path, "kustomize", *REGISTRY, *SECRETS, "--router", "--tp", "2") == 0
     for name in ("server", "router"):

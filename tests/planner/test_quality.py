@@ -18,6 +18,7 @@ from sglang_longflow.planner.quality import (
     known_runs,
     model_names,
     quality_line,
+    small_share_note,
 )
 from sglang_longflow.planner.runs import Point, Run
 from sglang_longflow.reasoner import MODEL_DIR
@@ -62,6 +63,17 @@ def test_nothing_known():
     ):
         assert text.startswith("not measured: longflow eval --model ")
     assert say(1024) == f"not measured: {COMMAND.format(1024)}"
+
+
+def test_a_budget_that_holds_little_of_a_request_is_noted(cache):
+    """The percentages are docs/choose-a-budget.md's: 8.4 and 91.6 of 97.0 %."""
+    text = "the budget holds 7% of a request: in the one model measured, a tenth kept 9% of full "
+    text += "KV's right answers, a fifth 94%"
+    assert text in plan("Qwen/Qwen3-8B", gpu="L4-24G", users=20).notes
+    assert not plan("Qwen/Qwen3-8B", gpu="L4-24G", budget=3200).notes
+    known = quality_line(Asked(NAME, frozenset({NAME}), POLICY, 1024), [MEASURED])
+    assert small_share_note(1024, 10_000, known) is None
+    assert small_share_note(1024, 10_000, say(1024)) is not None
 
 
 def test_the_task_that_is_proposed_is_one_of_evals():
