@@ -7,7 +7,13 @@ import os
 from collections.abc import Iterable
 from dataclasses import replace
 
-from sglang_longflow.planner.geometry import DTYPE_BYTES, KV_DTYPES, PlanError, load_geometry
+from sglang_longflow.planner.geometry import (
+    DTYPE_BYTES,
+    KV_DTYPES,
+    ModelGeometry,
+    PlanError,
+    load_geometry,
+)
 from sglang_longflow.planner.gpus import GIB, choose_gpu
 from sglang_longflow.planner.plan import (
     DEFAULT_MEM_FRACTION,
@@ -17,6 +23,7 @@ from sglang_longflow.planner.plan import (
     make_plan,
 )
 from sglang_longflow.planner.quality import known_quality, small_share_note
+from sglang_longflow.settings.compatibility import kernel_conflict
 from sglang_longflow.settings.flags import DEFAULT_POLICY, MIN_BUDGET_TOKENS
 from sglang_longflow.settings.nearest import nearest
 
@@ -51,6 +58,16 @@ def one_of(flag: str, value: str, known: Iterable[str]) -> str:
         meant = nearest(str(value), names.values())
         raise PlanError(f"{flag} {value} is not one of: {', '.join(names.values())}{meant}")
     return names[str(value).lower()]
+
+
+def _refuse_heads(geometry: ModelGeometry) -> None:
+    """A server on a GPU would not start with such a model, or decode at a speed unknown here."""
+    heads = (geometry.heads, geometry.kv_heads, geometry.head_dim, geometry.head_dim)
+    if conflict := kernel_conflict(*heads):
+        raise PlanError(
+            f"config.json: {conflict}; longflow serve needs --kv-decode-kernel reference for it, "
+            f"whose speed is not known"
+        )
 
 
 def plan(
@@ -118,6 +135,7 @@ def plan(
     if card is not None and card.gpu is None and memory_bytes is None:
         memory_bytes = card.memory_bytes
     geometry = load_geometry(os.fspath(model), revision)
+    _refuse_heads(geometry)
     plan = make_plan(
         geometry,
         gpu=None if card is None else card.gpu,

@@ -20,8 +20,8 @@ from typing import Any
 
 from sglang_longflow.planner.measured import PROJECT, REASONER, REASONER_WEIGHTS_BYTES
 from sglang_longflow.planner.runs import Point, Run, variant_name
-from sglang_longflow.settings.flags import DEFAULT_POLICY
 from sglang_longflow.settings.cache import cache_folder
+from sglang_longflow.settings.flags import DEFAULT_POLICY
 
 #: Budgets of the reasoner at a tenth and a fifth of its mean chain of 1,724 tokens.
 _TENTH, _FIFTH = 172, 345

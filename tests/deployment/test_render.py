@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy/helm/sglang-longflow"
 TINY = {
     "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100,
+    "num_attention_heads": 4, "head_dim": 64, "num_key_value_heads": 2, "vocab_size": 100,
 }  # fmt: skip
 SIZE = ("--model", "qwen3-1.7b", "--gpu", "H100-80G", "--budget", "3200")
 

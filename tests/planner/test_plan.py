@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from sglang_longflow.cli.plan import add_arguments, render, run
+from sglang_longflow.planner.api import plan
 from sglang_longflow.planner.geometry import (
     PlanError,
     kv_bytes_per_token,
@@ -562,3 +563,29 @@ def test_a_budget_that_serve_refuses_is_refused_and_requests_over_the_context_ar
     assert note.endswith(
         "over the model's context of 8,192: --output-tokens 8000 is what it can do"
     )
+
+
+@pytest.mark.parametrize(
+    ("heads", "words"),
+    [
+        ({"head_dim": 80}, "head_dim=80: the triton decode kernel takes"),
+        ({"num_attention_heads": 128, "num_key_value_heads": 4}, "32 query heads a KV head"),
+    ],
+)
+def test_heads_that_a_gpu_server_refuses_are_no_plan(tmp_path, heads, words):
+    config = {
+        "model_type": "llama",
+        "num_hidden_layers": 2,
+        "hidden_size": 1024,
+        "intermediate_size": 128,
+        "num_attention_heads": 8,
+        "head_dim": 64,
+        "vocab_size": 100,
+    }
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config))
+    assert plan(str(tmp_path), gpu="h100", budget=512).helps
+    file.write_text(json.dumps({**config, **heads}))
+    with pytest.raises(PlanError, match=words) as told:
+        plan(str(tmp_path), gpu="h100", budget=512)
+    assert "--kv-decode-kernel reference" in str(told.value)

@@ -124,7 +124,7 @@ def test_only_a_model_of_the_hub_is_asked_for_and_only_on_request(hub):
 
 
 def test_a_plan_of_a_quantized_model_of_the_hub(hub):
-    publish(hub, index(3 * 2**30), quantization_config={"quant_method": "awq"})
+    publish(hub, index(3 * 2**30), head_dim=64, quantization_config={"quant_method": "awq"})
     found = plan(NAME, gpu="h100", budget=100, output_tokens=5000)
     assert found.weights_bytes == 3 * 2**30 and found.model_source == "hub"
     assert found.weights_source == "safetensors index on the hub"
