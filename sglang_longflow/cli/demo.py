@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--max-new-tokens",
         type=int,
-        help=f"per answer; default a tenth more than the longest chain has, of --questions "
+        help=f"per answer; default a little more than the longest chain has, of --questions "
         f"{theirs.max_new_tokens}",
     )
     add(

@@ -30,6 +30,7 @@ from sglang_longflow.server.preflight import free_port
 from sglang_longflow.server.process import Server
 from sglang_longflow.server.progress import Progress, shared
 from sglang_longflow.server.settings import prepare
+from sglang_longflow.settings.flags import MIN_BUDGET_TOKENS
 
 #: A machine that is busy with other work takes many times as long as a quiet one.
 START_TIMEOUT_S = 1800.0
@@ -86,6 +87,22 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError(f"model={model!r}: the reasoner has a model of its own; add --questions")
 
 
+def _check_budget(budget: int, pool: int) -> None:
+    """As the server, but by the names that this command has for them.
+
+    Raises
+    ------
+    ConfigError
+        Naming the argument, its value and its limit.
+    """
+    if budget < MIN_BUDGET_TOKENS:
+        raise ConfigError(f"budget={budget}: below the minimum {MIN_BUDGET_TOKENS}; give more")
+    if budget > pool:
+        raise ConfigError(
+            f"budget={budget}: larger than the whole pool={pool}; lower --budget, or raise --pool"
+        )
+
+
 def _scene(args: argparse.Namespace) -> Scene:
     """The scene that is asked for; fills in what `args` leave open."""
     if args.questions:
@@ -115,7 +132,7 @@ def _asked(args: argparse.Namespace, model: Path) -> list[Question]:
     if longest + args.max_new_tokens >= args.pool:
         raise ConfigError(
             f"max_new_tokens={args.max_new_tokens}: with a prompt of {longest} tokens, "
-            f"full KV needs more than the whole pool={args.pool}"
+            f"full KV needs more than the whole pool={args.pool}; raise --pool"
         )
     return questions
 
@@ -162,8 +179,9 @@ def run(args: argparse.Namespace) -> int:
     console = Console(width=width, highlight=False)
     model = (args.model or _default_model(progress)) if args.questions else MODEL_DIR
     port = _port(args.port)
-    progress.say("checking the settings")
     scene = _scene(args)
+    _check_budget(args.budget, args.pool)
+    progress.say("checking the settings")
     settings, _ = prepare(_server_arguments(args, scene, model, port))
     settings.default("dtype", "bfloat16", "--dtype=bfloat16")  # on a CPU it is chosen by now
     echo = getattr(sys.stderr, "buffer", None) if args.verbose else None

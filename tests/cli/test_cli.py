@@ -113,6 +113,8 @@ def test_plan_runs_without_torch():
         (["demo", "--max-new-tokens", "0"], "max_new_tokens=0"),
         (["demo", "--budget", "x"], "invalid int value: 'x'"),
         (["demo", "--port", "many"], "port='many'"),
+        (["demo", "--budget", "30"], "budget=30: below the minimum 38"),
+        (["demo", "--pool", "300"], "budget=400: larger than the whole pool=300; lower --budget"),
         (["demo", "--chain-tokens", "9000"], "chain_tokens=9000: expected 350 to 4600"),
         (["demo", "--model", "m"], "model='m': the reasoner has a model of its own; add --que"),
     ],
