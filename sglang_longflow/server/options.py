@@ -255,11 +255,17 @@ def make_parser(judge_choices: bool = True) -> argparse.ArgumentParser:
 
 
 def refuse_shortened(words: Sequence[str]) -> None:
-    """Raise ConfigError for the beginning of a flag of ours: those are looked for in full."""
+    """Raise ConfigError for the beginning of a flag of ours, which is looked for in full, and for
+    the flag of `longflow plan` that begins one of SGLang's."""
     ours = [flag.option for flag in FLAGS]
     known = {name for option in server_options() for name in option.flags}
     for word in words:
         flag = word.partition("=")[0]
+        if flag == "--gpu":  # would be taken for --gpu-id-step
+            raise ConfigError(
+                "--gpu: a flag of longflow plan and render; drop it, or choose the cards of a "
+                "server with CUDA_VISIBLE_DEVICES"
+            )
         if flag.startswith("--kv") and flag not in known:
             if any(name.startswith(flag) for name in ours):
                 raise unknown_flag(word)

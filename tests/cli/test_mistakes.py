@@ -49,6 +49,7 @@ MISTAKES = [
     ("M:llama --kv-bud 3200", 0, "--kv-bud: no argument", "did you mean --kv-budget or"),
     ("M:llama --max-runing-requests 4", 0, "--max-runing-requests: no arg", "did you mean --max"),
     ("M:llama --foreign 1", 0, "--foreign: no argument", "go behind --"),
+    ("M:llama --kv-budget 96 --gpu h100", 0, "--gpu: a flag of longflow plan", "drop it, or"),
     ("M:llama --kv-budget", 0, "--kv-budget: expected one argument", ""),
     ("M:llama 96 --kv-budget 96", 0, "unexpected argument '96'", "drop it"),
     ("--kv-budget 96 --port 1x", 0, "--port='1x': expected an integer", "set --port N"),

@@ -133,7 +133,8 @@ function tiles(stats) {
   const logical = stats.requests.reduce((sum, row) => sum + (row.kv_budget ? row.seq_len : 0), 0);
   setText($("saved"), number(sums.saved_tokens), "slots");
   const share = logical ? Math.round((100 * sums.saved_tokens) / logical) : 0;
-  setText($("saved-note"), logical ? `${share}% of what full KV would hold` : "no request has a budget");
+  const none = sums.running_requests ? "no request has a budget" : "no request is running";
+  setText($("saved-note"), logical ? `${share}% of what full KV would hold` : none);
   const rate = rates(stats);
   setText($("decoded"), rate ? number(Math.round(rate.decoded)) : "–", "tokens/s");
   setText($("decoded-note"), rate ? `${number(Math.round(rate.overwritten))} slots overwritten/s` : "\u00a0");

@@ -112,7 +112,9 @@ export class Pool {
     const used = total - sums.free - sums.evictable;
     const kept = sums.evictable ? `, ${number(sums.evictable)} kept in the prefix cache for later` : "";
     setText($("pool-note"), `${number(used)} of ${number(total)} slots in use by requests${kept}`);
-    this.scale = `A square is ${number(total / CELLS)} slots. Shades tell neighbouring requests apart.`;
+    const each = Math.round(total / CELLS);
+    const size = each > 1 ? `about ${number(each)} slots` : "a slot or less";
+    this.scale = `A square is ${size}. Shades tell neighbouring requests apart.`;
     if (this.marked === null) setText($("cell-note"), this.scale);
     for (const [kind, entry] of this.legend) {
       setText(entry.value, number(sums[kind]));

@@ -50,6 +50,7 @@ function text(name, value) {
   if (Array.isArray(value)) return value.join(", ");
   if (typeof value === "boolean") return value ? "yes" : "no";
   if (name === "kv_budget" && value === 0) return "full KV";
+  if (name.startsWith("kv_protect_") && value === 0) return "the policy's own";
   if (name === "kv_victims") return value === "kv_head" ? "KV head" : value;
   if (typeof value !== "number") return String(value);
   if (name.endsWith("_bytes")) return bytes(value);
