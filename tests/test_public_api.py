@@ -111,7 +111,7 @@ def test_plan_is_the_commands_plan():
     [
         ({"budget": 37}, "--budget 37 must be an integer >= 38"),
         ({"budget": 99.5}, "--budget 99.5 must be an integer >= 38"),
-        ({"budget": 99, "gpu": "V100"}, "--gpu V100: not a known card; known: H100-80G"),
+        ({"budget": 99, "gpu": "X1"}, "--gpu X1: not a known card; known: H100-80G"),
         ({"budget": 99, "gpu": None}, "give --gpu NAME or --memory-gb N"),
         ({"budget": 99, "max_total_tokens": 0}, "--max-total-tokens 0 must be an integer >= 1"),
         ({}, "give --budget TOKENS or --users N"),

@@ -10,6 +10,9 @@ from sglang_longflow.measure.accuracy.hub import DATA_SETS
 from sglang_longflow.reasoner import MODEL_DIR
 from sglang_longflow.settings.flags import DEFAULT_POLICY
 
+#: What the default policy is compared with on the reasoner's problems.
+COMPARED = (DEFAULT_POLICY, "longflow", "streaming:sinks=4", "random")
+
 
 def shipped_or(text: str) -> Path:
     """The model that comes with the package for "reasoner", where no folder of that name is."""
@@ -40,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--policies",
         type=names,
-        default=[DEFAULT_POLICY, "longflow", "streaming:sinks=4", "random"],
-        help="with semicolons, e.g. 'longflow;streaming:sinks=4;h2o'",
+        help="with semicolons, e.g. 'longflow;streaming:sinks=4;h2o'; default "
+        f"{DEFAULT_POLICY}, for the reasoner's task {';'.join(COMPARED)}",
     )
     add(
         "--budgets",
@@ -53,16 +56,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--task",
         default="reasoner",
-        help=f"reasoner, {', '.join(DATA_SETS)} (from the Hugging Face hub), a file of JSON lines "
-        "(question, answer), or text:FILE to force such a file's texts and compare distributions "
-        "(question, solution)",
+        help=f"reasoner (default), {', '.join(DATA_SETS)} (from the Hugging Face hub), a "
+        "file of JSON lines (question, answer), or text:FILE to force such a file's texts and "
+        "compare distributions (question, solution)",
     )
-    add("--count", type=int, default=500, help="questions or texts, at most")
+    add("--count", type=int, default=500, help="questions or texts, at most; default %(default)s")
     add(
         "--max-new-tokens",
         type=int,
         default=16_384,
-        help="of an answer, for questions of a data set or a file",
+        help="of an answer, for questions of a data set or a file; default %(default)s",
     )
     add("--temperature", type=float, default=0.0, help="0 (default) is greedy")
     add("--top-p", type=float, default=1.0, help="with a temperature")
@@ -75,7 +78,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--concurrency",
         type=int,
         default=256,
-        help="requests at once; texts at once, each under all policies and budgets of a server",
+        help="requests at once, default %(default)s; texts at once, each under all policies and "
+        "budgets of a server",
     )
     add("--no-plot", dest="plot", action="store_false", help="no picture")
     add("--verbose", action="store_true", help="show the servers' output")
@@ -87,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
     from sglang_longflow.measure.servers import refuse_servers
     from sglang_longflow.measure.variants import parse_budget
 
+    if args.policies is None:
+        args.policies = list(COMPARED) if args.task == "reasoner" else [DEFAULT_POLICY]
     whole = args.text_tokens if args.task.startswith("text:") else None
     # Of a misspelt task, or of the reasoner's chains, nobody knows yet what a share comes to.
     shares = whole is not None or args.task in DATA_SETS or Path(args.task).is_file()

@@ -97,6 +97,10 @@ class Choice:
     note: str | None = None
 
 
+#: Turing, Volta and before, as `_key` writes them.
+_TOO_OLD = re.compile(r"(t4|t10|v100|p100|p40|p4|m60|k80)(?!\d)|gtx|titan|quadrortx|(rtx)?20[678]0")
+
+
 def choose_gpu(name: str, machine: Callable[[], Sequence[Card]] = cards) -> Choice:
     """The card that a ``--gpu`` means.
 
@@ -111,7 +115,7 @@ def choose_gpu(name: str, machine: Callable[[], Sequence[Card]] = cards) -> Choi
     Raises
     ------
     PlanError
-        Unknown, ambiguous, of another vendor, or ``auto`` without cards of one kind.
+        Unknown, ambiguous, too old, of another vendor, or ``auto`` without cards of one kind.
     """
     if _key(name) == AUTO:
         return _of_this_machine(machine())
@@ -124,6 +128,11 @@ def choose_gpu(name: str, machine: Callable[[], Sequence[Card]] = cards) -> Choi
         raise PlanError(
             f"--gpu {name}: a KV budget needs an NVIDIA card today; for the arithmetic alone, "
             f"--memory-gb {_NOT_NVIDIA[other]}"
+        )
+    if _TOO_OLD.match(key):
+        raise PlanError(
+            f"--gpu {name}: of compute capability below 8.0, which a KV budget needs; give a card "
+            f"of the Ampere generation or newer"
         )
     sizes = [gpu.name for gpu in GPUS.values() if key and _key(gpu.name).startswith(key)]
     close = difflib.get_close_matches(key, _NAMES, 3, cutoff=0.8)

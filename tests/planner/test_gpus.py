@@ -60,7 +60,7 @@ def test_no_spelling_means_two_cards():
         ("A100", "did you mean A100-40G or A100-80G or A100-PCIE-80G? --memory-gb N"),
         ("GH200", "did you mean GH200-96G or GH200-144G?"),
         ("H1000", "did you mean H100-80G"),
-        ("V100", "known: H100-80G, H100-PCIE-80G, "),
+        ("X1", "known: H100-80G, H100-PCIE-80G, "),
         ("", "known: H100-80G"),
         ("MI300X", "needs an NVIDIA card today; for the arithmetic alone, --memory-gb 192"),
         ("AMD Instinct MI355X", "--memory-gb 288"),
@@ -99,3 +99,9 @@ def test_part_of_a_card_is_another_card():
     assert gpu_called("NVIDIA H100 80GB HBM3", 79 * GIB) is GPUS["H100-80G"]
     assert gpu_called("NVIDIA H100 80GB HBM3", 40 * GIB) is None
     assert gpu_called("NVIDIA H100 80GB HBM3 MIG 1g.10gb", 79 * GIB) is None
+
+
+@pytest.mark.parametrize("name", ["T4", "Tesla V100-SXM2-32GB", "gtx1080", "RTX 2080 Ti", "2070"])
+def test_a_card_that_is_too_old_is_told_so(name):
+    with pytest.raises(PlanError, match=f"--gpu {name}: of compute capability below 8.0.*Ampere"):
+        choose_gpu(name)

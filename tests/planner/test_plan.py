@@ -492,8 +492,8 @@ def test_gpu_names_in_any_case(capsys):
     "flags, message",
     [
         (
-            (*BASE, "--gpu", "V100", "--budget", 100),
-            "--gpu V100: not a known card; known: H100",
+            (*BASE, "--gpu", "X1", "--budget", 100),
+            "--gpu X1: not a known card; known: H100",
         ),
         ((*BASE, "--gpu", "L4-24G", "--budget", "many"), "--budget many must be an integer >= 38"),
         ((*BASE, "--gpu", "L4-24G", "--budget", "3.5"), "--budget 3.5 must be an integer >= 38"),
