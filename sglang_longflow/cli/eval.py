@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from sglang_longflow.errors import ConfigError
 from sglang_longflow.measure.accuracy.hub import DATA_SETS
 from sglang_longflow.reasoner import MODEL_DIR
 from sglang_longflow.settings.flags import DEFAULT_POLICY
@@ -26,7 +27,7 @@ def names(text: str) -> list[str]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``longflow eval``; `measure.accuracy.command` checks the numbers."""
-    add = parser.add_argument
+    add, shown = parser.add_argument, "; default %(default)s"
     add(
         "--model",
         type=shipped_or,
@@ -55,10 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--task",
-        default="reasoner",
-        help=f"reasoner (default), {', '.join(DATA_SETS)} (from the Hugging Face hub), a "
-        "file of JSON lines (question, answer), or text:FILE to force such a file's texts and "
-        "compare distributions (question, solution)",
+        help=f"reasoner (default for --model reasoner), {', '.join(DATA_SETS)} (from the Hugging "
+        "Face hub), a file of JSON lines (question, answer), or text:FILE to force such a file's "
+        "texts and compare distributions (question, solution)",
     )
     add("--count", type=int, default=500, help="questions or texts, at most; default %(default)s")
     add(
@@ -68,12 +68,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of an answer, for questions of a data set or a file; default %(default)s",
     )
     add("--temperature", type=float, default=0.0, help="0 (default) is greedy")
-    add("--top-p", type=float, default=1.0, help="with a temperature")
-    add("--samples", type=int, default=1, help="answers per question, with a temperature")
-    add("--seed", type=int, default=2_000_001, help="of the reasoner's problems, of texts")
-    add("--longest", type=int, default=4600, help="tokens of its longest reference chains")
-    add("--text-tokens", type=int, default=4096, help="of each text, its prompt included")
-    add("--prompt-tokens", type=int, default=512, help="of each text, prefilled at once")
+    add("--top-p", type=float, default=1.0, help="with a temperature" + shown)
+    add(
+        "--samples",
+        type=int,
+        default=1,
+        help="answers per question, with a temperature; default %(default)s",
+    )
+    add(
+        "--seed",
+        type=int,
+        default=2_000_001,
+        help="of the reasoner's problems, of texts; default %(default)s",
+    )
+    add(
+        "--longest",
+        type=int,
+        default=4600,
+        help="tokens of its longest reference chains; default %(default)s",
+    )
+    add(
+        "--text-tokens",
+        type=int,
+        default=4096,
+        help="of each text, its prompt included; default %(default)s",
+    )
+    add(
+        "--prompt-tokens",
+        type=int,
+        default=512,
+        help="of each text, prefilled at once; default %(default)s",
+    )
     add(
         "--concurrency",
         type=int,
@@ -91,6 +116,12 @@ def run(args: argparse.Namespace) -> int:
     from sglang_longflow.measure.servers import refuse_servers
     from sglang_longflow.measure.variants import parse_budget
 
+    if args.task is None:
+        if args.model != MODEL_DIR:  # no other model knows the reasoner's words
+            raise ConfigError(
+                f"task: not set; give --task {', '.join(DATA_SETS)}, or a file of JSON lines"
+            )
+        args.task = "reasoner"
     if args.policies is None:
         args.policies = list(COMPARED) if args.task == "reasoner" else [DEFAULT_POLICY]
     whole = args.text_tokens if args.task.startswith("text:") else None

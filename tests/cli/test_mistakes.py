@@ -237,16 +237,17 @@ def test_a_new_process_takes_no_longer_than_python_and_the_source(folders, words
 @pytest.mark.parametrize("command", ["bench", "eval"])
 def test_commands_that_start_servers_refuse_before_they_begin(folders, tmp_path, command):
     """They print what they will do first, download data and load tokenizers: not before this."""
-    argv = [command, "--out", str(tmp_path / "out"), "--no-plot", "--model"]
+    task = ["--task", "gsm8k"] if command == "eval" else []
+    argv = [command, *task, "--out", str(tmp_path / "out"), "--no-plot", "--model"]
     code = (
         "import sys\nfrom sglang_longflow.cli.main import main\nstatus = main()\n"
         "assert not {'torch', 'sglang', 'transformers'} & set(sys.modules)\n"
         "raise SystemExit(status)"
     )
     mistakes = [
-        ("M:gpt-oss", "model_type='gpt_oss': layers of type"),
-        ("M:gpt-oss -- --tp 0", "tp_size=0: expected 1 or more"),
-        ("M:gpt-oss -- --page-sise 1", "did you mean --page-size?"),
+        ("M:gpt-oss --budgets 96", "model_type='gpt_oss': layers of type"),
+        ("M:gpt-oss --budgets 96 -- --tp 0", "tp_size=0: expected 1 or more"),
+        ("M:gpt-oss --budgets 96 -- --page-sise 1", "did you mean --page-size?"),
         ("M:llama --budgets 10,full", "budgets=10: below the minimum 38; give"),
         ("M:llama --budgets 96,9000", "budgets=9000: over the model's context of 8192"),
         ("M:llama --budgets half", "budgets='half': expected tokens"),

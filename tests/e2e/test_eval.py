@@ -112,6 +112,7 @@ def test_the_pool_fits_what_memory_there_is(tmp_path):
 
 def test_answers_are_counted_kept_and_not_asked_for_again(model, tmp_path):
     common = [f"--model={model}", f"--out={tmp_path}", "--seed=7", "--longest=120"]
+    common.append("--task=reasoner")
     server = ["--", "--max-total-tokens=3000", "--chunked-prefill-size=512"]
     first = evaluate(*common, "--policies=longflow;tova", "--budgets=40,full", "--count=3", *server)
     assert first.returncode == 0, first.stderr
@@ -182,7 +183,8 @@ def test_several_sampled_answers_a_question_and_more_of_them_later(evaluate_here
 def test_a_data_set_that_cannot_be_had_is_said_before_a_server_starts(smollm2, tmp_path):
     out = tmp_path / "out"
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
-    done = evaluate(f"--model={smollm2}", "--task=gsm8k", f"--out={out}", "--no-plot", env=offline)
+    asked = ["--task=gsm8k", "--budgets=96,full", f"--out={out}", "--no-plot"]
+    done = evaluate(f"--model={smollm2}", *asked, env=offline)
     assert done.returncode == 2 and "server" not in done.stdout
     assert "task='gsm8k': openai/gsm8k (main, test) could not be downloaded" in done.stderr
     assert "Traceback" not in done.stderr and not out.exists()

@@ -171,7 +171,11 @@ def test_a_point_that_was_broken_off_is_left_out_and_named():
     ("argv", "text"),
     [
         (["--model", "reasoner", "--task", "gsm9k"], "; did you mean gsm8k?"),
-        (["--model", "/no/model"], "model_path='/no/model': no such folder, and not a Hugging"),
+        (["--model", "some/model"], "task: not set; give --task gsm8k, math500, aime24, or a file"),
+        (
+            ["--model", "/no/model", "--task", "gsm8k", "--budgets", "96"],
+            "model_path='/no/model': no such folder, and not a Hugging",
+        ),
     ],
 )
 def test_bad_input_is_told_before_anything_is_written(capsys, tmp_path, argv, text):
