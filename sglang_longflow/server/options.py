@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 from sglang_longflow.errors import ConfigError
 from sglang_longflow.settings.flags import FLAGS
 from sglang_longflow.settings.nearest import nearest
+from sglang_longflow.settings.parsers import REASONING_PARSERS
 from sglang_longflow.settings.release import FIX, TESTED_SGLANG
 
 _EXPECTED = {
@@ -244,12 +245,14 @@ def make_parser(judge_choices: bool = True) -> argparse.ArgumentParser:
             parser.add_argument(*option.flags, dest=option.name, action=action)
         else:
             convert = types.get(option.kind, str)
+            # Made when SGLang is imported, so its source does not tell them.
+            parsers = REASONING_PARSERS if option.name == "reasoning_parser" else None
             parser.add_argument(
                 *option.flags,
                 dest=option.name,
                 type=convert,
                 nargs=option.nargs,
-                choices=option.choices if judge_choices else None,
+                choices=(option.choices or parsers) if judge_choices else None,
             )
     return parser
 

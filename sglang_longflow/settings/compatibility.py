@@ -95,6 +95,18 @@ FLAG_RULES: tuple[FlagRule, ...] = (
     *(FlagRule(field, _unset, feature, fix) for field, feature, fix in _NOT_SET),
     *(FlagRule(field, lambda v: v in (None, 1), feature, fix) for field, feature, fix in _ONE),
     FlagRule(
+        "kv_cache_dtype",  # what the kernels read
+        lambda v: v in (None, "auto", "bf16", "bfloat16", "fp8_e4m3"),
+        "a KV cache of that type",
+        "set --kv-cache-dtype fp8_e4m3, or drop it",
+    ),
+    FlagRule(
+        "device",
+        lambda v: v in (None, "cuda", "cpu"),
+        "another device than cuda and cpu",
+        "drop --device",
+    ),
+    FlagRule(
         "disaggregation_mode",
         lambda v: v in (None, "null"),
         "prefill/decode disaggregation",

@@ -42,6 +42,7 @@ def judge(values: Mapping[str, Any], model: Mapping[str, Any] | None = None) -> 
         if (value := values.get(name)) is not None and as_int(value) is None:
             what = f"{name}={value!r}: expected an integer, or one such as 32k or 32Ki"
             found.append(Problem(what, f"set --{name.replace('_', '-')} N"))
+    found += _range_problems(values)
     if config is None:
         return found
     if message := refusal("--kv-budget"):
@@ -69,6 +70,21 @@ def _pool_problems(values: Mapping[str, Any], config: LongFlowConfig) -> list[Pr
 def is_overridden(values: Mapping[str, Any]) -> bool:
     """Whether the model's config is changed on the command line, so that the file does not tell."""
     return values.get("json_model_override_args") not in (None, "{}")
+
+
+def _range_problems(values: Mapping[str, Any]) -> list[Problem]:
+    """Numbers with which no server can start, budget or not."""
+    found = []
+    share = values.get("mem_fraction_static")
+    if isinstance(share, int | float) and not 0 < share < 1:
+        what = f"mem_fraction_static={share}: expected a part of the memory, above 0 and below 1"
+        found.append(Problem(what, "set --mem-fraction-static 0.85, or drop it"))
+    for name in ("max_total_tokens", "max_running_requests", "context_length"):
+        value = as_int(values.get(name))
+        if value is not None and value < 1:
+            what = f"{name}={value}: expected 1 or more"
+            found.append(Problem(what, f"drop --{name.replace('_', '-')}, or give more"))
+    return found
 
 
 def gpu_problem(values: Mapping[str, Any]) -> Problem | None:

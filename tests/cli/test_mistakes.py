@@ -79,6 +79,12 @@ MISTAKES = [
     ("M:llama --attention-backend flashinfr", 0, "attention_backend='flashinfr'", "flashinfer?"),
     ("M:llama --dtype bf16", 0, "dtype='bf16'", "bfloat16"),
     ("M:llama --log-format jsn --kv-budget 96", 0, "log_format='jsn'", "did you mean json?"),
+    ("M:llama --kv-budget 96 --kv-cache-dtype fp8", 0, "kv_cache_dtype='fp8'", "or fp8_e4m3?"),
+    ("M:llama --kv-budget 96 --kv-cache-dtype fp8_e5m2", 0, "kv_cache_dtype='fp8_e5m2'", "e4m3"),
+    ("M:llama --kv-budget 96 --device gpu", 0, "device='gpu': another", "drop --device"),
+    ("M:llama --kv-budget 96 --reasoning-parser qwen4", 0, "reasoning_parser='qwen4'", "qwen3?"),
+    ("M:llama --mem-fraction-static 90", 0, "mem_fraction_static=90.0: expected a part", "0.85"),
+    ("M:llama --kv-budget 96 --max-running-requests 0", 0, "max_running_requests=0", "give more"),
     # the machine
     ("M:llama --kv-budget 96 --tp 2", 0, "tp_size=2: on a CPU", "set --tp-size 1"),
     ("M:llama --tp-size 2", 0, "tp_size=2: on a CPU", "set --tp-size 1"),
@@ -128,6 +134,9 @@ FINE = [
     ("M:long --kv-budget 9000", 0),
     ("M:odd-heads --kv-budget 96 --kv-decode-kernel reference", 1),
     ("M:gpt-oss", 0),
+    ("M:llama --kv-budget 96 --kv-cache-dtype fp8_e4m3 --reasoning-parser qwen3", 1),
+    ("M:llama --kv-budget 96 --mem-fraction-static 0.8 --max-running-requests 1", 1),
+    ("M:llama --kv-cache-dtype fp8_e5m2", 1),
     ("W:llama --kv-budget 96 --load-format dummy", 0),
     ("M:llama --kv-budget 96 -- --foreign 1", 0),
 ]

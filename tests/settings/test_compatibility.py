@@ -96,6 +96,9 @@ def test_heads_that_the_kernel_does_not_take_are_named(heads, message):
         ("rl_on_policy_target", "fsdp", "drop --rl-on-policy-target"),
         ("use_ray", True, "drop --use-ray"),
         ("encoder_only", True, "drop --encoder-only"),
+        ("kv_cache_dtype", "fp8_e5m2", "set --kv-cache-dtype fp8_e4m3"),
+        ("kv_cache_dtype", "nvfp4", "set --kv-cache-dtype fp8_e4m3"),
+        ("device", "xpu", "drop --device"),
     ],
 )
 def test_a_flag_that_does_not_go_with_a_budget_is_named_with_its_fix(field, value, fix):
@@ -111,6 +114,8 @@ def test_a_flag_that_does_not_go_with_a_budget_is_named_with_its_fix(field, valu
         ("cuda_graph_backend_decode", "full"),
         ("cuda_graph_backend_decode", "disabled"),
         ("page_size", 1),
+        ("kv_cache_dtype", "fp8_e4m3"),
+        ("device", "cuda"),
     ],
 )
 def test_flags_that_go_with_a_budget_pass(field, value):
