@@ -25,6 +25,10 @@ first, before SGLang is imported.
                  output (default: the variable LONGFLOW_LOG_FORMAT, else text)
 
 The variable LONGFLOW_API_KEY is --api-key where neither a flag nor the file sets one.
+
+examples:
+  longflow serve Qwen/Qwen3-8B --kv-budget 3200
+  longflow serve Qwen/Qwen3-8B --kv-budget 3200 --reasoning-parser qwen3 --host 0.0.0.0
 """
 
 

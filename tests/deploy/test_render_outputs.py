@@ -153,3 +153,34 @@ def test_written_yaml_is_tidy(rendered, keda, tools):
     places = [folder / "kustomize", folder / "helm/values.yaml", keda]
     done = subprocess.run([*command, *places], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def behind(values: dict, more: dict) -> dict:
+    """As Helm merges a second file of values."""
+    merged = dict(values)
+    for key, value in more.items():
+        below = merged.get(key)
+        nested = isinstance(value, dict) and isinstance(below, dict)
+        merged[key] = behind(below, value) if nested else value
+    return merged
+
+
+def test_a_gateway_and_models_of_a_claim_go_behind_the_rendered_values(tmp_path, tools):
+    """As docs/deploy/gateway.md and air-gapped.md say; the numbers stay."""
+    command = f"render --target helm --out {tmp_path}/chat".split()
+    assert main([*command, *RENDERED["qwen3-1.7b"]]) == 0
+    values = yaml.safe_load((tmp_path / "chat/values.yaml").read_text())
+    gateway = (DEPLOY / "helm/sglang-longflow/examples/inference-pool.yaml").read_text()
+    claim = {
+        "config": {"model-path": "/cache/huggingface/m"},
+        "modelCache": {"existingClaim": "models"},
+    }
+    values = behind(behind(values, yaml.safe_load(gateway)), claim)
+    objects = helm(tools, values, tmp_path / "chat/sglang-longflow")
+    assert problems(tools, objects) == []
+    kinds = {content["kind"] for content in objects}
+    assert {"InferencePool", "HTTPRoute", "ScaledObject"} <= kinds
+    assert "PersistentVolumeClaim" not in kinds
+    (config,) = (c["data"]["config.yaml"] for c in objects if c["kind"] == "ConfigMap")
+    served = yaml.safe_load(config)
+    assert (served["model-path"], served["kv-planned-rows"]) == ("/cache/huggingface/m", 187)

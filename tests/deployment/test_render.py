@@ -469,7 +469,7 @@ def test_a_folder_with_files_is_kept(tmp_path, capsys):
     [
         ("swarm", (), "--target swarm is not one of: compose, kustomize, helm, keda"),
         ("kustomise", (), "helm, keda; did you mean kustomize?"),
-        ("helm", ("--reasoning-parser", "qwen"), "; did you mean qwen3?"),
+        ("helm", ("--reasoning-parser", "qwen"), "; did you mean qwen3 or qwen3-thinking?"),
         ("helm", ("--hf-secret", "My_Secret"), "--hf-secret 'My_Secret': expected a Secret's NAME"),
         ("helm", ("--api-key-secret", "a:"), "--api-key-secret 'a:': expected"),
         ("helm", ("--node-selector", "a"), "--node-selector 'a': expected KEY=VALUE"),
