@@ -69,6 +69,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["help"]:  # what many type first
         argv = [*argv[1:2], "--help"]
+    elif argv == ["version"]:
+        argv = ["--version"]
     parser = Parser(
         prog="longflow",
         description="A fixed KV-cache budget per request for SGLang.",

@@ -129,6 +129,9 @@ def test_without_a_command_there_is_help(capsys):
     text = capsys.readouterr().err
     assert all(f"\n    {name} " in text for name in COMMANDS)
     with pytest.raises(SystemExit) as end:
+        main(["version"])
+    assert end.value.code == 0 and capsys.readouterr().out.startswith("longflow ")
+    with pytest.raises(SystemExit) as end:
         main(["help", "top"])
     assert end.value.code == 0 and "usage: longflow top" in capsys.readouterr().out
 

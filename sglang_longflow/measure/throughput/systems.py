@@ -13,6 +13,8 @@ from sglang_longflow.measure.throughput import STOCK_SAME
 from sglang_longflow.measure.variants import Variant
 from sglang_longflow.server.options import server_options
 from sglang_longflow.settings.flags import FLAGS
+from sglang_longflow.settings.model_source import find_config
+from sglang_longflow.settings.refused_models import language_model
 
 LONGFLOW = "longflow"
 #: What a budget server sets or needs (`compatibility.apply_defaults`), and the pool it got.
@@ -165,7 +167,9 @@ def get_json(url: str, api_key: str | None = None) -> Any:
         if not response.is_success:
             raise BenchError(f"{url}: HTTP {response.status_code}: {response.text[:200]}")
         return response.json()
-    except (NoResponse, ValueError) as error:
+    except NoResponse as error:
+        raise BenchError(f"{url}: the server does not answer: {error}; check --url") from None
+    except ValueError as error:
         raise BenchError(f"{url}: {error}") from None
 
 
@@ -177,7 +181,11 @@ def vocabulary_of(model: str) -> int:
     ConfigError
         There is none; the message names the option that gives it instead.
     """
-    from transformers import AutoConfig
+    found = find_config(model)
+    size = None if found is None else language_model(found.config).get("vocab_size")
+    if isinstance(size, int):
+        return size
+    from transformers import AutoConfig  # knows what a config leaves out; seconds to import
 
     try:
         config = AutoConfig.from_pretrained(model)

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import json
+import sys
+
 import pytest
 
 from sglang_longflow.errors import BenchError, ConfigError
@@ -92,3 +95,10 @@ def test_a_server_that_is_not_there():
 def test_a_model_without_a_configuration(tmp_path):
     with pytest.raises(ConfigError, match="--vocab-size"):
         systems.vocabulary_of(str(tmp_path))
+
+
+def test_the_vocabulary_is_read_without_transformers(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    for config in ({"vocab_size": 300}, {"text_config": {"vocab_size": 300}, "vocab_size": 9}):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert systems.vocabulary_of(str(tmp_path)) == 300
