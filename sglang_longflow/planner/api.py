@@ -27,6 +27,9 @@ from sglang_longflow.settings.compatibility import kernel_conflict
 from sglang_longflow.settings.flags import DEFAULT_POLICY, MIN_BUDGET_TOKENS
 from sglang_longflow.settings.nearest import nearest
 
+#: Of tokens, users and all else that is counted: beyond it arithmetic only overflows.
+MOST_COUNT = 10**12
+
 
 def integer(flag: str, value: object, minimum: int = 1) -> int:
     """`value` as a whole number, from a number or its text; else a `PlanError`."""
@@ -34,9 +37,11 @@ def integer(flag: str, value: object, minimum: int = 1) -> int:
         number = int(str(value))
     except ValueError:
         number = minimum - 1
+    if number > MOST_COUNT:
+        raise PlanError(f"{flag} {value!s:.40} must be at most {MOST_COUNT:,}")
     if number < minimum:
         why = " (policy minimum)" if minimum == MIN_BUDGET_TOKENS else ""
-        raise PlanError(f"{flag} {value} must be an integer >= {minimum}{why}")
+        raise PlanError(f"{flag} {value!s:.40} must be an integer >= {minimum}{why}")
     return number
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +14,8 @@ from sglang_longflow.settings.refused_models import model_conflict
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 KV_DTYPES = ("auto", "fp8_e4m3")
+#: What no model exceeds; a config may say anything.
+_MOST_LAYERS, _MOST = 10_000, 2**31 - 1
 _TIED_BY_DEFAULT = ("gemma", "cohere")
 
 
@@ -63,15 +66,17 @@ class ModelGeometry:
         return self.source in ("cache", "hub")
 
 
-def _size(config: dict[str, Any], key: str, default: int | None = None) -> int:
-    """Positive integer field of a config; ``default`` stands in for missing or null."""
+def _size(config: dict[str, Any], key: str, default: int | None = None, most: int = _MOST) -> int:
+    """Integer field of a config, 1 to `most`; ``default`` stands in for missing or null."""
     value = config.get(key)
     if value is None:
         if default is None:
             raise PlanError(f"config.json field {key} is missing; it must be a positive integer")
         return default
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise PlanError(f"config.json field {key}={value!r} must be a positive integer")
+        raise PlanError(f"config.json field {key}={reprlib.repr(value)} must be a positive integer")
+    if value > most:
+        raise PlanError(f"config.json field {key}={reprlib.repr(value)} must be at most {most:,}")
     return value
 
 
@@ -101,7 +106,8 @@ def geometry_from(config: dict[str, Any], name: str, folder: str | None) -> Mode
         config = {"tie_word_embeddings": config.get("tie_word_embeddings"), **text}
         opaque = opaque or "text_config"
     model_type = str(config.get("model_type", ""))
-    layers, hidden = _size(config, "num_hidden_layers"), _size(config, "hidden_size")
+    layers = _size(config, "num_hidden_layers", most=_MOST_LAYERS)
+    hidden = _size(config, "hidden_size")
     heads = _size(config, "num_attention_heads")
     kv_heads = _size(config, "num_key_value_heads", heads)
     if config.get("head_dim") is None and hidden % heads:

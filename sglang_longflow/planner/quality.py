@@ -18,9 +18,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sglang_longflow.errors import ConfigError
 from sglang_longflow.planner.measured import PROJECT, REASONER, REASONER_WEIGHTS_BYTES
 from sglang_longflow.planner.runs import Point, Run, variant_name
 from sglang_longflow.settings.cache import cache_folder
+from sglang_longflow.settings.files import read_json, user_path
 from sglang_longflow.settings.flags import DEFAULT_POLICY
 
 #: Budgets of the reasoner at a tenth and a fifth of its mean chain of 1,724 tokens.
@@ -29,6 +31,7 @@ _TENTH, _FIFTH = 172, 345
 SMALL_SHARE = 0.15
 #: Where fewer of a point's answers overwrote something, it says little about its budget.
 ENOUGH_OVERWROTE = 0.5
+_MOST_BYTES = 4 << 20
 _SNAPSHOT = re.compile(r"models--([^/]+)/snapshots/[^/]+/?$")
 
 
@@ -76,7 +79,7 @@ def model_names(model: str, folder: str | None = None) -> frozenset[str]:
     """
     names = {model}
     for place in filter(None, (folder, model)):
-        path = Path(place).expanduser()
+        path = user_path(place)
         try:
             if not path.is_dir():
                 continue
@@ -187,15 +190,19 @@ def quality_folder() -> Path:
 
 def known_runs(folder: Path | None = None) -> list[Run]:
     """The measurements of this machine; a file that is none is left out."""
-    files = sorted((folder or quality_folder()).glob("*.json"))
+    try:
+        files = sorted((folder or quality_folder()).glob("*.json"))
+    except (OSError, ConfigError):  # no folder, none of ours, or none that may be read
+        return []
     return [run for run in map(_read, files) if run is not None]
 
 
 def _read(file: Path) -> Run | None:
     try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
+        fields = read_json(file, _MOST_BYTES)
         points = tuple(Point(**point) for point in fields.pop("points"))
-        return Run(**fields, points=points)
+        run = Run(**fields, points=points)
+        return run if run.is_sound else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 

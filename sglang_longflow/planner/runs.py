@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import dataclass
 
 
@@ -11,6 +12,10 @@ def variant_name(policy: str, sinks: int = 0, recent: int = 0) -> str:
     given = [("sinks", sinks), ("recent", recent)]
     options = ",".join(f"{name}={value}" for name, value in given if value)
     return f"{policy}:{options}" if options else policy
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,16 @@ class Point:
     budget: int
     solved: float
     overwrote: float
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether every field is what it is declared to be."""
+        shares = (self.solved, self.overwrote)
+        return (
+            isinstance(self.policy, str)
+            and _is_count(self.budget)
+            and all(isinstance(share, int | float) and 0 <= share <= 1 for share in shares)
+        )
 
 
 @dataclass(frozen=True)
@@ -40,6 +55,19 @@ class Run:
     date: str
     version: str
     points: tuple[Point, ...]
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether every field is what it is declared to be; a file may say anything."""
+        texts = (self.model, self.task, self.date, self.version)
+        if not all(isinstance(text, str) and text.isprintable() for text in texts):
+            return False
+        try:
+            if datetime.date.fromisoformat(self.date).isoformat() != self.date:
+                return False
+        except ValueError:
+            return False
+        return _is_count(self.questions) and all(point.is_sound for point in self.points)
 
     @property
     def full(self) -> Point | None:

@@ -16,6 +16,7 @@ import argparse
 import ast
 import importlib.util
 import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sglang_longflow.errors import ConfigError
+from sglang_longflow.settings.files import read_bytes
 from sglang_longflow.settings.flags import FLAGS
 from sglang_longflow.settings.nearest import nearest
 from sglang_longflow.settings.parsers import REASONING_PARSERS
@@ -35,6 +37,10 @@ _EXPECTED = {
     "flag": "true or false",
     "switch": "true or false",
 }
+
+
+#: Most values, lists and keys within one setting of a YAML file.
+_MOST_PARTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -300,18 +306,23 @@ def yaml_arguments(path: Path) -> list[str]:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_bytes(path).decode())
     except OSError as error:
         raise ConfigError(f"config={str(path)!r}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not valid YAML: not a text file") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: not valid YAML: nested too deeply") from error
+    except (yaml.YAMLError, ValueError, AttributeError) as error:
+        # The last two: values that only look like a date, or that a tag calls a number.
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or "not a text file"
+        reason = getattr(error, "problem", None) or str(error)[:100]
         raise ConfigError(f"{path}: not valid YAML{where}: {reason}") from error
     if content is None:
         return []
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected `argument: value` lines, found {content!r:.60}")
+        raise ConfigError(f"{path}: expected `argument: value` lines, found {_shown(content)}")
     by_key = {
         key: option
         for option in server_options()
@@ -323,7 +334,7 @@ def yaml_arguments(path: Path) -> list[str]:
         if option is None or option.name == "config":
             known = [name.replace("_", "-") for name in by_key]
             close = nearest(str(key).replace("_", "-"), known)
-            raise ConfigError(f"{path}: unknown key {key!r}{close}")
+            raise ConfigError(f"{path}: unknown key {_shown(key)}{close}")
         arguments += _tokens(path, str(key), option, value)
     return arguments
 
@@ -333,6 +344,8 @@ def _tokens(path: Path, key: str, option: Option, value: Any) -> list[str]:
     flag = option.flags[0]
     if value is None:
         return []
+    if not _is_plain(value):
+        raise _wrong_type(path, key, option, value)
     if option.kind in ("flag", "switch"):
         if not isinstance(value, bool):
             raise _wrong_type(path, key, option, value)
@@ -348,6 +361,40 @@ def _tokens(path: Path, key: str, option: Option, value: Any) -> list[str]:
     return [flag, *texts] if option.nargs else [f"{flag}={texts[0]}"]
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether JSON and a command line can say it; by aliases a few lines may have no end."""
+    left, open_ = _MOST_PARTS, [value]
+    while open_:
+        left, one = left - 1, open_.pop()
+        if left < 0:
+            return False
+        if isinstance(one, dict):
+            open_ += [*one, *one.values()]
+        elif isinstance(one, list):
+            open_ += one[: _MOST_PARTS + 1]
+        elif isinstance(one, str):
+            if not _is_word(one):
+                return False
+        elif not isinstance(one, int | float | None):
+            return False
+    return True
+
+
+def _is_word(text: str) -> bool:
+    """Whether a command line can hold it."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:  # half of a character of UTF-16
+        return False
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, in one short line whatever it holds."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother = 3, 100, 100
+    return short.repr(value)
+
+
 def _fits(kind: str, value: Any) -> bool:
     if kind == "any":
         return True
@@ -359,4 +406,5 @@ def _fits(kind: str, value: Any) -> bool:
 
 def _wrong_type(path: Path, key: str, option: Option, value: Any) -> ConfigError:
     many = " (or a list of them)" if option.nargs else ""
-    return ConfigError(f"{path}: {key}={value!r}: expected {_EXPECTED[option.kind]}{many}")
+    expected = _EXPECTED.get(option.kind, "text, numbers, lists and objects")
+    return ConfigError(f"{path}: {key}={_shown(value)}: expected {expected}{many}")

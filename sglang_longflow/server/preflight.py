@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from collections.abc import Mapping
@@ -35,9 +36,9 @@ def check_model(model: str) -> None:
             "model_path: not set; longflow serve MODEL, or model-path in the YAML file"
         )
     path = Path(model)
-    if "://" in model or model.lower() in ("none", "dummy") or path.is_file():
+    if "://" in model or model.lower() in ("none", "dummy") or os.path.isfile(model):
         return
-    if path.is_dir():
+    if os.path.isdir(model):  # unlike pathlib, it takes a name of any length
         if not any((path / name).is_file() for name in ("config.json", "params.json")):
             raise ConfigError(
                 f"model_path={model!r}: the folder has no config.json; give the folder that has it"
@@ -76,7 +77,7 @@ def find_model(values: Mapping[str, Any], hub: bool = True) -> ModelLook:
     model = str(values.get("model_path") or "")
     if not model:
         return ModelLook(unjudged="no model is given")
-    if "://" in model or model.lower() in ("none", "dummy") or Path(model).is_file():
+    if "://" in model or model.lower() in ("none", "dummy") or os.path.isfile(model):
         return ModelLook(unjudged=f"only SGLang can read {model}")
     found = look_up(model, values.get("revision"), hub=hub)
     missing = found if isinstance(found, Missing) else found.passed_over
@@ -130,9 +131,10 @@ def check_port(host: str, port: int) -> None:
         raise ConfigError(f"port={port}: expected 1 to 65535; set --port 30000")
     try:
         _can_bind(host, port)
-    except socket.gaierror as error:
+    except (socket.gaierror, ValueError) as error:  # ValueError: no name that could be looked up
+        reason = getattr(error, "strerror", None) or "not an address"
         raise ConfigError(
-            f"host={host!r}: {error.strerror}; set --host to an address of this machine"
+            f"host={host!r:.200}: {reason}; set --host to an address of this machine"
         ) from error
     except OSError as error:
         reason = (error.strerror or str(error)).lower()

@@ -7,7 +7,6 @@ import argparse
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from sglang_longflow.client.http import first_port
@@ -32,6 +31,7 @@ from sglang_longflow.server.preflight import (
 )
 from sglang_longflow.settings import device, preflight
 from sglang_longflow.settings.context import context_tokens
+from sglang_longflow.settings.files import user_path
 from sglang_longflow.settings.flags import budget_words
 from sglang_longflow.settings.numbers import as_int
 from sglang_longflow.settings.problem import Problem
@@ -122,7 +122,7 @@ def read_settings(argv: list[str]) -> Settings:
         raise ConfigError(f"--config: {error.message}") from error
     if len(split.config) > 1:
         raise ConfigError(f"config={split.config!r}: only one file may be given")
-    from_yaml = yaml_arguments(Path(split.config[0]).expanduser()) if split.config else []
+    from_yaml = yaml_arguments(user_path(split.config[0])) if split.config else []
     model = rest.pop(0) if rest and not rest[0].startswith("-") else None
     parser = make_parser()
     values = vars(parser.parse_args(from_yaml))
@@ -149,7 +149,7 @@ def read_settings(argv: list[str]) -> Settings:
             )
         values["model_path"] = model
     if settings.model.startswith("~"):  # in a YAML file no shell expands it
-        values["model_path"] = str(Path(settings.model).expanduser())
+        values["model_path"] = str(user_path(settings.model))
     if "model_path" in values:
         settings.arguments.append(f"--model-path={settings.model}")
     return settings

@@ -52,5 +52,8 @@ def context_tokens(model: Mapping[str, Any]) -> int | None:
     for field in _CONTEXT_FIELDS:
         if (value := text.get(field)) is not None:
             numbers = isinstance(value, int) and isinstance(factor, int | float)
-            return int(factor * value) if numbers else None
+            try:
+                return int(factor * value) if numbers else None
+            except (OverflowError, ValueError):  # JSON may say Infinity and NaN
+                return None
     return None

@@ -46,7 +46,7 @@ def visible(value: str | None, uuids: list[str]) -> list[int]:
         return list(range(len(uuids)))
     chosen: list[int] = []
     for word in (part.strip() for part in value.split(",")):
-        if word.isdigit() and int(word) < len(uuids):
+        if word.isascii() and word.isdigit() and int(word) < len(uuids):
             place = int(word)
         else:
             matches = [i for i, uuid in enumerate(uuids) if word and uuid.startswith(word)]

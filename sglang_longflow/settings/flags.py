@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from sglang_longflow.settings.files import read_bytes, user_path
 
 #: Every policy, and the least budget it can work with where no tokens are protected: in tokens.
 #: The classes in `sglang_longflow.policies` need torch; a test compares them with this table.
@@ -145,8 +146,8 @@ def _key_of_file(path: str) -> str:
     import yaml
 
     try:
-        content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        content = yaml.safe_load(read_bytes(user_path(path)).decode())
+    except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError):
         return ""  # SGLang, which reads it too, says what is wrong with it
     keys = content if isinstance(content, dict) else {}
     return next((str(key) for key in keys if str(key).replace("-", "_") in FLAG_NAMES), "")

@@ -7,7 +7,6 @@ is no path. The hub is asked for one small file, for at most `HUB_SECONDS`; noth
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,11 +20,10 @@ from sglang_longflow.settings.builtin_models import (
     builtin_names,
     near_names,
 )
+from sglang_longflow.settings.files import MOST_JSON_BYTES, parse_json, read_json, user_path
 
 #: How long the hub may take in all, name look-up and connection included.
 HUB_SECONDS = 2.5
-#: A config.json is a few kB; an index of safetensors files some MB.
-_MOST_BYTES = 64 << 20
 _T = TypeVar("_T")
 
 Source = Literal["folder", "cache", "hub", "built-in"]
@@ -126,7 +124,7 @@ def look_up(name: str, revision: str | None = None, *, hub: bool = True) -> Foun
     hub : bool
         Whether the hub may be asked, if need be.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     try:
         there = path.exists()
     except OSError as error:  # such as a name that is too long
@@ -138,7 +136,7 @@ def look_up(name: str, revision: str | None = None, *, hub: bool = True) -> Foun
     listed = builtin_name(name)
     full = listed or name
     if (file := cached_file(full, "config.json", revision)) is not None:
-        config = _json_object(file.read_bytes())
+        config = _cached_object(file)
         if config is not None:
             return FoundConfig(config, "cache", str(file.parent), full)
     asked = hub_json(full, "config.json", revision) if hub else Missing(full, Why.NOT_ASKED)
@@ -169,7 +167,7 @@ def hub_json(name: str, filename: str, revision: str | None = None) -> dict[str,
 
 
 def hub_bytes(
-    name: str, filename: str, revision: str | None = None, most: int = _MOST_BYTES
+    name: str, filename: str, revision: str | None = None, most: int = MOST_JSON_BYTES
 ) -> bytes:
     """The first `most` bytes of a model's file, with the token of this user; for `ask_hub`.
 
@@ -276,7 +274,7 @@ def _is_hub_name(name: str) -> bool:
 def _from_path(name: str, path: Path) -> FoundConfig | Missing:
     file = path / "config.json" if path.is_dir() else path
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = read_json(file)
         if not isinstance(config, dict):
             raise TypeError("the file holds no JSON object")
     except OSError as error:
@@ -287,9 +285,17 @@ def _from_path(name: str, path: Path) -> FoundConfig | Missing:
     return FoundConfig(config, "folder", str(folder), folder.name)
 
 
+def _cached_object(file: Path) -> dict[str, Any] | None:
+    try:
+        found = read_json(file)
+    except (OSError, ValueError):  # such as a download that was broken off
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def _json_object(data: bytes) -> dict[str, Any] | None:
     try:
-        found = json.loads(data)
+        found = parse_json(data)
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
