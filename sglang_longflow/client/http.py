@@ -76,6 +76,8 @@ def opened(
     sent = {"Accept-Encoding": "identity", **(headers or {})}
     if api_key:
         sent["Authorization"] = f"Bearer {api_key}"
+    if not all(value.isascii() for value in sent.values()):
+        raise NoResponse("the API key has characters that no header can hold; it must be ASCII")
     # Loading the system's certificates takes a while, and http needs none (its proxy may).
     needs_context = verify and (url.startswith("https") or not is_local)
     context = ssl.create_default_context() if needs_context else False
@@ -86,7 +88,7 @@ def opened(
     try:
         with client, client.stream("GET" if body is None else "POST", url, **content) as response:
             yield response
-    except (httpx.TransportError, httpx.InvalidURL) as error:
+    except (httpx.RequestError, httpx.InvalidURL) as error:
         raise NoResponse(str(error) or type(error).__name__) from error
 
 

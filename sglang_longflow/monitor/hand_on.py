@@ -28,6 +28,10 @@ MAX_BODY_BYTES = 4 * 2**20
 BODY_TIMEOUT_S = 20.0
 #: Longest wait for the next part of an answer: a request may wait in the server's queue.
 ANSWER_TIMEOUT_S = 600.0
+#: Statuses after which nothing may follow, where the page would wait for chunks.
+_BODILESS = (204, 205, 304)
+#: Headers by which is judged, or which are handed on: of two, one would be judged by alone.
+_ONCE = ("Host", "Origin", "Sec-Fetch-Site", "Content-Type", "Content-Length", "Authorization")
 _PART_BYTES = 2**16
 
 
@@ -46,6 +50,19 @@ class Refused(Exception):
 
 class _Reader(Protocol):
     def read1(self, size: int = -1, /) -> bytes: ...
+
+
+def check_headers(headers: Message) -> None:
+    """Refuse a header that comes twice, where one decides.
+
+    Raises
+    ------
+    Refused
+        400.
+    """
+    for name in _ONCE:
+        if len(headers.get_all(name, [])) > 1:
+            raise Refused(400, f"{name}: is given twice; send one")
 
 
 def check_sender(headers: Message) -> None:
@@ -129,8 +146,12 @@ def asked(
             on_socket=upstream.opened,
         ) as response,
     ):
+        if response.status_code in _BODILESS:
+            raise NoResponse(f"status {response.status_code} is no answer to a prompt")
         kind = response.headers.get("Content-Type", "application/json")
-        yield Answer(response.status_code, kind, response.iter_raw())
+        if not (kind.isascii() and kind.isprintable()):
+            kind = "application/octet-stream"
+        yield Answer(response.status_code, kind, response.iter_bytes())
 
 
 def broken_off(error: NoResponse) -> bytes:
@@ -171,8 +192,10 @@ def _ended_with(client: socket.socket, end: Callable[[], None]) -> Iterator[None
     mine, theirs = socket.socketpair()
 
     def watch() -> None:
-        readable, _, _ = select.select([client, theirs], [], [])
-        if theirs in readable:
+        poll = select.poll()  # select() takes no descriptor over 1,023
+        for one in (client, theirs):
+            poll.register(one, select.POLLIN)
+        if theirs.fileno() in dict(poll.poll()):
             return
         with contextlib.suppress(OSError):
             if client.recv(1, socket.MSG_PEEK):

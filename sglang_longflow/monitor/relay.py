@@ -32,6 +32,7 @@ class Relay(ThreadingHTTPServer):
     """Serves the page at ``/longflow`` and hands what it asks on to `url`."""
 
     daemon_threads = True
+    request_queue_size = 128  # pages open many connections at once
 
     def __init__(self, url: str, port: int):
         self.url = url
@@ -48,7 +49,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path, _, query = self.path.partition("?")
         parts = path.strip("/").split("/")
-        if not self._is_for_us():
+        # A body that nobody reads must not be taken for the next request.
+        self.close_connection |= "Content-Length" in self.headers
+        self.close_connection |= "Transfer-Encoding" in self.headers
+        if len(self.headers.get_all("Host", [])) > 1 or not self._is_for_us():
             self._error(421, "this relay answers to 127.0.0.1 and localhost only")
         elif parts in (["longflow"], [""]):
             self._file(PAGE)
@@ -70,6 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
                 raise hand_on.Refused(404, f"the relay hands on {known} only")
             if self.request_version != "HTTP/1.1":
                 raise hand_on.Refused(505, "an answer that streams needs HTTP/1.1")
+            hand_on.check_headers(self.headers)
             hand_on.check_sender(self.headers)
             body = hand_on.read_body(self.headers, self.rfile)
         except hand_on.Refused as refused:
@@ -120,7 +125,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _is_for_us(self) -> bool:
         try:
-            return urlsplit(f"//{self.headers.get('Host', '')}").hostname in LOCAL_NAMES
+            host = urlsplit(f"//{self.headers.get('Host', '')}")
+            return host.username is None and host.hostname in LOCAL_NAMES
         except ValueError:  # no host name at all
             return False
 
