@@ -61,7 +61,7 @@ def blaming(req: Any, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        logger.exception("longflow: %s failed for request %s, which ends", what, req.rid)
+        logger.exception("longflow: %s failed for request %.200r, which ends", what, req.rid)
         end_request(req, f"longflow: {what} failed: {type(error).__name__}: {error}")
 
 

@@ -170,7 +170,7 @@ def handle_generate_request(original: Original, self: Scheduler, recv_req: Any) 
     try:
         return original(self, recv_req)
     except Exception as error:
-        logger.exception("longflow: request %s could not be taken", recv_req.rid)
+        logger.exception("longflow: request %.200r could not be taken", recv_req.rid)
         state.counters.failed_hooks += 1
         self.waiting_queue = [req for req in self.waiting_queue if req.rid != recv_req.rid]
         message = f"the scheduler could not take the request: {type(error).__name__}: {error}"

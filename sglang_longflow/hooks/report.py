@@ -41,7 +41,7 @@ class LatestReport(list[Any]):
         try:
             latest = _latest(self._req)
         except Exception:  # in the scheduler's process, and only a report
-            logger.exception("longflow: no report of request %s", self._req.rid)
+            logger.exception("longflow: no report of request %.200r", self._req.rid)
             latest = None
         return [None] * (index.stop - index.start - 1) + [latest]
 

@@ -159,7 +159,7 @@ def add_request_to_queue(
         f"this server's pool of {self.max_total_num_tokens} can prefill again; it ends with what "
         f"it had. pause_generation with mode in_place keeps its row"
     )
-    logger.warning("longflow: request %s: %s", req.rid, message)
+    logger.warning("longflow: request %.200r: %s", req.rid, message)
     reason = send_abort(self, req, HTTPStatus.SERVICE_UNAVAILABLE, message)
     req.time_stats.trace_ctx.abort(abort_info=reason)
 

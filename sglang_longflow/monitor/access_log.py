@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-from urllib.parse import urlsplit
 
 _WATCHED = ("/longflow", "/health")
 #: What a watch can do nothing about, a wrong key or address, stays in the log.
@@ -25,6 +24,6 @@ class NoPolls(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         match record.args:
             case (_, "GET", str(path), _, int(status)) if status in _USUAL:
-                path = urlsplit(path).path.removeprefix(self._root_path)
+                path = path.partition("?")[0].removeprefix(self._root_path)
                 return path not in _WATCHED and not path.startswith("/longflow/")
         return True
