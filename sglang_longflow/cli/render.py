@@ -92,8 +92,8 @@ def _model_path(model: str, given: str | None, plan: Plan) -> str:
             f"--model-path: not set; --model {model} is on this machine, and the container needs "
             "a Hugging Face name or a path of its own"
         )
-    if any(character.isspace() or character in "\"'$#" for character in path):
-        raise ConfigError(f"--model-path {path!r}: expected a path without spaces or quotes")
+    if not path.isprintable() or any(c.isspace() or c in "\"'`$#" for c in path):
+        raise ConfigError(f"--model-path {path!r:.200}: expected a path without spaces or quotes")
     return path
 
 
@@ -214,6 +214,7 @@ def run(args: argparse.Namespace) -> int:
     )
     asked = f"  --model {shlex.quote(args.model)} --budget {sizing.budget_tokens}"
     asked += f" --gpu {plan.gpu}" if plan.gpu else f" --memory-gb {args.memory_gb}"
+    asked = "".join(c if c.isprintable() else "?" for c in asked)  # a comment of YAML is text
     note = f"Written by longflow render {__version__} --target {target}\n{asked} --tp {plan.tp}"
     settings = _settings(args, target, plan, note)
     output, commands = TARGETS[target](sizing, settings)

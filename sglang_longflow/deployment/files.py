@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,9 @@ import yaml
 from sglang_longflow.errors import ConfigError
 from sglang_longflow.settings.installed import reinstall_command
 
+#: Texts that YAML 1.2 and Go's readers take for a number, though PyYAML writes them bare: a tag
+#: such as 7e12345, the beginning of a commit's hash.
+_NUMBER = re.compile(r"[-+]?(0[oxbOXB][0-9a-fA-F_]+|(?=.*\d)[\d_]*\.?[\d_]*([eE][-+]?\d+)?)", re.A)
 _LANDMARK = "helm/sglang-longflow/Chart.yaml"
 
 
@@ -45,6 +49,8 @@ class _Dumper(yaml.SafeDumper):
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
     style = ">" if len(value) > 80 and " " in value else None
+    if _NUMBER.fullmatch(value):
+        style = "'"
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 

@@ -11,6 +11,8 @@ from sglang_longflow.deployment.secrets import SecretKey
 from sglang_longflow.errors import ConfigError
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
+#: What image references consist of; the commands that are printed have it as it is.
+_IMAGE = re.compile(r"[\w\[][-\w.:/@\[\]]*", re.ASCII)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -49,8 +51,10 @@ class Settings:
                 )
         if not re.fullmatch(r"https?://[^\s\"']+", self.prometheus):
             raise ConfigError(f"--prometheus {self.prometheus!r}: expected an http(s) address")
-        if not self.image_name or not self.image_tag or re.search(r"[\s\"'$]", self.image):
-            raise ConfigError(f"--image {self.image!r}: expected NAME:TAG or NAME@sha256:DIGEST")
+        if not self.image_name or not self.image_tag or not _IMAGE.fullmatch(self.image):
+            raise ConfigError(
+                f"--image {self.image!r:.200}: expected NAME:TAG or NAME@sha256:DIGEST"
+            )
         if "@" in self.image and not _DIGEST.fullmatch(self.image_tag):
             raise ConfigError(f"--image {self.image!r}: a digest is sha256: and 64 hex digits")
 
