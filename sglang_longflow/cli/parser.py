@@ -52,7 +52,7 @@ class Parser(argparse.ArgumentParser):
         wanted = "url" if word.startswith(("http://", "https://")) else "model"
         given = getattr(found, wanted, "") not in (None, self.get_default(wanted))
         if given or word.startswith("-") or f"--{wanted}" not in self._option_string_actions:
-            return ""
+            return "; drop it, or quote the value before it"
         return f"; did you mean --{wanted} {word}?"
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

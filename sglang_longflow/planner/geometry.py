@@ -99,7 +99,7 @@ def geometry_from(config: dict[str, Any], name: str, folder: str | None) -> Mode
         A field is missing or wrong, or the attention kind is one that the plugin refuses.
     """
     if conflict := model_conflict(config):
-        raise PlanError(f"config.json: {conflict}")
+        raise PlanError(f"config.json: {conflict}; choose another --model")
     opaque = "quantization_config" if config.get("quantization_config") else ""
     text = config.get("text_config")
     if isinstance(text, dict):

@@ -124,7 +124,7 @@ def test_what_is_refused_is_refused_by_planner_serve_and_server_alike(
     folder = folder_of(tmp_path, config)
     with pytest.raises(PlanError) as error:
         load_geometry(folder)
-    assert str(error.value) == f"config.json: {conflict}"
+    assert str(error.value) == f"config.json: {conflict}; choose another --model"
     assert serve_says(folder) == [f"{conflict}; {FIX}"]
     if not conflict.endswith(MEDIA):  # SGLang itself tells the server that
         assert server_says(monkeypatch, config) == f"{conflict}; {FIX}"
