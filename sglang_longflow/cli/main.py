@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 
 from sglang_longflow import __version__
@@ -67,6 +68,8 @@ def _run_module(name: str, argv: list[str]) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand; 2 after an error of the command line or the settings."""
     argv = sys.argv[1:] if argv is None else argv
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name of bytes that are no text is printed too
+        sys.stdout.reconfigure(errors="backslashreplace")
     if argv[:1] == ["help"]:  # what many type first
         argv = [*argv[1:2], "--help"]
     elif argv == ["version"]:

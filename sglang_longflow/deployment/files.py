@@ -16,7 +16,7 @@ from sglang_longflow.settings.installed import reinstall_command
 
 #: Texts that YAML 1.2 and Go's readers take for a number, though PyYAML writes them bare: a tag
 #: such as 7e12345, the beginning of a commit's hash.
-_NUMBER = re.compile(r"[-+]?(0[oxbOXB][0-9a-fA-F_]+|(?=.*\d)[\d_]*\.?[\d_]*([eE][-+]?\d+)?)", re.A)
+_NUMBER = re.compile(r"[-+]?(0[oxbOXB][0-9a-fA-F]+|(\.\d+|\d+\.?\d*)([eE][-+]?\d+)?)", re.A)
 _LANDMARK = "helm/sglang-longflow/Chart.yaml"
 
 
@@ -49,7 +49,7 @@ class _Dumper(yaml.SafeDumper):
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
     style = ">" if len(value) > 80 and " " in value else None
-    if _NUMBER.fullmatch(value):
+    if _NUMBER.fullmatch(value.replace("_", "")):  # they pass over it
         style = "'"
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 

@@ -309,15 +309,14 @@ def yaml_arguments(path: Path) -> list[str]:
         content = yaml.safe_load(read_bytes(path).decode())
     except OSError as error:
         raise ConfigError(f"config={str(path)!r}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not valid YAML: not a text file") from error
-    except RecursionError as error:
-        raise ConfigError(f"{path}: not valid YAML: nested too deeply") from error
-    except (yaml.YAMLError, ValueError, AttributeError) as error:
-        # The last two: values that only look like a date, or that a tag calls a number.
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
+        # YAML's own errors are the first; values that only look like a date, or that a tag calls
+        # a number, raise what Python's types raise.
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or str(error)[:100]
+        if isinstance(error, UnicodeDecodeError):
+            reason = "not a text file"
         raise ConfigError(f"{path}: not valid YAML{where}: {reason}") from error
     if content is None:
         return []

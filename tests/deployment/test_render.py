@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import re
 import shutil
 import subprocess
@@ -36,6 +37,43 @@ TINY = {
     "num_attention_heads": 4, "head_dim": 64, "num_key_value_heads": 2, "vocab_size": 100,
 }  # fmt: skip
 SIZE = ("--model", "qwen3-1.7b", "--gpu", "H100-80G", "--budget", "3200")
+
+
+def is_number_for_go(text: str) -> bool:
+    """As YAML 1.2 and Go's readers take a bare word; Python's numbers have the same forms."""
+    if text[:1] not in tuple("+-.0123456789"):
+        return False
+    for kind in (float, lambda word: int(word, 0)):
+        try:
+            kind(text.replace("_", ""))
+        except ValueError:
+            continue
+        return True
+    return False
+
+
+def test_a_text_stays_a_text_for_other_readers():
+    """PyYAML writes a tag such as 7e12345 bare, and Helm would read infinity."""
+    draw, bare = random.Random(1), 0
+    words = ["7e12345", "0o17", "1e3", "v1.2.3", "16Gi", "30s"]
+    words += [
+        "".join(draw.choices("0123456789e.-+xo_ab", k=draw.randint(1, 7))) for _ in range(3000)
+    ]
+    for word in words:
+        written = files.dump({"tag": word}, "").removeprefix("tag: ").strip()
+        assert yaml.safe_load(written) == word
+        if written == word:
+            bare += 1
+            assert not is_number_for_go(word), word
+    assert bare > 500
+
+
+@pytest.mark.parametrize("image", ["x;id:1", "`id`:1", "x:1&&id", "x|y:1", "x\ny:1", "$(id):1"])
+def test_an_image_is_what_references_consist_of(tmp_path, capsys, image):
+    """It stands in commands that are printed to be copied."""
+    out = ("--target", "helm", "--out", str(tmp_path / "out"))
+    assert main(["render", *out, *SIZE, f"--image={image}"]) == 2
+    assert "--image" in capsys.readouterr().err
 
 
 def plan_of(model="Qwen/Qwen3-1.7B", gpu="H100-80G", budget=3200, **more):

@@ -320,3 +320,56 @@ def test_a_taken_port_is_named(capsys, relay):
     port = relay.rsplit(":", 1)[1]
     assert main(["console", "--port", port]) == 2
     assert f"port={port}: Address already in use" in capsys.readouterr().err
+
+
+def raw(relay, head: str, body: bytes = b"") -> list[bytes]:
+    """Status lines of all that is answered to what is sent on one connection."""
+    port = int(relay.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(head.replace("PORT", str(port)).encode("latin-1") + body)
+        connection.shutdown(socket.SHUT_WR)
+        found = b""
+        while part := connection.recv(65536):
+            found += part
+    return [line for line in found.split(b"\r\n") if b"HTTP/1.1 " in line]
+
+
+SMUGGLED = b"GET /longflow HTTP/1.1\r\nHost: localhost\r\n\r\n"
+POST = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\nContent-Type: application/json\r\n"
+
+
+def test_a_body_is_never_the_next_request(relay):
+    get = f"GET /longflow HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(SMUGGLED)}\r\n\r\n"
+    assert len(raw(relay, get, SMUGGLED)) == 1
+    twice = f"{POST}Content-Length: 2\r\nContent-Length: {2 + len(SMUGGLED)}\r\n\r\n"
+    (status,) = raw(relay, twice, b"{}" + SMUGGLED)
+    assert b" 400 " in status
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Origin: http://127.0.0.1:PORT\r\nOrigin: http://evil",
+        "Content-Type: text/plain",
+        "Authorization: Bearer a\r\nAuthorization: Bearer b",
+        "Host: evil",
+    ],
+)
+def test_a_header_that_decides_comes_once(relay, upstream, header):
+    (status,) = raw(relay, f"{POST}{header}\r\nContent-Length: 2\r\n\r\n", b"{}")
+    assert status.split()[1] in (b"400", b"421")
+    assert not upstream.asked
+
+
+def test_a_host_with_a_user_is_refused(relay):
+    (status,) = raw(relay, "GET /longflow/stats HTTP/1.1\r\nHost: evil@localhost\r\n\r\n")
+    assert b" 421 " in status
+
+
+def test_a_key_that_no_header_can_hold_is_told(relay):
+    """A page can send one: its field takes any letter."""
+    (status,) = raw(
+        relay,
+        "GET /longflow/stats HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer \xe9\r\n\r\n",
+    )
+    assert b" 502 " in status

@@ -7,7 +7,13 @@ import time
 
 import pytest
 
-from sglang_longflow.monitor.snapshots import SchedulerSilent, Snapshots, merge, not_known
+from sglang_longflow.monitor.snapshots import (
+    MOST_ID_CHARACTERS,
+    SchedulerSilent,
+    Snapshots,
+    merge,
+    not_known,
+)
 
 
 def stats_of(look) -> dict:
@@ -175,6 +181,17 @@ def state(rid: str, seq_len: int, kv_len: int, kv_budget: int) -> dict:
         "stalled_s": 12.5 if rid == "a" else 0.0,
         "uptime_s": seq_len / 10,
     }
+
+
+def test_an_id_of_any_length_is_shown_short():
+    """Each poll of each viewer would carry it; two that begin alike are still told apart."""
+    one, other = state("x" * 300_000, 500, 64, 64), state("x" * 300_001, 90, 90, 0)
+    merged = merge([one, other], {"model": "m"})
+    for name in ("requests", "queue"):
+        ids = {item["rid"] for item in merged[name]}
+        assert len(ids) == 2 and all(len(rid) == MOST_ID_CHARACTERS for rid in ids)
+    known = merge([state("a" * MOST_ID_CHARACTERS, 500, 64, 64)], {"model": "m"})
+    assert known["requests"][0]["rid"] == "a" * MOST_ID_CHARACTERS
 
 
 def test_merge_sums_what_adds_up():

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+from dataclasses import asdict
 
 import pytest
 
@@ -154,3 +157,28 @@ def test_a_snapshot_of_the_cache_is_the_model_of_that_name(tmp_path):
     assert NAME in model_names(str(folder))
     assert str(folder) in model_names(NAME, str(folder))
     assert model_names("x" * 300) == {"x" * 300}
+
+
+@pytest.mark.parametrize("odd", ['"x"', "null", "[]", "1e999", "-1", "true", '"\\u001b[2J"'])
+@pytest.mark.parametrize("field", [*asdict(MEASURED), *asdict(MEASURED.points[0])])
+def test_a_kept_file_may_say_anything(tmp_path, field, odd):
+    """It is left out, or every field is of its type: no plan ends because of it."""
+    fields = asdict(MEASURED)
+    for part in (fields, fields["points"][1]):
+        if field in part:
+            part[field] = "@"
+    (tmp_path / "a.json").write_text(json.dumps(fields).replace('"@"', odd))
+    for one in known_runs(tmp_path):
+        assert quality_line(Asked(NAME, frozenset({NAME, one.model}), POLICY, 700), [one])
+        assert one.task.isprintable()
+
+
+def test_files_that_are_none(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    (tmp_path / "loop.json").symlink_to("loop.json")
+    (tmp_path / "folder.json").mkdir()
+    assert known_runs(tmp_path) == []
+    assert known_runs(tmp_path / "deep.json") == []
+    monkeypatch.setenv("LONGFLOW_CACHE", str(tmp_path / "deep.json"))
+    assert "not measured" in known_quality(NAME, POLICY, 512)

@@ -26,6 +26,7 @@ UUIDS = ["GPU-aaaa-1", "GPU-aabb-2", "GPU-cccc-3"]
         ("0,x,1", [0]),
         ("1,1", []),
         ("NoDevFiles", []),
+        ("²,1", []),
     ],
 )
 def test_visible_devices(value, seen):
