@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import time
 from collections.abc import Awaitable, Callable
@@ -19,6 +20,8 @@ MAX_AGE_LIMIT_S = 60.0
 MIN_INTERVAL_S = 0.1
 #: A step of a large prefill on a slow machine takes longer; the last answer is told then.
 PATIENCE_S = 2.0
+#: Of a request's id, as watches see it.
+MOST_ID_CHARACTERS = 256
 OK = "ok"
 BUSY = "busy"
 
@@ -90,6 +93,18 @@ def not_known(server: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _shown(item: dict[str, Any]) -> dict[str, Any]:
+    """A request with an id that watches can hold: anyone may send one of any length.
+
+    A longer one keeps its beginning, and a hash that tells it from others.
+    """
+    rid = item["rid"]
+    if len(rid) <= MOST_ID_CHARACTERS:
+        return item
+    digest = hashlib.sha256(rid.encode(errors="surrogatepass")).hexdigest()[:16]
+    return {**item, "rid": f"{rid[: MOST_ID_CHARACTERS - 17]}…{digest}"}
+
+
 def merge(states: list[dict[str, Any]], server: dict[str, Any]) -> dict[str, Any]:
     """One answer of several data-parallel schedulers: pools, counters and queues are summed.
 
@@ -121,9 +136,9 @@ def merge(states: list[dict[str, Any]], server: dict[str, Any]) -> dict[str, Any
             "full_kv_requests": sum(row.kv_budget == 0 for row in rows),
             "saved_tokens": live.saved_tokens,
         },
-        "requests": [row._asdict() for row in rows],
+        "requests": [_shown(row._asdict()) for row in rows],
         **{
-            name: [item for state in states for item in state[name]]
+            name: [_shown(item) for state in states for item in state[name]]
             for name in ("prefilling", "queue")
         },
         "paused": any(state["paused"] for state in states),
