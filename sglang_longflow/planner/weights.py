@@ -7,7 +7,6 @@ its hub, or the header of a single file; else the geometry.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from sglang_longflow.planner.geometry import (
     parameter_count,
 )
 from sglang_longflow.settings import model_source
+from sglang_longflow.settings.files import MOST_JSON_BYTES, parse_json, read_json
 from sglang_longflow.settings.model_source import Missing, Why
 
 _FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -83,7 +83,7 @@ def checkpoint_bytes(geom: ModelGeometry, dtype: str = "bfloat16") -> int | None
     files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors"))
     try:
         if index.is_file():
-            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            names = read_json(index)["weight_map"].values()
             files = [folder / name for name in sorted(set(names))]
         if not files or not all(file.is_file() for file in files):
             return None
@@ -98,9 +98,9 @@ def checkpoint_bytes(geom: ModelGeometry, dtype: str = "bfloat16") -> int | None
 def _file_bytes(file: Path, geom: ModelGeometry, dtype: str) -> int:
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        if length > file.stat().st_size - 8:
+        if length > min(file.stat().st_size - 8, MOST_JSON_BYTES):
             raise ValueError(f"{file.name} has no safetensors header")
-        return _tensors_bytes(json.loads(stream.read(length)), geom, dtype)
+        return _tensors_bytes(parse_json(stream.read(length)), geom, dtype)
 
 
 def _tensors_bytes(header: dict[str, Any], geom: ModelGeometry, dtype: str) -> int:
@@ -142,7 +142,7 @@ def _cached_index(geom: ModelGeometry, dtype: str) -> int | None:
     if geom.folder is None or not geom.named:
         return None
     try:
-        index = json.loads((Path(geom.folder) / _INDEX).read_text(encoding="utf-8"))
+        index = read_json(Path(geom.folder) / _INDEX)
     except (OSError, ValueError):
         return None
     return _index_bytes(index, geom, dtype) if isinstance(index, dict) else None
@@ -154,7 +154,7 @@ def _ask(geom: ModelGeometry, dtype: str) -> tuple[int, str] | Missing:
 
     unusable = Missing(geom.name, Why.UNUSABLE, model_source.endpoint())
     try:
-        index = json.loads(model_source.hub_bytes(geom.name, _INDEX, geom.revision))
+        index = parse_json(model_source.hub_bytes(geom.name, _INDEX, geom.revision))
     except EntryNotFoundError:
         header = _hub_header(geom)
         return _tensors_bytes(header, geom, dtype), "safetensors header on the hub"
@@ -171,5 +171,5 @@ def _hub_header(geom: ModelGeometry) -> dict[str, Any]:
         raise ValueError(f"{_SINGLE} has no safetensors header")
     if len(data) < length + 8:
         data = model_source.hub_bytes(geom.name, _SINGLE, geom.revision, length + 8)
-    found: dict[str, Any] = json.loads(data[8 : length + 8])
+    found: dict[str, Any] = parse_json(data[8 : length + 8])
     return found

@@ -134,3 +134,19 @@ def test_a_user_without_a_home(monkeypatch):
 
 def _no_home() -> Path:
     raise RuntimeError("Could not determine home directory.")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "model.safetensors"])
+def test_weights_may_say_anything(tmp_path, name):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    deep = b"[" * 100_000
+    header = len(deep).to_bytes(8, "little") if name.endswith("safetensors") else b""
+    (tmp_path / name).write_bytes(header + deep)
+    with pytest.raises(PlanError, match="not readable"):
+        plan(tmp_path, gpu="L4", budget=1024)
+    with (tmp_path / "model.safetensors").open("wb") as out:  # a header of a terabyte
+        out.write((1 << 40).to_bytes(8, "little"))
+        out.truncate(1 << 41)
+    (tmp_path / "model.safetensors.index.json").unlink(missing_ok=True)
+    with pytest.raises(PlanError, match="header"):
+        plan(tmp_path, gpu="L4", budget=1024)
