@@ -53,7 +53,7 @@ def is_number_for_go(text: str) -> bool:
 
 
 def test_a_text_stays_a_text_for_other_readers():
-    """PyYAML writes a tag such as 7e12345 bare, and Helm would read infinity."""
+    """PyYAML writes 1e3 bare, and kubectl reads a label of 1000, which is none."""
     draw, bare = random.Random(1), 0
     words = ["7e12345", "0o17", "1e3", "v1.2.3", "16Gi", "30s"]
     words += [
