@@ -79,6 +79,7 @@ def test_a_config_may_say_anything(tmp_path, field):
         assert all(map(str, preflight.judge(arguments, look.config)))
 
 
+@pytest.mark.sglang
 @pytest.mark.parametrize(
     "text",
     [
