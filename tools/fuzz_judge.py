@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -22,6 +23,9 @@ from fuzz_call import SESSIONS, Call
 ANSWER_LIMIT_S = 90.0
 IDLE_LIMIT_S = 30.0
 CANARY_LIMIT_S = 45.0
+#: Answers that each of the askers compares between two checkpoints, and when it gives that up.
+LEAST_COMPARED = 2
+MOST_ASKED = 100
 #: These end or restart what a neighbour runs, by design.
 ABORTING = ("/abort_request", "/pause_generation", "/update_weight", "/close_session")
 
@@ -176,16 +180,23 @@ class Judge:
             self.last_abort = time.monotonic()
 
     async def keep_asking(self, which: int, stop: asyncio.Event) -> None:
-        """Ask one neighbour after the other until told to stop; every answer is compared."""
+        """Ask one neighbour after the other until told to stop; every answer is compared.
+
+        However short the time was and however many were aborted, `LEAST_COMPARED` are: told to
+        stop, nobody aborts any more.
+        """
         bodies = neighbours(self.budget_tokens)
-        while not stop.is_set():
-            index = which % len(bodies)
-            await self.ask_neighbour(index, bodies[index])
-            which += 1
+        compared = 0
+        for asked in itertools.count():
+            if stop.is_set() and (compared >= LEAST_COMPARED or asked >= MOST_ASKED):
+                return
+            index = (which + asked) % len(bodies)
+            compared += await self.ask_neighbour(index, bodies[index])
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), 0.05)
 
-    async def ask_neighbour(self, index: int, body: dict[str, Any]) -> None:
+    async def ask_neighbour(self, index: int, body: dict[str, Any]) -> bool:
+        """Ask one; whether its answer was whole and compared."""
         began = time.monotonic()
         outcome = await self.client.ask("POST", "/generate", body, ANSWER_LIMIT_S)
         if outcome.status in ("dropped", "cut off"):
@@ -200,7 +211,7 @@ class Judge:
             # The queue is full, or somebody aborted everything: told why.
             self.neighbour_refusals[f"{outcome.status} {outcome.text[:60]}"] += 1
             if outcome.status == "503" or aborted:
-                return
+                return False
             raise Guilty("neighbour refused", f"neighbour {index}: {outcome}")
         answer = json.loads(outcome.text)
         meta, got, alone = answer["meta_info"], answer["output_ids"], self.alone[index]
@@ -210,13 +221,14 @@ class Judge:
                 raise Guilty("neighbour aborted", f"neighbour {index}: {meta['finish_reason']}")
             if not self._same(got, alone[: len(got)]) and not meta.get("num_retractions"):
                 raise Guilty("tokens", f"neighbour {index}, aborted: {got} instead of {alone}")
-            return
+            return False
         self.neighbour_answers += 1
         # A retracted row with a budget starts over and may answer otherwise:
         # docs/understand/semantics.md.
         budgeted = body["sampling_params"].get("custom_params", {}).get("kv_budget")
         if not self._same(got, alone) and not (budgeted and meta.get("num_retractions")):
             raise Guilty("tokens", f"neighbour {index}: {got} instead of {alone}; {meta}")
+        return True
 
     async def checkpoint(self) -> None:
         """Everything has been answered: the server must become idle and whole, and serve."""

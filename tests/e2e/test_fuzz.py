@@ -51,8 +51,7 @@ def test_no_body_ends_the_server_or_changes_a_neighbour(tiny_with_tokenizer, tmp
                     f"scripts/fuzz_requests.py --server {name} --probe --replay {replay}"
                 )
             assert not ours(report), f"seed {seed}: {ours(report)}"
-            # They are asked one after the other beside the rest, which takes some 15 seconds.
-            assert report.checkpoints >= 1 and report.neighbour_answers >= 4
+            assert report.checkpoints >= 1 and report.neighbour_answers > 5
 
 
 def test_the_judge_sees_what_is_wrong_with_a_pool():
