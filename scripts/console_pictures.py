@@ -2,7 +2,7 @@
 """The pictures of the console in docs/images, taken in Chromium on a running server.
 
     longflow serve FOLDER/SmolLM2-135M-Instruct --kv-budget 256 --kv-budget-allow-full \\
-        --max-total-tokens 3000 --max-running-requests 10
+        --max-total-tokens 4000 --max-running-requests 12
     python scripts/console_pictures.py --url http://127.0.0.1:30000
 
 Users ask, each one request after the other, until the charts have something to show. Then come the
@@ -47,7 +47,7 @@ def user(url: str, name: str, prompt: str, budget: int, ended: threading.Event) 
         number += 1
         rid = f"{name}-{number:03d}"
         body: dict[str, Any] = {"text": f"{prompt}\n\n", "rid": rid, "stream": True}
-        body["sampling_params"] = {"max_new_tokens": 500 + number * 67 % 600, "temperature": 0.7}
+        body["sampling_params"] = {"max_new_tokens": 250 + number * 67 % 450, "temperature": 0.7}
         body["sampling_params"] |= {"ignore_eos": True, "custom_params": {"kv_budget": budget}}
         try:
             answer = ask(f"{url}/generate", body)

@@ -40,6 +40,7 @@ kv-budget: 96
 kv-budget-min: 64
 max-total-tokens: 2400
 max-running-requests: 8
+kv-planned-rows: 25
 enable-metrics: true
 random-seed: 1
 """
@@ -135,8 +136,17 @@ class Container:
         return self.run(*words).returncode
 
     def get(self, path: str) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60) as answer:
+        with self.open(f"http://127.0.0.1:{self.port}{path}", 60) as answer:
             return answer.read().decode()
+
+    def open(self, request: str | urllib.request.Request, timeout_s: float):
+        """The open response; if nobody listens, what the container said last."""
+        try:
+            return urllib.request.urlopen(request, timeout=timeout_s)
+        except urllib.error.HTTPError:
+            raise
+        except urllib.error.URLError as error:
+            raise AssertionError(f"{error}\n{self.log.read_text()[-4000:]}") from error
 
     def generate(self, tokens: int, budget: int | None = None, stream: bool = False):
         """The response of /generate, open."""
@@ -149,7 +159,7 @@ class Container:
             data=json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
         )
-        return urllib.request.urlopen(request, timeout=300)
+        return self.open(request, 300)
 
 
 def name_of(pid: int) -> str:
