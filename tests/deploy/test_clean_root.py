@@ -16,7 +16,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -28,6 +27,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import free_port
 from metric_names import MONITORING, dashboard_queries, names_in, rule_queries, rules
 
 pytestmark = [pytest.mark.deploy, pytest.mark.long]
@@ -87,9 +87,8 @@ class Container:
     """A running `clean_root.py run`."""
 
     def __init__(self, tools: Path, work: Path, folder: Path, model: Path):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        # It listens a minute later: no port that an outgoing connection may get by then.
+        self.port = free_port()
         self.image = json.loads((work / "image.json").read_text())
         assert self.image["volumes"] == ["/cache"]
         for name in ("cache", "model"):

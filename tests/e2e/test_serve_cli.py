@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+import harness
+
 pytestmark = pytest.mark.e2e
 REAL_START = True
 START_S = 300
@@ -31,9 +33,8 @@ def model() -> str:
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Below those that an outgoing connection may get before the server listens."""
+    return harness.free_port()
 
 
 @contextlib.contextmanager
