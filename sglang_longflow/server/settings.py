@@ -30,10 +30,8 @@ from sglang_longflow.server.preflight import (
     kv_facts,
 )
 from sglang_longflow.settings import device, preflight
-from sglang_longflow.settings.context import context_tokens
 from sglang_longflow.settings.files import user_path
 from sglang_longflow.settings.flags import budget_words
-from sglang_longflow.settings.numbers import as_int
 from sglang_longflow.settings.problem import Problem
 from sglang_longflow.settings.release import refusal
 
@@ -195,6 +193,14 @@ def judged(settings: Settings) -> tuple[ModelLook, list[Problem]]:
     return look, preflight.judge(settings.values, look.config)
 
 
+def _accepted(settings: Settings) -> ModelLook:
+    """What was seen of the model; UnsupportedSetup for the first mistake."""
+    look, problems = judged(settings)
+    for problem in problems:
+        raise UnsupportedSetup(str(problem))
+    return look
+
+
 def _from_another_hub() -> bool:
     """Whether SGLang fetches models from ModelScope."""
     return os.environ.get("SGLANG_USE_MODELSCOPE", "").lower() in ("1", "true", "yes", "y")
@@ -223,15 +229,12 @@ def refuse_mistakes(
     """
     settings = read_settings(argv)
     check_model(settings.model)
-    look, problems = judged(settings)
-    model = look.config
-    for problem in problems:
-        raise UnsupportedSetup(str(problem))
+    model = _accepted(settings).config
     for budget in filter(None, budgets):
         for problem in preflight.judge({**settings.values, "kv_budget": budget}, model):
             what = problem.what.replace("kv_budget=", "budgets=", 1)
             raise UnsupportedSetup(f"{what}; give another one, or full for full KV")
-    context = as_int(settings.values.get("context_length")) or context_tokens(model or {})
+    context = preflight.context_of(settings.values, model or {})
     if context is not None and (request_tokens or 0) > context:
         raise UnsupportedSetup(
             f"input_tokens + output_tokens={request_tokens}: over the model's context of {context} "
@@ -263,9 +266,7 @@ def prepare(
     settings = read_settings(argv)
     check_model(settings.model)
     check_port(settings.host, settings.port)
-    look, problems = judged(settings)
-    for problem in problems:
-        raise UnsupportedSetup(str(problem))
+    look = _accepted(settings)
     if look.unjudged and settings.values.get("kv_budget") is not None:
         settings.notes.append(
             f"whether this model goes together with a KV budget is for the start to find out: "

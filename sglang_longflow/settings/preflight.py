@@ -146,8 +146,12 @@ def model_problems(
         found += _split_problems(values.get("tp_size"), *heads[:2])
         if config.uses_fused_decode and (conflict := kernel_conflict(*heads)):
             found.append(Problem(conflict, "set --kv-decode-kernel reference"))
-    given = as_int(values.get("context_length"))
-    return found + budget_problems(config, given or context_tokens(model))
+    return found + budget_problems(config, context_of(values, model))
+
+
+def context_of(values: Mapping[str, Any], model: Mapping[str, Any]) -> int | None:
+    """The server's longest context in tokens: ``--context-length``, else the model's."""
+    return as_int(values.get("context_length")) or context_tokens(model)
 
 
 def _split_problems(ranks: object, query_heads: int, kv_heads: int) -> list[Problem]:

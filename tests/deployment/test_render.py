@@ -304,10 +304,7 @@ def test_max_total_tokens_limits_plan_and_server(tmp_path):
 def test_a_model_of_the_hub_at_a_revision(tmp_path, monkeypatch):
     """The server loads what was planned: the name and the revision, quantized weights counted."""
     with fake_hub() as hub:
-        template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        hub.stand_in(monkeypatch, tmp_path / "cache")
         found = {**(builtin_config("Qwen/Qwen3-8B") or {}), "quantization_config": {"bits": 8}}
         hub.put("some-lab/Qwen3-8B-FP8", "config.json", json.dumps(found).encode(), "v2")
         index = {"metadata": {"total_size": 8 * GIB}, "weight_map": {}}

@@ -31,11 +31,7 @@ HEAD_BYTES = 100 * 64 * 2
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     with fake_hub() as hub:
-        template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        hub.stand_in(monkeypatch, tmp_path / "cache")
         yield hub
 
 

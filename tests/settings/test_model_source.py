@@ -34,11 +34,7 @@ def config(**fields) -> bytes:
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     with fake_hub() as hub:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
-        template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        hub.stand_in(monkeypatch, tmp_path / "cache")
         monkeypatch.setenv("HF_TOKEN", "hf_secret")
         yield hub
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 
 @dataclass
@@ -28,6 +29,17 @@ class FakeHub:
 
     def refuse(self, name: str, status: int, code: str, filename: str = "config.json") -> None:
         self.files[f"/{name}/resolve/main/{filename}"] = (status, code)
+
+    def stand_in(self, monkeypatch, cache: Path) -> None:
+        """Hugging Face's library asks here, and keeps what it gets in `cache`."""
+        template = self.address + "/{repo_id}/resolve/{revision}/{filename}"
+        for name, value in (
+            ("ENDPOINT", self.address),
+            ("HUGGINGFACE_CO_URL_TEMPLATE", template),
+            ("HF_HUB_OFFLINE", False),
+            ("HF_HUB_CACHE", str(cache)),
+        ):
+            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
 
 
 @contextlib.contextmanager
