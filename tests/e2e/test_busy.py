@@ -30,14 +30,17 @@ BUDGET = 48
 
 
 class Sleepy(harness.Server):
-    """A server whose next prefill takes as long as it is told."""
+    """A server whose scheduler listens when `hold` is gone, and sleeps as long as it is told."""
 
     def __init__(self, folder: Path):
         self.file = folder / "sleep"
+        self.hold = folder / "hold"
+        self.hold.touch()
         arguments = [f"--model-path={MODEL_DIR}", f"--kv-budget={BUDGET}", "--sleep-on-idle"]
         arguments += ["--kv-budget-allow-full", "--max-total-tokens=2000"]
         program = (str(Path(harness.__file__).with_name("sleepy_server.py")),)
-        super().__init__(arguments, {"LONGFLOW_SLEEP_FILE": str(self.file)}, program)
+        variables = {"LONGFLOW_SLEEP_FILE": str(self.file), "LONGFLOW_HOLD_FILE": str(self.hold)}
+        super().__init__(arguments, variables, program)
 
     def sleep_in_the_next_prefill(self, seconds: float) -> None:
         temporary = self.file.with_suffix(".tmp")
@@ -50,36 +53,44 @@ class Sleepy(harness.Server):
         assert status == 200, found
         return found
 
+    def told_before_the_first_answer(self) -> tuple[dict, int, str]:
+        """What the stats, the plan (its status) and `activity` say while nothing has answered."""
+        deadline = time.monotonic() + 400
+        while True:
+            assert self.process.poll() is None and time.monotonic() < deadline, self.tail()
+            try:
+                stats = self.told()
+                break
+            except OSError:  # nobody listens yet
+                time.sleep(0.2)
+        return stats, self.request("/longflow/plan?budget=96")[0], activity(self.url, timeout_s=8)
+
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def starting(tmp_path_factory):
+    """A server, and what it said before its scheduler had answered anything.
+
+    The server itself asks for its history every five seconds: only a scheduler that does not listen
+    from the beginning has surely given no answer.
+    """
     with Sleepy(tmp_path_factory.mktemp("sleepy")) as running:
-        yield running.wait_ready()
+        try:
+            told = running.told_before_the_first_answer()
+        finally:
+            running.hold.unlink()
+        yield running.wait_ready(), told
 
 
-@contextlib.contextmanager
-def answering(server, new_tokens: int = 5):
-    """A request that runs meanwhile."""
-    body = {"input_ids": [3, 4, 5, 6], "sampling_params": harness.greedy(new_tokens)}
-    thread = threading.Thread(target=server.generate, args=(body,))
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join(60)
-    assert not thread.is_alive()
+@pytest.fixture
+def server(starting):
+    return starting[0]
 
 
-def test_before_the_first_answer(server):
-    server.sleep_in_the_next_prefill(8)
-    with answering(server):
-        while server.file.exists():
-            time.sleep(0.05)
-        found = server.told()
-        assert (found["state"], found["age_s"], found["pool"]) == ("busy", None, None)
-        assert found["server"]["model"] == str(MODEL_DIR) and found["requests"] == []
-        assert server.request("/longflow/plan?budget=96")[0] == 503
-        assert activity(server.url, timeout_s=8) == "busy: no answer yet"
+def test_before_the_first_answer(starting):
+    server, (found, plan_status, said) = starting
+    assert (found["state"], found["age_s"], found["pool"]) == ("busy", None, None)
+    assert found["server"]["model"] == str(MODEL_DIR) and found["requests"] == []
+    assert plan_status == 503 and said == "busy: no answer yet"
     found = server.stats()
     assert found["state"] == "ok" and found["age_s"] < 2 and found["pool"]["total_tokens"] == 2000
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SGLang's server with a scheduler that sleeps in a step when it is told to.
+"""SGLang's server with a scheduler that does not listen when it is told not to.
 
-``python sleepy_server.py ARGUMENTS``: the next prefill sleeps as many seconds as the file
+``python sleepy_server.py ARGUMENTS``: the scheduler reads no message as long as the file
+LONGFLOW_HOLD_FILE exists at its start. The next prefill sleeps as many seconds as the file
 LONGFLOW_SLEEP_FILE says, once.
 """
 
@@ -31,7 +32,16 @@ def run_scheduler_process(*args, **kwargs):
             time.sleep(seconds)
         return stock(self, batch, *more, **named)
 
+    stock_loop = module.Scheduler.run_event_loop
+
+    @functools.wraps(stock_loop)
+    def run_event_loop(self):
+        while Path(os.environ["LONGFLOW_HOLD_FILE"]).exists():
+            time.sleep(0.05)
+        stock_loop(self)
+
     module.Scheduler.run_batch = run_batch
+    module.Scheduler.run_event_loop = run_event_loop
     return module.run_scheduler_process(*args, **kwargs)
 
 
