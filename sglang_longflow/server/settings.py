@@ -32,7 +32,7 @@ from sglang_longflow.server.preflight import (
 from sglang_longflow.settings import device, preflight
 from sglang_longflow.settings.files import user_path
 from sglang_longflow.settings.flags import budget_words
-from sglang_longflow.settings.problem import Problem
+from sglang_longflow.settings.problem import Problem, refuse_first
 from sglang_longflow.settings.release import refusal
 
 DEFAULT_PORT = 30000  # SGLang's
@@ -196,8 +196,7 @@ def judged(settings: Settings) -> tuple[ModelLook, list[Problem]]:
 def _accepted(settings: Settings) -> ModelLook:
     """What was seen of the model; UnsupportedSetup for the first mistake."""
     look, problems = judged(settings)
-    for problem in problems:
-        raise UnsupportedSetup(str(problem))
+    refuse_first(problems)
     return look
 
 

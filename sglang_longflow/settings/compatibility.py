@@ -11,7 +11,7 @@ from sglang_longflow.errors import UnsupportedSetup
 from sglang_longflow.settings import device
 from sglang_longflow.settings.config import LongFlowConfig, runs_on_gpu
 from sglang_longflow.settings.context import budget_problems
-from sglang_longflow.settings.problem import Problem
+from sglang_longflow.settings.problem import Problem, refuse_first
 from sglang_longflow.settings.refused_models import FIX, language_model, model_conflict
 from sglang_longflow.settings.release import refusal
 
@@ -175,9 +175,7 @@ def refuse_release() -> None:
 
 def refuse_flags(server_args: Any) -> None:
     """Raise UnsupportedSetup for the first conflicting server argument or SGLang variable."""
-    conflicts = flag_conflicts(server_args)
-    if conflicts:
-        raise UnsupportedSetup(str(conflicts[0]))
+    refuse_first(flag_conflicts(server_args))
 
 
 def kernel_conflict(query_heads: int, kv_heads: int, head_dim: int, v_head_dim: int) -> str:
@@ -217,8 +215,7 @@ def refuse_model(server_args: Any, config: LongFlowConfig) -> None:
     )
     if config.uses_fused_decode and (conflict := kernel_conflict(*heads)):
         raise UnsupportedSetup(f"{conflict}; set --kv-decode-kernel reference")
-    for problem in budget_problems(config, model.context_len):
-        raise UnsupportedSetup(str(problem))
+    refuse_first(budget_problems(config, model.context_len))
 
 
 def apply_defaults(server_args: Any, config: LongFlowConfig) -> dict[str, Any]:

@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from sglang_longflow.errors import ConfigError, UnsupportedSetup
+from sglang_longflow.errors import ConfigError
 from sglang_longflow.settings import device
 from sglang_longflow.settings.compatibility import flag_conflicts, kernel_conflict
 from sglang_longflow.settings.config import LongFlowConfig, config_from
 from sglang_longflow.settings.context import budget_problems, context_tokens
 from sglang_longflow.settings.numbers import READABLE, as_int
-from sglang_longflow.settings.problem import Problem
+from sglang_longflow.settings.problem import Problem, refuse_first
 from sglang_longflow.settings.refused_models import FIX, language_model, model_conflict
 from sglang_longflow.settings.release import refusal
 
@@ -55,8 +55,7 @@ def judge(values: Mapping[str, Any], model: Mapping[str, Any] | None = None) -> 
 
 def refuse(values: Mapping[str, Any], model: Mapping[str, Any] | None = None) -> None:
     """Raise UnsupportedSetup for the first mistake that `judge` finds."""
-    for problem in judge(values, model):
-        raise UnsupportedSetup(str(problem))
+    refuse_first(judge(values, model))
 
 
 def _pool_problems(values: Mapping[str, Any], config: LongFlowConfig) -> list[Problem]:

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from sglang_longflow.errors import UnsupportedSetup
 
 
 @dataclass(frozen=True)
@@ -25,3 +28,9 @@ class Problem:
         """From an error of ours, whose fix stands behind its first semicolon."""
         what, _, fix = str(error).partition("; ")
         return cls(what, fix or "change that value")
+
+
+def refuse_first(problems: Iterable[Problem]) -> None:
+    """Raise UnsupportedSetup for the first of `problems`, if there is one."""
+    for problem in problems:
+        raise UnsupportedSetup(str(problem))
