@@ -409,8 +409,8 @@ def test_sglangs_own_bench_serving(server, model, lost, tmp_path):
 def test_longflow_bench_on_a_running_server(server, tmp_path, capsys):
     from sglang_longflow.cli.main import main
 
-    words = f"bench --url {server.url} --out {tmp_path} --budgets 48,full --requests 3"
-    words += " --input-tokens 20 --output-tokens 60 --policy streaming"
+    words = f"bench --url {server.url} --out {tmp_path} --budgets 48,full --requests 12"
+    words += " --concurrency 3 --input-tokens 20 --output-tokens 60 --policy streaming"
     assert main(words.split()) == 0, capsys.readouterr()
     points = json.loads((tmp_path / "bench.json").read_text())["points"]
     assert [point["budget"] for point in points] == [48, 0]

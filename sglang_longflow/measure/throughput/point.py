@@ -85,7 +85,9 @@ class Result:
     inter_token_ms_* : float or None
         Mean over all tokens but the first ones; percentiles over the messages of the streams.
     running_peak : int or None
-        Most requests running at once, asked of the server every 0.25 s; None if it does not say.
+        Most requests seen running at once, asked of the server every 0.25 s. None if it does not
+        say, or if no answer saw one running: SGLang renews what it tells every 15 steps
+        (`--load-snapshot-publish-interval`), so short work may end before it did.
     retractions : int
         Times that requests lost their slots and started over.
     reached_share : float or None
@@ -182,7 +184,7 @@ def summarise(
         inter_token_ms_mean=ms(sum(s for s, _ in spread) / tokens if tokens else None),
         inter_token_ms_p50=ms(percentile(per_token, 0.5)),
         inter_token_ms_p99=ms(percentile(per_token, 0.99)),
-        running_peak=running_peak,
+        running_peak=running_peak or None,
         retractions=sum(stream.meta.get("num_retractions", 0) for stream in streams),
         reached_share=_reached(resident, budget) if budget else None,
         resident_tokens_mean=round(statistics.fmean(resident), 1) if resident else None,

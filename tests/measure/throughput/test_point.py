@@ -78,6 +78,8 @@ def test_full_kv_has_no_share_and_stock_no_rows():
     found = summarise("stock", 0, WORK, pair, None)
     assert found.reached_share is None and found.resident_tokens_mean is None
     assert found.running_peak is None and found.is_about_its_budget
+    # No answer of the server saw one running: not measured, and no peak of 0.
+    assert summarise("stock", 0, WORK, pair, 0).running_peak is None
 
 
 @pytest.mark.parametrize(("reached", "fine"), [(1, False), (2, True), (10, True), (0, False)])
