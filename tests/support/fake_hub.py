@@ -40,6 +40,8 @@ class FakeHub:
             ("HF_HUB_CACHE", str(cache)),
         ):
             monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+        # It is no test of how busy this machine is.
+        monkeypatch.setattr("sglang_longflow.settings.model_source.HUB_SECONDS", 60.0)
 
 
 @contextlib.contextmanager
