@@ -18,7 +18,7 @@ POOL = 600
 
 
 def test_budgets_and_both_baselines(tiny_models, tmp_path):
-    """In a pool of 600 eight run at once at a budget of 64, and fewer with full KV.
+    """In a pool of 600, which holds four whole requests, eight run at once at a budget of 64.
 
     16 requests, eight at a time: SGLang renews the number of running requests that it tells only
     every 15 steps, and on a busy machine eight alone were once over before anyone saw them.

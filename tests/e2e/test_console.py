@@ -17,6 +17,7 @@ import pytest
 import harness
 from sglang_longflow.planner.geometry import load_geometry
 from sglang_longflow.planner.weights import weights_bytes
+from waiting import until
 
 pytestmark = pytest.mark.e2e
 KEY = "right-key"
@@ -80,15 +81,6 @@ def load(server, rids: list[str], new_tokens: int = 600, **params):
         ask(server, "/abort_request", body={"rid": "", "abort_all": True})
         for thread in threads:
             thread.join()
-
-
-def until(check, timeout_s: float = 60):
-    """What `check` returns once it is true."""
-    deadline = time.monotonic() + timeout_s
-    while not (found := check()):
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.1)
-    return found
 
 
 ROUTES = ["", "/static/console.js", "/stats", "/history", "/plan?budget=96"]

@@ -18,6 +18,7 @@ import pytest
 from sglang_longflow.cli.main import main
 from sglang_longflow.monitor import hand_on
 from sglang_longflow.monitor.relay import Relay
+from waiting import until
 
 
 class Upstream(BaseHTTPRequestHandler):
@@ -181,13 +182,6 @@ def post(relay, body, path="/v1/completions", **headers):
     return connection, connection.getresponse()
 
 
-def until(check):
-    deadline = time.monotonic() + 20
-    while not check():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_a_prompt_streams_through_with_its_key(relay, upstream):
     upstream.go_on.clear()
     body = {"prompt": "hello"}
@@ -285,10 +279,10 @@ def test_the_server_is_let_go_when_the_page_leaves(relay, upstream):
     client = socket.create_connection((host, int(port)), timeout=20)
     head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: 18\r\n"
     client.sendall(f'{head}Content-Type: application/json\r\n\r\n{{"prompt": "wait"}}'.encode())
-    until(lambda: len(upstream.asked) > before)
+    until(lambda: len(upstream.asked) > before, 20)
     assert upstream.left == []
     client.close()
-    until(lambda: upstream.left == [b""])
+    until(lambda: upstream.left == [b""], 20)
 
 
 def test_a_page_that_reads_nothing_is_let_go(relay, upstream, monkeypatch):
@@ -298,7 +292,7 @@ def test_a_page_that_reads_nothing_is_let_go(relay, upstream, monkeypatch):
     upstream.left.clear()
     connection, answer = post(relay, {"prompt": "endless"})
     assert answer.status == 200
-    until(lambda: upstream.left == [b""])
+    until(lambda: upstream.left == [b""], 20)
     connection.close()
 
 

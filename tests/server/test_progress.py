@@ -18,6 +18,10 @@ from sglang_longflow.server.progress import (
     process_start,
     start_from,
 )
+from waiting import until
+
+#: The lines come from a thread, which a busy machine holds up.
+WAIT_S = 20.0
 
 
 def boot_clock() -> float:
@@ -50,36 +54,30 @@ def test_a_sign_of_life_comes_in_time():
     assert SIGN_OF_LIFE_S * 1.05 + ASK_TIMEOUT_S < 11  # 4 s are for threads that are held up
 
 
-def wait_for(condition, timeout_s=20.0):
-    """The lines come from a thread, which a busy machine holds up."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_silence_is_broken_by_the_innermost_block():
-    out = io.StringIO()
+    out, every_s = io.StringIO(), 0.4
     progress = Progress(out=out)
 
-    def said(word):
-        return [line.partition("] ")[2] for line in out.getvalue().splitlines()].count(word)
+    def words():
+        return [line.partition("] ")[2] for line in out.getvalue().splitlines()]
 
     progress.say("  asking")
-    with progress.sign_of_life(every_s=0.2):
-        wait_for(lambda: said("  ... asking") >= 1)
+    with progress.sign_of_life(every_s=every_s):
+        until(lambda: "  ... asking" in words(), WAIT_S)
+        began, outer = time.monotonic(), words().count("  ... asking")
         with progress.sign_of_life(lambda: "inner"):
-            outer = said("  ... asking")
-            wait_for(lambda: said("inner") >= 2)
-            assert said("  ... asking") == outer
+            until(lambda: words().count("inner") >= 2, WAIT_S)
+        said = words().count("inner")
+        assert said <= 1 + (time.monotonic() - began) / every_s
+        assert words().count("  ... asking") == outer
         asked = []
-        before = out.getvalue()
         with progress.sign_of_life(lambda: asked.append(1) or ""):  # has bars of its own
-            wait_for(lambda: len(asked) >= 2)
-            assert out.getvalue() == before
-    quiet = out.getvalue()
-    time.sleep(0.5)
-    assert out.getvalue() == quiet and quiet.count("] ") == len(quiet.splitlines())
+            until(lambda: len(asked) >= 2, WAIT_S)
+    quiet = words()
+    assert quiet[0] == "  asking" and set(quiet[1:]) == {"  ... asking", "inner"}
+    assert quiet.count("inner") == said and quiet[-1] == "inner"
+    time.sleep(0.6)
+    assert words() == quiet
 
 
 def test_who_speaks_needs_no_sign_of_life():
@@ -93,10 +91,11 @@ def test_who_speaks_needs_no_sign_of_life():
 
 
 def test_every_ends_with_its_block_also_by_an_error():
-    calls = []
+    calls, began = [], time.monotonic()
     with pytest.raises(ValueError, match="x"), every(0.05, lambda: calls.append(1)):
-        wait_for(lambda: len(calls) >= 2)
+        until(lambda: len(calls) >= 2, WAIT_S)
         raise ValueError("x")
     found = len(calls)
+    assert 2 <= found <= (time.monotonic() - began) / 0.05
     time.sleep(0.15)
     assert len(calls) == found
