@@ -113,14 +113,16 @@ def test_the_owners_of_slots_sum_to_the_pool(server):
             + pool["available_tokens"]
         )
 
-    with load(server, ["a", "b"]), load(server, ["c"], custom_params={"kv_budget": 0}):
-        until(lambda: stats(server)["sums"]["at_budget_requests"] == 2)
-        found = stats(server)
+    def all_three(found):
+        sums = found["sums"]
+        return sums["at_budget_requests"] == 2 and sums["full_kv_requests"] == 1
+
+    with load(server, ["a", "b"], 2000), load(server, ["c"], 600, custom_params={"kv_budget": 0}):
+        found = until(lambda: (s := stats(server)) and all_three(s) and s)
         assert owned(found) == POOL == found["pool"]["total_tokens"]
         rows = {row["rid"]: row for row in found["requests"]}
         assert rows["a"]["own_tokens"] == rows["a"]["kv_len"] == BUDGET < rows["a"]["seq_len"]
         assert rows["c"]["kv_budget"] == 0 and rows["c"]["kv_len"] == rows["c"]["seq_len"]
-        assert found["sums"]["full_kv_requests"] == 1
         assert found["sums"]["saved_tokens"] == sum(
             row["seq_len"] - row["kv_len"] for row in found["requests"]
         )
