@@ -34,6 +34,13 @@ def load_plugin() -> None:
     else:
         start_check.arm()
         _register(None)
+        _take_part_in_resolution()
+
+
+def _take_part_in_resolution() -> None:
+    from sglang_longflow.hooks.server_args import register_steps
+
+    register_steps()
 
 
 def _register(only: tuple[str, ...] | None) -> None:

@@ -23,6 +23,7 @@ from sglang_longflow.core.contracts import DecodeView, PrefillView, PromptRow
 from sglang_longflow.core.counters import row_capacity
 from sglang_longflow.core.runtime import Runtime
 from sglang_longflow.errors import UnsupportedSetup
+from sglang_longflow.settings.resolved import resolved
 
 #: What a layer may ask of attention that neither decode kernel nor scores know: attribute of
 #: SGLang's RadixAttention, whether its value is plain attention, and a name.
@@ -135,9 +136,10 @@ class LongFlowAttnBackend(AttentionBackend):
     @staticmethod
     def _set_graph_batch_sizes(model_runner: ModelRunner, budget: int) -> None:
         """Have decode CUDA graphs captured for every batch that fits the pool at the budget."""
-        graphs = model_runner.server_args.cuda_graph_config.decode
+        settings = resolved(model_runner.server_args)
+        graphs = settings.cuda_graph_config.decode
         rows = row_capacity(model_runner.max_total_num_tokens, budget)
-        if rows and graphs.bs and model_runner.server_args.kv_graphs_cover_rows:
+        if rows and graphs.bs and settings._longflow_graphs_cover_rows:
             graphs.bs = graph_batch_sizes(graphs.bs, rows)
             graphs.max_bs = graphs.bs[-1]
 

@@ -3,19 +3,17 @@
 
 Accounting, in slots: everything that is free or evictable must cover the future needs of all rows
 that run. A row that will overwrite ends up owning `budget` slots. It copies the radix tree's slots
-that it shares when it first overwrites (`core.slots`). A tree node that only such rows hold is
-released by the last of them in the same step, so it is credited to one of them as slots it has. A
-node that anyone else holds is not.
+that it shares when it first overwrites (`core.slots`). What of the tree only such rows hold is
+released by the last of them in the same step, so it is credited to one of them as slots it has.
+What anyone else holds is not.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from sglang_longflow.core.contracts import KVBudget
-from sglang_longflow.core.rows import ResidentRow, node_tokens, path_to_root
+from sglang_longflow.core.rows import Freed, ResidentRow
 
 
 def peak_slots(budget: KVBudget, prompt_tokens: int, max_new_tokens: int) -> int:
@@ -42,50 +40,26 @@ def prefill_slots(prompt_tokens: int) -> int:
     return prompt_tokens + 2
 
 
-@dataclass(frozen=True)
-class Reserve:
-    """Future needs of the running rows.
+def reserve_for(rows: Iterable[ResidentRow], freed: Freed) -> list[int]:
+    """Slots that each row with a budget may still take beyond those it has or is credited with.
 
-    Attributes
-    ----------
-    per_row : list of int
-        Slots each row may still take beyond those it has or is credited with.
-    credited : frozenset of int
-        ``id()`` of the tree nodes counted as slots of one of the rows.
+    Slots of the tree that these rows give back count once, and for no more than their row needs:
+    a row may wait long before it gives up its hold.
     """
-
-    per_row: list[int]
-    credited: frozenset[int]
-
-    @property
-    def total_slots(self) -> int:
-        return sum(self.per_row)
-
-
-def reserve_for(rows: Iterable[ResidentRow]) -> Reserve:
-    """Slots rows with a budget may still take; tree nodes that they give back count once."""
     rows = list(rows)
-    lockers: Counter[int] = Counter()
-    for row in rows:
-        if row.will_own:
-            lockers.update(id(node) for node in path_to_root(row.last_node))
-    credited: set[int] = set()
-    per_row = []
+    will_own = [row for row in rows if row.will_own]
+    credits = iter(freed(will_own) if will_own else ())
+    needs = []
     for row in rows:
         if row.owned:
-            per_row.append(0)
+            needs.append(0)
         elif row.will_own:
             assert row.budget is not None
             need = max(0, row.budget.tokens - (row.allocated_slots - row.tree_slots))
-            credit = 0
-            for node in path_to_root(row.last_node):
-                if id(node) not in credited and lockers[id(node)] == node.lock_ref:
-                    credited.add(id(node))
-                    credit += node_tokens(node)
-            per_row.append(need - min(need, credit))
+            needs.append(max(0, need - next(credits)))
         else:
-            per_row.append(max(0, row.total_tokens - row.allocated_slots))
-    return Reserve(per_row, frozenset(credited))
+            needs.append(max(0, row.total_tokens - row.allocated_slots))
+    return needs
 
 
 def admission_need(
@@ -107,12 +81,12 @@ def admission_need(
     hit_tokens : int
         Prefix found in the tree and locked by this request.
     own_hit_tokens : int
-        Part of it that nobody else holds: it comes back when the row gives its nodes back.
+        Part of it that nobody else holds: it comes back when the row gives up its hold.
     held_hit_tokens : int
         Part of it that anyone else holds; running rows may count it as theirs (`reserve_for`).
     """
     prefill = prompt_tokens - hit_tokens
     if budget.must_cut(prompt_tokens) or total_tokens > budget.tokens:
         return max(prefill, budget.tokens - own_hit_tokens)
-    # This request keeps its lock on shared nodes, so rows that counted on them must copy them.
+    # This request keeps its hold on what it shares, so rows that counted on it must copy it.
     return max(prefill, total_tokens - hit_tokens) + held_hit_tokens

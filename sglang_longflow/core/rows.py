@@ -3,31 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
 
 from sglang_longflow.core.contracts import KVBudget
-
-
-class TreeNode(Protocol):
-    """What is read of SGLang's radix tree nodes."""
-
-    key: object  # has a length
-    lock_ref: int
-    parent: TreeNode | None
-
-
-def path_to_root(node: TreeNode | None) -> Iterator[TreeNode]:
-    """The nodes from `node` up to, not including, the root (or nothing without a tree)."""
-    while node is not None and node.parent is not None:
-        yield node
-        node = node.parent
-
-
-def node_tokens(node: TreeNode) -> int:
-    return len(node.key)  # type: ignore[arg-type]
 
 
 class Step(Enum):
@@ -60,8 +40,8 @@ class ResidentRow:
     has_pick : bool
         Prefilled with a prompt over budget - 1 and not cut yet: the prefill has said which prompt
         positions stay.
-    last_node : TreeNode or None
-        Deepest tree node it holds a lock on.
+    lock : object or None
+        Its hold on the radix tree; only what is `Freed` reads it.
     decode_steps : int
         Decode steps since prefill.
     """
@@ -73,7 +53,7 @@ class ResidentRow:
     tree_slots: int = 0
     owned: bool = False
     has_pick: bool = False
-    last_node: TreeNode | None = None
+    lock: object | None = None
     decode_steps: int = 0
 
     @property
@@ -116,3 +96,8 @@ class ResidentRow:
             assert self.budget is not None
             return self.budget.tokens
         return self.tree_slots if step is Step.OWN else 0
+
+
+#: Slots of the radix tree that nobody would hold any more, row by row, if these rows gave up their
+#: holds one after the other: a slot counts for the last of its holders among them.
+Freed = Callable[[Sequence[ResidentRow]], Sequence[int]]

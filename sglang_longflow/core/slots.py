@@ -3,32 +3,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sglang_longflow.core.contracts import FullRow, KVRow
-from sglang_longflow.core.rows import ResidentRow, Step, TreeNode, node_tokens, path_to_root
+from sglang_longflow.core.rows import Freed, ResidentRow, Step
 
 
-def slots_required(rows: Sequence[ResidentRow]) -> int:
+def slots_required(rows: Sequence[ResidentRow], freed: Freed) -> int:
     """Slots that must be free or evictable before the step so that it cannot fail, >= 0.
 
-    Rows that become owners give their tree nodes back first; a node comes back only when no one
-    else holds it.
+    Rows that become owners give their hold on the tree back first; a slot of the tree comes back
+    only when no one else holds it.
     """
+    owners = [row for row in rows if row.step in (Step.CUT, Step.OWN)]
     taken = sum(row.new_slots for row in rows)
-    returned = 0
-    lockers: Counter[int] = Counter()
-    nodes: dict[int, TreeNode] = {}
-    for row in rows:
-        if row.step is Step.CUT:
-            returned += row.kv_len - row.tree_slots
-        if row.step in (Step.CUT, Step.OWN):
-            for node in path_to_root(row.last_node):
-                lockers[id(node)] += 1
-                nodes[id(node)] = node
-    returned += sum(node_tokens(nodes[i]) for i, n in lockers.items() if nodes[i].lock_ref == n)
+    cut = sum(row.kv_len - row.tree_slots for row in owners if row.step is Step.CUT)
+    returned = cut + (sum(freed(owners)) if owners else 0)
     return max(0, taken - returned)
 
 

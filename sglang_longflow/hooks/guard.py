@@ -31,7 +31,7 @@ def end_request(req: Any, problem: str) -> None:
         state.counters.failed_hooks += 1
     if req.finished():
         return
-    if req.kv is None and req.req_pool_idx is None:
+    if not req.kv.holds_kv:
         # It has no slots yet: from here on it is SGLang's, a request of one token, which an empty
         # server can always admit. Its prompt stays, because SGLang may be about to prefill it.
         req.longflow_row = req.customized_info = None

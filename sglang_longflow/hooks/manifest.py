@@ -51,21 +51,11 @@ MANIFEST: tuple[Hook, ...] = (
         Fails.START,
     ),
     Hook(
-        f"{_ARGS}.__init__",
+        "sglang.srt.entrypoints.engine.Engine.__init__",
         "around",
-        "server_args:init",
-        ("self", "model_path"),
+        "server_args:engine_init",
+        _p("self kwargs"),
         "accepts kv_* keywords, so sglang.Engine(kv_budget=N) works",
-        _NEW_FLAGS,
-        Fails.START,
-        first_parameters_only=True,
-    ),
-    Hook(
-        f"{_ARGS}.__post_init__",
-        "around",
-        "server_args:post_init",
-        _p("self"),
-        "defaults for a budget server; refuses what is not supported by flag",
         _NEW_FLAGS,
         Fails.START,
     ),
@@ -74,10 +64,7 @@ MANIFEST: tuple[Hook, ...] = (
         f"{_SCHEDULER}.__init__",
         "around",
         "scheduler:init",
-        _p(
-            "self server_args port_args gpu_id tp_rank moe_ep_rank pp_rank attn_cp_rank "
-            "moe_dp_rank dp_rank"
-        ),
+        _p("self server_args port_args"),
         "activates the plugin in the scheduler's process, verifies every hook, checks the pools",
         "SGLang calls plugins with the server arguments and lets their failures stop the start",
         Fails.START,
@@ -124,7 +111,7 @@ MANIFEST: tuple[Hook, ...] = (
         f"{_SCHEDULER}.handle_generate_request",
         "around",
         "inbox:handle_generate_request",
-        _p("self recv_req"),
+        _p("self recv_req mm_input_error"),
         "a request that the scheduler cannot take ends with an error; the scheduler would end",
         "SGLang's scheduler answers a request that it cannot take",
         Fails.GUARD,
@@ -171,59 +158,16 @@ MANIFEST: tuple[Hook, ...] = (
     ),
     # admission
     Hook(
-        f"{_ADDER}.__init__",
+        f"{_SCHEDULER}.get_prefill_adder_class",
         "after",
-        "admission:adder_init",
-        _p(
-            "self page_size tree_cache token_to_kv_pool_allocator running_batch new_token_ratio "
-            "rem_input_tokens rem_chunk_tokens num_mixed_decode_tokens "
-            "priority_scheduling_preemption_threshold max_prefill_bs max_running_requests "
-            "prefill_max_requests prefill_delayer_single_pass dllm_config waiting_queue_len"
-        ),
-        "reserves exactly what running budgeted rows may still take",
+        "admission:prefill_adder_class",
+        _p("self"),
+        "admits a request by its bounded footprint instead of prompt + max_new_tokens, and reserves "
+        "exactly what running rows may still take",
         _ADMISSION,
-        Fails.ROWS,
-    ),
-    Hook(
-        f"{_ADDER}._get_running_request_total_token_offset",
-        "around",
-        "admission:running_offset",
-        _p("self req"),
-        "budgeted rows are reserved exactly (adder_init), not estimated",
-        _ADMISSION,
-        Fails.REQUEST,
-        blames="req",
-    ),
-    Hook(
-        f"{_ADDER}.add_one_req",
-        "around",
-        "admission:add_one_req",
-        _p("self req has_chunked_req truncation_align_size"),
-        "admits a request by its bounded footprint instead of prompt + max_new_tokens",
-        _ADMISSION,
-        Fails.REQUEST,
-        blames="req",
-    ),
-    Hook(
-        f"{_ADDER}.add_chunked_req",
-        "around",
-        "admission:add_chunked_req",
-        _p("self req"),
-        "keeps the rest of a chunked prompt and its row reserved",
-        _ADMISSION,
-        Fails.REQUEST,
-        blames="req",
+        Fails.START,
     ),
     # slots
-    Hook(
-        f"{_ALLOC}.alloc_for_decode",
-        "around",
-        "slots:alloc_for_decode",
-        _p("batch token_per_req"),
-        "full rows take no slot; a row owns its slots before it overwrites one",
-        _ALLOCATION,
-        Fails.ROWS,
-    ),
     Hook(
         f"{_BATCH}.new_tokens_required_next_decode",
         "around",
@@ -237,7 +181,7 @@ MANIFEST: tuple[Hook, ...] = (
         f"{_BATCH}._get_decode_retraction_order",
         "after",
         "slots:get_decode_retraction_order",
-        _p("reqs server_args"),
+        _p("reqs"),
         "full-KV neighbours are retracted before budgeted rows",
         "SGLang has a retraction policy that plugins can provide",
         Fails.ROWS,
@@ -272,22 +216,15 @@ MANIFEST: tuple[Hook, ...] = (
         Fails.REQUEST,
         blames="self",
     ),
-    Hook(
-        f"{_REQ}.set_extend_range",
-        "around",
-        "prompt:set_extend_range",
-        _p("self start end"),
-        "the same queries are all in the last prefill chunk",
-        "SGLang lets a request ask for the size of its last chunk",
-        Fails.REQUEST,
-        blames="self",
-    ),
     # decode
     Hook(
         "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new",
         "after",
         "decode:forward_batch_init_new",
-        _p("cls batch model_runner capture_hidden_mode return_hidden_states_before_norm"),
+        _p(
+            "cls batch model_runner capture_hidden_mode return_hidden_states_before_norm "
+            "extend_position_info spec_mrope_positions kv_loc_plan write_cols"
+        ),
         "carries the step's view from the scheduler's batch to the backend's",
         "SGLang passes per-request data from the batch to the attention backend",
         Fails.ROWS,
@@ -314,7 +251,7 @@ MANIFEST: tuple[Hook, ...] = (
         "sglang.srt.model_executor.model_runner.ModelRunner._preprocess_logits",
         "after",
         "sampling:preprocess_logits",
-        _p("self logits_output sampling_info"),
+        _p("self logits_output sampling_info observer"),
         "a grammar or stop tokens that leave no token to draw end their request, not the server",
         "SGLang's sampler deals with a row of logits that is masked whole",
         Fails.ROWS,
@@ -404,6 +341,29 @@ _PLAN = "a prefill is planned from lengths that the host knows; it would wait fo
 _MASKS = "a grammar works without a GPU: SGLang pins its masks, and applies them in Triton"
 
 PATCHES: tuple[Patch, ...] = (
+    *(
+        Patch(
+            f"{_ADDER}.{name}",
+            "hooks.admission:BudgetAdder",
+            _p(parameters),
+            why,
+            _ADMISSION,
+        )
+        for name, parameters, why in (
+            ("_get_running_request_total_token_offset", "self req",
+             "budgeted rows are reserved exactly, not estimated"),
+            ("add_one_req", "self req has_chunked_req truncation_align_size",
+             "a request is admitted by its bounded footprint; its last chunk holds the window"),
+            ("add_chunked_req", "self req", "the rest of a chunked prompt and its row stay reserved"),
+        )
+    ),
+    Patch(
+        f"{_ALLOC}.alloc_for_decode_default",
+        "hooks.slots:register_alloc_for_decode",
+        _p("batch token_per_req"),
+        "full rows take no slot; a row owns its slots before it overwrites one",
+        _ALLOCATION,
+    ),
     *(
         Patch(
             f"{_FLASHINFER}{name}.begin_forward",

@@ -10,13 +10,13 @@ import torch
 
 from sglang_longflow.core import runtime
 from sglang_longflow.core.contracts import PrefillView, PromptRow
-from sglang_longflow.core.prompt import chunk_end, max_prefix_tokens
+from sglang_longflow.core.prompt import max_prefix_tokens
 from sglang_longflow.hooks.guard import blaming
 from sglang_longflow.hooks.request import bounded_row
-from sglang_longflow.hooks.sglang_types import Original, Req, ScheduleBatch
+from sglang_longflow.hooks.sglang_types import Req, ScheduleBatch
 
 
-def _window(req: Req, prompt_tokens: int) -> int:
+def window_tokens(req: Req, prompt_tokens: int) -> int:
     """Queries at the end of the prompt that must be computed together; 0 if it is not cut."""
     row = bounded_row(req)
     if row is None or not row.budget.must_cut(prompt_tokens):
@@ -26,13 +26,7 @@ def _window(req: Req, prompt_tokens: int) -> int:
 
 def compute_max_prefix_len(result: int, self: Req, input_len: int) -> int:
     """After ``Req._compute_max_prefix_len``."""
-    return max_prefix_tokens(result, input_len, _window(self, input_len))
-
-
-def set_extend_range(original: Original, self: Req, start: int, end: int) -> Any:
-    """Around ``Req.set_extend_range``."""
-    prompt_tokens = len(self.full_untruncated_fill_ids)
-    return original(self, start, chunk_end(start, end, prompt_tokens, _window(self, prompt_tokens)))
+    return max_prefix_tokens(result, input_len, window_tokens(self, input_len))
 
 
 def alloc_for_extend(result: Any, batch: ScheduleBatch) -> None:
@@ -58,7 +52,7 @@ def _to_cut(req: Req, query_end: int, batch: ScheduleBatch) -> PromptRow | None:
     """
     row = bounded_row(req)
     prompt_tokens = len(req.full_untruncated_fill_ids)
-    is_last_chunk = req.extend_range.end == prompt_tokens
+    is_last_chunk = req.extend_end == prompt_tokens
     if row is None or not is_last_chunk or not row.budget.must_cut(prompt_tokens):
         return None
     keep_tokens = row.budget.tokens - 1
@@ -71,7 +65,7 @@ def _to_cut(req: Req, query_end: int, batch: ScheduleBatch) -> PromptRow | None:
     )
     return PromptRow(
         query_end=query_end,
-        req_pool_idx=req.req_pool_idx,
+        req_pool_idx=req.kv.req_pool_idx,
         prompt_tokens=prompt_tokens,
         budget=row.budget,
         keep=row.prompt_keep,

@@ -51,16 +51,16 @@ def resident_row(req: Req) -> ResidentRow:
     """A running request as the accounting of `core` sees it."""
     row = bounded_row(req)
     if row is None:
-        return ResidentRow(None, req.kv_committed_len)
+        return ResidentRow(None, req.kv.kv_committed_len)
     return ResidentRow(
         budget=row.budget,
-        kv_len=req.kv_committed_len,
+        kv_len=req.kv.kv_committed_len,
         allocated_slots=req.kv.kv_allocated_len,
         total_tokens=longest(req),
-        tree_slots=req.cache_protected_len,
+        tree_slots=req.kv.cache_protected_len,
         owned=row.owned,
         has_pick=row.prompt_keep is not None,
-        last_node=req.last_node,
+        lock=req.lock,
         decode_steps=row.decode_steps,
     )
 

@@ -6,10 +6,13 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from sglang.srt.runtime_context import get_parallel
+
 from sglang_longflow.core import runtime
 from sglang_longflow.core.counters import row_capacity, unplanned_rows
 from sglang_longflow.errors import ConfigError, UnsupportedSetup
-from sglang_longflow.hooks import metrics, start_check, verify
+from sglang_longflow.hooks import metrics, slots, start_check, verify
+from sglang_longflow.settings.resolved import resolved
 from sglang_longflow.hooks.sglang_types import Original, Scheduler
 from sglang_longflow.settings import compatibility
 
@@ -28,20 +31,23 @@ def _init(original: Original, self: Scheduler, server_args: Any, *args: Any, **k
     state = runtime.activate(server_args)
     if state is None:
         return original(self, server_args, *args, **kwargs)
+    settings = resolved(server_args)
     compatibility.refuse_release()
-    compatibility.refuse_flags(server_args)
+    compatibility.refuse_flags(settings)
     verify.require_all()
+    slots.register_alloc_for_decode(settings.device)
     original(self, server_args, *args, **kwargs)
     verify.require_patches()
     _check_pools(self, state)
-    if server_args.enable_metrics and self.ps.tp_rank == 0:
+    ranks = get_parallel()
+    if settings.enable_metrics and ranks.tp_rank == 0:
         capacity = row_capacity(
             self.max_total_num_tokens, state.config.kv_budget, self.max_running_requests
         )
         state.exporter = metrics.Exporter(
-            server_args.served_model_name, capacity, self.ps.dp_rank, state.config.kv_planned_rows
+            settings.served_model_name, capacity, ranks.dp_rank, state.config.kv_planned_rows
         )
-    if self.ps.tp_rank == 0:
+    if ranks.tp_rank == 0:
         logger.info(
             "longflow: kv_budget=%d policy=%s pool=%d tokens, rows that fit at the budget=%s, "
             "device state=%.2f MiB, L2 cache set aside=%.1f MiB",
@@ -78,9 +84,8 @@ def _warn_if_unplanned(scheduler: Scheduler, state: runtime.Runtime) -> None:
 
 
 def _check_pools(scheduler: Scheduler, state: runtime.Runtime) -> None:
-    from sglang.srt.mem_cache.chunk_cache import ChunkCache
     from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
-    from sglang.srt.mem_cache.radix_cache import RadixCache
+    from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
     from sglang_longflow.backend.attention import LongFlowAttnBackend
 
@@ -90,7 +95,7 @@ def _check_pools(scheduler: Scheduler, state: runtime.Runtime) -> None:
             f"kv_budget={budget}: larger than the whole KV pool of {pool_tokens} tokens; lower "
             f"--kv-budget or give the pool more memory (--mem-fraction-static)"
         )
-    if type(scheduler.tree_cache) not in (RadixCache, ChunkCache):
+    if type(scheduler.tree_cache) is not UnifiedRadixCache:
         raise UnsupportedSetup(
             f"prefix cache {type(scheduler.tree_cache).__name__}: not supported with a KV budget; "
             f"use SGLang's default radix cache"

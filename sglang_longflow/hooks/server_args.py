@@ -4,27 +4,30 @@
 from __future__ import annotations
 
 import argparse
-import contextvars
 import logging
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from sglang_longflow.errors import LongFlowError, UnsupportedSetup
 from sglang_longflow.hooks import start_check
+from sglang_longflow.settings.resolved import resolved
 from sglang_longflow.hooks.sglang_types import Original
 from sglang_longflow.settings import compatibility, preflight
-from sglang_longflow.settings.config import LongFlowConfig, config_from
-from sglang_longflow.settings.flags import FLAG_NAMES, FLAGS, HIDDEN_FLAGS
+from sglang_longflow.settings.config import config_from
+from sglang_longflow.settings.flags import FLAG_NAMES, FLAGS
 from sglang_longflow.settings.model_source import find_config
-from sglang_longflow.settings.release import TESTED_SGLANG
 
 logger = logging.getLogger(__name__)
-#: Attribute of settings that `post_init` accepted (it raises otherwise): the budget.
-CHECKED = "longflow_checked"
-
-# from_cli_args of SGLang passes only its own fields to ServerArgs(...); ours travel here.
-_from_command_line: contextvars.ContextVar[dict[str, Any] | None] = contextvars.ContextVar(
-    "longflow_command_line", default=None
-)
+#: Attribute of settings that were judged and may start a server: the budget. SGLang seals the
+#: fields of its record, and leaves names with an underscore to whoever keeps books there.
+CHECKED = "_longflow_checked"
+#: Likewise: the operator left the sizes of decode CUDA graphs open.
+GRAPHS_COVER_ROWS = "_longflow_graphs_cover_rows"
+#: Steps of SGLang's resolution: our defaults come before it fills what was left open, our
+#: judgement of the whole after its last step.
+FIRST_STEP = "handle_missing_default_values"
+LAST_STEP = "validate_deepep_v2_dispatch_token_budget"
 
 
 class _Asked(argparse._StoreAction):
@@ -60,65 +63,85 @@ def add_cli_args(result: None, parser: argparse.ArgumentParser) -> None:
 
 
 def from_cli_args(original: Original, cls: type, args: argparse.Namespace) -> Any:
+    """Around ``ServerArgs.from_cli_args``, which hands on SGLang's own fields alone."""
     values = {name: getattr(args, name) for name in FLAG_NAMES if hasattr(args, name)}
-    token = _from_command_line.set(values)
     try:
-        settings = original(cls, args)
-        _refuse_lost(values, settings)
+        return _with_budget(original(cls, args), values)
     except LongFlowError as error:
         start_check.stop(str(error))  # an operator's line: a traceback says nothing more
-    finally:
-        _from_command_line.reset(token)
+
+
+def engine_init(original: Original, self: Any, **kwargs: Any) -> None:
+    """Around ``Engine.__init__``: ``Engine(model_path=..., kv_budget=N)``."""
+    values = {name: kwargs.pop(name) for name in FLAG_NAMES if name in kwargs}
+    settings = kwargs.get("server_args")
+    if values and settings is not None:
+        name = next(iter(values))
+        raise UnsupportedSetup(
+            f"{name}={values[name]!r}: given beside server_args; set it on server_args, or drop "
+            f"server_args"
+        )
+    if values.get("kv_budget") is not None:
+        kwargs.setdefault("log_level", "error")  # as SGLang does
+        kwargs = {"server_args": _with_budget(self.server_args_class(**kwargs), values)}
+    elif values:
+        config_from(SimpleNamespace(**_ours(values)))  # refuses what has no effect without a budget
+    original(self, **kwargs)
+
+
+def _ours(values: dict[str, Any]) -> dict[str, Any]:
+    return {flag.name: flag.default for flag in FLAGS} | values
+
+
+def _with_budget(settings: Any, values: dict[str, Any]) -> Any:
+    """SGLang's settings with ours on them, judged as far as the operator's words go."""
+    for name, value in _ours(values).items():
+        setattr(settings, name, value)
+    config = config_from(settings)
+    if config is None:
+        return settings
+    # "auto" is decided here, once: the configuration is read again with every request.
+    settings.kv_decode_kernel = config.kv_decode_kernel
+    compatibility.refuse_release()
+    _refuse_rust_server()
+    given = _values(settings)
+    preflight.refuse(given, _model_at_hand(given))
     return settings
 
 
-def _refuse_lost(values: dict[str, Any], settings: Any) -> None:
-    """By what came out: the settings' class may be of a kind whose ``__init__`` never runs."""
-    for flag in FLAGS:
-        value = values.get(flag.name, flag.default)
-        if value != flag.default and getattr(settings, flag.name, None) is None:
-            raise UnsupportedSetup(
-                f"{flag.option} {value}: was lost on its way to ServerArgs, which is of another "
-                f"kind than in SGLang {', '.join(TESTED_SGLANG)}; drop {flag.option}"
-            )
+def register_steps() -> None:
+    """Take part in SGLang's resolution of its settings. Called when the plugin is loaded."""
+    from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
+
+    register_resolution_hook(FIRST_STEP)(before_defaults)
+    register_resolution_hook(LAST_STEP)(after_resolution)
 
 
-def init(original: Original, self: Any, *args: Any, **kwargs: Any) -> None:
-    values = {flag.name: flag.default for flag in (*FLAGS, *HIDDEN_FLAGS)}
-    values.update(_from_command_line.get() or {})
-    values.update({name: kwargs.pop(name) for name in FLAG_NAMES if name in kwargs})
-    # Before the original: its __post_init__, which is hooked too, reads them.
-    for name, value in values.items():
-        setattr(self, name, value)
-    original(self, *args, **kwargs)
-    if self.kv_budget is not None and getattr(self, CHECKED, None) != self.kv_budget:
-        raise UnsupportedSetup(
-            f"kv_budget={self.kv_budget!r}: SGLang made its settings without ServerArgs."
-            f"__post_init__, where they are judged; drop --kv-budget"
-        )
+def before_defaults(server_args: Any, previous: Callable[[Any], None]) -> None:
+    """Before ``handle_missing_default_values``: what a budget server needs, declared as ours."""
+    if (config := config_from(server_args)) is not None:
+        from sglang.srt.arg_groups.overrides import declare_resolution
+
+        settings = resolved(server_args)
+        setattr(server_args, GRAPHS_COVER_ROWS, compatibility.graphs_cover_rows(settings, config))
+        fields = compatibility.defaults(settings, config)
+        declare_resolution(server_args, "longflow", **fields)
+        if fields:
+            shown = ", ".join(f"{name}={value!r}" for name, value in fields.items())
+            logger.info("longflow set %s", shown)
+    previous(server_args)
 
 
-def post_init(original: Original, self: Any) -> Any:
-    config = config_from(self)
-    if config is None:
-        return original(self)
-    # "auto" is decided here, once: the configuration is read again with every request.
-    self.kv_decode_kernel = config.kv_decode_kernel
-    compatibility.refuse_release()
-    _refuse_rust_server()
-    values = _values(self)
-    preflight.refuse(values, _model_at_hand(values))
-    changed = compatibility.apply_defaults(self, config)
-    setattr(
-        self, CHECKED, config.kv_budget
-    )  # now: SGLang seals its settings once they are resolved
-    original(self)
-    _refuse_unresolved(self, config)
-    compatibility.refuse_flags(self)
-    compatibility.refuse_model(self, config)
+def after_resolution(server_args: Any, previous: Callable[[Any], None]) -> None:
+    """After the last step: what came of the settings must go with a budget."""
+    previous(server_args)
+    if (config := config_from(server_args)) is None:
+        return
+    settings = resolved(server_args)
+    compatibility.refuse_flags(settings)
+    compatibility.refuse_model(server_args, config)
+    setattr(server_args, CHECKED, config.kv_budget)
     start_check.record_settings()
-    if changed:
-        logger.info("longflow set %s", ", ".join(f"{k}={v!r}" for k, v in changed.items()))
 
 
 def _values(settings: Any) -> dict[str, Any]:
@@ -140,13 +163,4 @@ def _refuse_rust_server() -> None:
         raise UnsupportedSetup(
             "SGLANG_RUST_SERVER=1: SGLang's HTTP server in Rust is not supported with a KV budget; "
             "unset SGLANG_RUST_SERVER"
-        )
-
-
-def _refuse_unresolved(settings: Any, config: LongFlowConfig) -> None:
-    """Settings that ``__post_init__`` left open were not worth judging."""
-    if settings.device is None and settings.model_path.lower() not in ("none", "dummy"):
-        raise UnsupportedSetup(
-            f"kv_budget={config.kv_budget}: ServerArgs.__post_init__ left device=None, so settings "
-            f"are worked out after they are judged; drop --kv-budget"
         )

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 import torch
 
 from sglang_longflow.core.contracts import DecodeView, KVRow, PrefillView
-from sglang_longflow.core.rows import TreeNode
 
 #: SGLang's own function, as an "around" hook is given it.
 Original = Callable[..., Any]
@@ -25,6 +24,18 @@ class SamplingParams(Protocol):
     custom_params: Any  # as the client sent it
 
 
+class ReqKvInfo(Protocol):
+    """``schedule_batch.ReqKvInfo``: the slots that a request holds."""
+
+    req_pool_idx: int
+    cache_protected_len: int
+    kv_committed_len: int
+    kv_allocated_len: int
+
+    @property
+    def holds_kv(self) -> bool: ...
+
+
 class Req(Protocol):
     """``schedule_batch.Req``: one request in the scheduler."""
 
@@ -33,14 +44,12 @@ class Req(Protocol):
     output_ids: Sequence[int]
     output_ids_through_stop: Sequence[int]
     full_untruncated_fill_ids: Sequence[int]
-    extend_range: Any  # start, end
-    prefix_indices: torch.Tensor
+    prefix_len: int
+    extend_end: int
     sampling_params: SamplingParams
-    last_node: TreeNode | None
-    kv: Any  # kv_allocated_len; None before the prefill
-    kv_committed_len: int
-    cache_protected_len: int
-    req_pool_idx: int
+    last_node: Any
+    lock: Any  # TreeLock, None if it holds nothing of the tree
+    kv: ReqKvInfo
     skip_radix_cache_insert: bool
     is_retracted: bool
     customized_info: dict[str, Any] | None
@@ -73,13 +82,15 @@ class PrefillAdder(Protocol):
 
     running_batch: ScheduleBatch | None
     can_run_list: list[Req]
+    rem_input_tokens: int
     rem_chunk_tokens: int | None
     rem_total_tokens: int
-    rem_total_token_offset: int
+    memory_budget: Any  # PrefillBudget: total_offset, current_offset
+    tree_cache: Any
 
     def budget_state(self) -> Any: ...
 
-    def _lock_node(self, node: TreeNode | None) -> Any: ...
+    def _lock_node(self, node: Any) -> Any: ...
 
 
 class Scheduler(Protocol):
@@ -92,7 +103,6 @@ class Scheduler(Protocol):
     tp_worker: Any
     model_config: Any
     server_args: Any
-    ps: Any
     ipc_channels: Any
     enable_overlap: bool
     max_new_tokens_limit: int | None

@@ -13,22 +13,29 @@ Region map of a bounded row in ``req_to_token[req_pool_idx]``:
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from sglang.srt.mem_cache.allocation import alloc_token_slots
-from sglang.srt.mem_cache.common import maybe_cache_unfinished_req
+from sglang.srt.mem_cache.allocation import (
+    ALLOC_FOR_DECODE_FUNCS,
+    alloc_for_decode_default,
+    alloc_token_slots,
+)
+from sglang.srt.mem_cache.common import checkpoint_kv_cache
 
 from sglang_longflow.core import runtime
 from sglang_longflow.core.contracts import DecodeView, KVRow, RowMove
 from sglang_longflow.core.rows import ResidentRow, Step
 from sglang_longflow.core.slots import StepPlan, plan_step, retraction_order, slots_required
+from sglang_longflow.errors import UnsupportedSetup
 from sglang_longflow.hooks import metrics
 from sglang_longflow.hooks.guard import blaming, end_request
 from sglang_longflow.hooks.request import bounded_row, resident_row, row_of
 from sglang_longflow.hooks.sglang_types import Original, Req, ScheduleBatch
+from sglang_longflow.hooks.tree import freed_by
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +49,7 @@ def _read(reqs: Sequence[Req]) -> dict[int, ResidentRow]:
     for i, req in enumerate(reqs):
         if _is_settled(req):
             continue
-        rows[i] = ResidentRow(None, req.kv_committed_len)
+        rows[i] = ResidentRow(None, req.kv.kv_committed_len)
         with blaming(req, "its row before a decode step"):
             rows[i] = resident_row(req)
     return rows
@@ -66,12 +73,10 @@ def new_tokens_required_next_decode(
     reqs = self.reqs if selected_indices is None else [self.reqs[i] for i in selected_indices]
     if not any(bounded_row(req) for req in reqs):
         return original(self, selected_indices)
-    return slots_required(list(_read(reqs).values()))
+    return slots_required(list(_read(reqs).values()), freed_by(self.tree_cache))
 
 
-def get_decode_retraction_order(
-    order: list[int], reqs: Sequence[Req], server_args: Any
-) -> list[int]:
+def get_decode_retraction_order(order: list[int], reqs: Sequence[Req]) -> list[int]:
     """After ``ScheduleBatch._get_decode_retraction_order``: budgeted rows are kept longest."""
     if runtime.current() is None:
         return order
@@ -91,8 +96,25 @@ def reset_for_retract(result: None, self: Req) -> None:
         self.skip_radix_cache_insert = False
 
 
+def register_alloc_for_decode(device_type: str) -> None:
+    """Put `alloc_for_decode` into SGLang's table for batches on "cuda" or "cpu".
+
+    Raises
+    ------
+    UnsupportedSetup
+        Another plugin is there already; it would not know which rows take no slot.
+    """
+    found = ALLOC_FOR_DECODE_FUNCS[device_type]
+    if found is not alloc_for_decode_default:
+        raise UnsupportedSetup(
+            f"ALLOC_FOR_DECODE_FUNCS[{device_type!r}]: {found.__module__}.{found.__qualname__} "
+            f"allocates decode steps already; remove that plugin, or drop --kv-budget"
+        )
+    ALLOC_FOR_DECODE_FUNCS[device_type] = functools.partial(alloc_for_decode, found)
+
+
 def alloc_for_decode(original: Original, batch: ScheduleBatch, token_per_req: int) -> Any:
-    """Around ``alloc_for_decode``: [bs] int64 pool slots; 0, SGLang's padding slot, for full rows.
+    """An entry of ``ALLOC_FOR_DECODE_FUNCS``: [bs] int64 pool slots; 0, SGLang's padding slot, for full rows.
 
     Mutates ``req_to_token``, the requests' lengths and the tree's locks, and leaves the step's
     view on the batch.
@@ -131,14 +153,15 @@ def alloc_for_decode(original: Original, batch: ScheduleBatch, token_per_req: in
 
 
 def _record_step(batch: ScheduleBatch, managed: list[KVRow | None], plan: StepPlan) -> None:
-    """Lengths and counts of the requests after a step; SGLang adds 1 to each committed length."""
+    """Lengths and counts of the requests after a step."""
     steps = zip(batch.reqs, managed, plan.kv_lens, plan.overwrite, plan.fresh, strict=True)
     for req, row, kv_len, overwrites, is_cut in steps:
         if not overwrites:
             req.kv.kv_allocated_len += 1
+            req.kv.kv_committed_len += 1
             continue
         assert row is not None
-        req.kv_committed_len = kv_len - 1  # a full row does not grow
+        req.kv.kv_committed_len = kv_len  # a full row does not grow
         if is_cut:
             req.kv.kv_allocated_len = kv_len
             row.prompt_keep = None
@@ -188,7 +211,7 @@ def _insert_prompts(batch: ScheduleBatch, rows: dict[int, ResidentRow]) -> None:
         return
     for i, row in rows.items():
         if row.step is Step.CUT:
-            maybe_cache_unfinished_req(batch.reqs[i], batch.tree_cache)
+            checkpoint_kv_cache(batch.reqs[i], batch.tree_cache)
             rows[i] = resident_row(batch.reqs[i])
 
 
@@ -198,15 +221,13 @@ def _give_back(batch: ScheduleBatch, req: Req, row: ResidentRow) -> torch.Tensor
     Returns the pool slots [n] int64 that hold what the row must keep.
     """
     moved = row.kv_len if row.step is Step.CUT else row.tree_slots
-    source = batch.req_to_token_pool.req_to_token[req.req_pool_idx, :moved].to(torch.int64)
+    source = batch.req_to_token_pool.req_to_token[req.kv.req_pool_idx, :moved].to(torch.int64)
     tree = batch.tree_cache
-    if req.last_node is not None:
-        tree.dec_lock_ref(req.last_node)
-        req.last_node = tree.root_node
+    tree.unlock(req.lock)
+    req.lock = None
     if row.step is Step.CUT and row.kv_len > row.tree_slots:
         tree.token_to_kv_pool_allocator.free(source[row.tree_slots :])
-    req.cache_protected_len = 0
-    req.prefix_indices = req.prefix_indices[:0]
+    req.kv.cache_protected_len = 0
     # From now on its tokens do not describe its slots: nothing of it may enter the tree.
     req.skip_radix_cache_insert = True
     managed = row_of(req)
@@ -219,7 +240,7 @@ def _move(
     batch: ScheduleBatch, req: Req, step: Step, source: torch.Tensor, slots: torch.Tensor
 ) -> RowMove:
     """Write a new owner's slots to its row; returns what is to be copied into them."""
-    place = (req.req_pool_idx, slice(0, len(slots)))
+    place = (req.kv.req_pool_idx, slice(0, len(slots)))
     batch.req_to_token_pool.write(place, slots.to(torch.int32))
     row = row_of(req)
     if step is Step.CUT:

@@ -10,12 +10,16 @@ from sglang.srt.platforms.interface import PlatformEnum, SRTPlatform
 
 
 class LongFlowCpuPlatform(CpuDeviceMixin, SRTPlatform):
-    """SGLang on a CPU in plain PyTorch: attention ``torch_native``, standard KV pool."""
+    """SGLang on a CPU in plain PyTorch: attention ``torch_native``, SGLang's own pools."""
 
     _enum = PlatformEnum.OOT
 
     def is_pin_memory_available(self, device: Any = None) -> bool:
         return False
+
+    def get_device(self, device_id: int = 0) -> str:
+        """A name: SGLang takes what this returns for the value of --device."""
+        return "cpu"
 
     def init_backend(self) -> None:
         from sglang_longflow.platform.cpu_grammar import use_xgrammars_own_masks
@@ -24,13 +28,3 @@ class LongFlowCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
     def get_default_attention_backend(self) -> str:
         return "torch_native"
-
-    def get_mha_kv_pool_cls(self) -> Any:
-        from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
-
-        return MHATokenToKVPool
-
-    def get_paged_allocator_cls(self) -> Any:
-        from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
-
-        return PagedTokenToKVPoolAllocator

@@ -193,9 +193,10 @@ def refuse_model(server_args: Any, config: LongFlowConfig) -> None:
     """Raise UnsupportedSetup if SGLang's view of the model does not go with the budget."""
     if server_args.model_path.lower() in ("none", "dummy"):
         return
+    from sglang.srt.arg_groups.model_override_base import model_config_of
     from sglang.srt.configs.model_config import AttentionArch
 
-    model = server_args.get_model_config()
+    model = model_config_of(server_args)
     kind = getattr(model.hf_text_config, "model_type", "?")
     # Whether it takes anything but text SGLang says itself: Transformers gives some models of text
     # a vision_config too.
@@ -218,36 +219,40 @@ def refuse_model(server_args: Any, config: LongFlowConfig) -> None:
     refuse_first(budget_problems(config, model.context_len))
 
 
-def apply_defaults(server_args: Any, config: LongFlowConfig) -> dict[str, Any]:
-    """Set what a budget server needs and the operator left open; returns what was set.
+def _graph_sizes_are_open(settings: Any) -> bool:
+    sizes = ("cuda_graph_bs_decode", "cuda_graph_max_bs_decode", "cuda_graph_config")
+    return not any(getattr(settings, field, None) for field in sizes)
+
+
+def graphs_cover_rows(settings: Any, config: LongFlowConfig) -> bool:
+    """Whether the backend adds sizes of decode CUDA graphs, up to the rows that fit the pool."""
+    return runs_on_gpu(settings) and config.uses_fused_decode and _graph_sizes_are_open(settings)
+
+
+def defaults(settings: Any, config: LongFlowConfig) -> dict[str, Any]:
+    """What a budget server needs of SGLang's arguments and the operator left open, by field.
 
     On a GPU the prompt's last queries are read in the prefill step, so its CUDA graph is off; with
     the reference decode, which scores in plain PyTorch, that of decode too.
     """
-    changed: dict[str, Any] = {}
-
-    def default(field: str, value: Any) -> None:
-        if getattr(server_args, field, None) in (None, False):
-            setattr(server_args, field, value)
-            changed[field] = value
-
-    default("page_size", 1)
-    if not runs_on_gpu(server_args):
+    wanted: dict[str, Any] = {"page_size": 1}
+    if not runs_on_gpu(settings):
         # An idle scheduler polls; on a CPU it would take a core from the model.
-        default("sleep_on_idle", True)
+        wanted["sleep_on_idle"] = True
     else:
         backends = ("attention_backend", "prefill_attention_backend", "decode_attention_backend")
-        if all(getattr(server_args, field) is None for field in backends):
-            default("attention_backend", "flashinfer")
+        if all(getattr(settings, field) is None for field in backends):
+            wanted["attention_backend"] = "flashinfer"
         if not config.uses_fused_decode:
-            default("disable_cuda_graph", True)
-            return changed
-        default("disable_prefill_cuda_graph", True)
-        sizes = ("cuda_graph_bs_decode", "cuda_graph_max_bs_decode", "cuda_graph_config")
-        if not any(getattr(server_args, field, None) for field in sizes):
+            wanted["disable_cuda_graph"] = True
+        else:
+            wanted["disable_prefill_cuda_graph"] = True
             # The backend adds sizes when it knows the pool; this one is for SGLang's estimate of
             # the memory that graphs take.
-            default("kv_graphs_cover_rows", True)
-            if device.first_gpu_bytes() > LARGE_GPU_BYTES:
-                default("cuda_graph_max_bs_decode", CUDA_GRAPH_MAX_BS)
-    return changed
+            if _graph_sizes_are_open(settings) and device.first_gpu_bytes() > LARGE_GPU_BYTES:
+                wanted["cuda_graph_max_bs_decode"] = CUDA_GRAPH_MAX_BS
+    return {
+        field: value
+        for field, value in wanted.items()
+        if getattr(settings, field, None) in (None, False)
+    }

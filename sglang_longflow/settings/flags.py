@@ -39,18 +39,13 @@ _KINDS = {int: "int", str: "str", bool: "flag"}
 
 @dataclass(frozen=True)
 class Flag:
-    """One command-line flag; its name with underscores is the Engine(...) keyword too.
-
-    ``is_hidden``: no flag of the operator's, but a value that the start leaves on SGLang's settings
-    for a later process to read.
-    """
+    """One command-line flag; its name with underscores is the Engine(...) keyword too."""
 
     name: str
     type: type
     default: Any
     help: str
     choices: tuple[str, ...] | None = None
-    is_hidden: bool = False
 
     @property
     def option(self) -> str:
@@ -63,7 +58,7 @@ class Flag:
         return _KINDS[self.type]
 
 
-_DECLARED = (
+FLAGS = (
     Flag(
         "kv_budget",
         int,
@@ -113,18 +108,7 @@ _DECLARED = (
         "Requests at the budget that a deployment's numbers count on; longflow render writes it. "
         "A pool that holds over 10 % fewer or more is reported.",
     ),
-    Flag(
-        "kv_graphs_cover_rows",
-        bool,
-        False,
-        "The operator left the sizes of decode CUDA graphs open, so the backend adds some, up to "
-        "the rows that fit the pool at the budget.",
-        is_hidden=True,
-    ),
 )
-#: What an operator sets, and what the start itself sets.
-FLAGS = tuple(flag for flag in _DECLARED if not flag.is_hidden)
-HIDDEN_FLAGS = tuple(flag for flag in _DECLARED if flag.is_hidden)
 FLAG_NAMES = tuple(flag.name for flag in FLAGS)
 
 

@@ -7,14 +7,14 @@ import importlib.metadata
 import sys
 
 #: SGLang releases that the hooks were written for and tested with.
-TESTED_SGLANG = ("0.5.17",)
+TESTED_SGLANG = ("0.5.23",)
 FIX = f"pip install sglang=={TESTED_SGLANG[-1]}"
 
 
 def installed_sglang() -> str:
-    """The release that runs, as ``0.5.17``; a build's own suffix, as in ``0.5.17+cu130``, is cut.
+    """The release that runs, as ``0.5.23``; a build's own suffix, as in ``0.5.23+cu130``, is cut.
 
-    Where SGLang is imported and names another release than its metadata, both: ``0.5.17/0.5.23``.
+    Where SGLang is imported and names another release than its metadata, both: ``0.5.23/0.5.24``.
     """
     found = []
     try:

@@ -123,7 +123,7 @@ def step_of(req: Any) -> int:
     step behind under overlap scheduling. A row that was retracted starts over with its output as
     a part of the prompt.
     """
-    return int(req.extend_range.end - len(req.origin_input_ids) + req.decode_batch_idx)
+    return int(req.extend_end - len(req.origin_input_ids) + req.decode_batch_idx)
 
 
 def _taken(which: list[int], *lists: list[int]) -> list[list[int]]:
