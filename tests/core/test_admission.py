@@ -3,33 +3,28 @@
 
 import random
 from collections import Counter
-from dataclasses import dataclass
 
 import pytest
 
+from node_tree import Node, freed, path_to_root
 from pool_simulation import budget
 from sglang_longflow.core.admission import (
     admission_need,
     peak_slots,
     reserve_for,
 )
-from sglang_longflow.core.rows import ResidentRow, path_to_root
+from sglang_longflow.core.rows import ResidentRow
 
 
-@dataclass(eq=False)
-class Node:
-    """What the accounting reads of a radix tree node."""
-
-    key: list
-    parent: "Node | None"
-    lock_ref: int = 0
-
-
-ROOT = Node([], None, 1)
+ROOT = Node(0, locks=1)
 
 
 def node(length, parent=ROOT, locks=0):
-    return Node([0] * length, parent, locks)
+    return Node(length, parent, locks)
+
+
+def needs(rows):
+    return reserve_for(rows, freed)
 
 
 def row(tokens, total, allocated, tree, last, *, owned=False, must_cut=False):
@@ -72,51 +67,36 @@ def test_peak_never_falls_when_anything_grows(tokens):
             assert here <= peak_slots(budget(tokens), prompt, new + 1)
 
 
-# path_to_root
-
-
-def test_path_has_no_root_and_runs_upwards():
-    a = node(3)
-    b = node(4, a)
-    assert list(path_to_root(b)) == [b, a]
-    assert list(path_to_root(ROOT)) == []
-    assert list(path_to_root(None)) == []
-
-
 # reserve_for
 
 
 def test_no_rows_reserve_nothing():
-    assert reserve_for([]).total_slots == 0
-    assert reserve_for([]).credited == frozenset()
+    assert sum(needs([])) == 0
 
 
 def test_owned_row_reserves_nothing_even_with_a_locked_path():
     last = node(10, locks=1)
-    reserve = reserve_for([row(20, 1000, 20, 0, last, owned=True)])
-    assert reserve.per_row == [0]
-    assert reserve.credited == frozenset()
+    reserve = needs([row(20, 1000, 20, 0, last, owned=True)])
+    assert reserve == [0]
 
 
 def test_row_that_never_fills_reserves_the_rest_of_its_length():
     last = node(10, locks=1)
-    reserve = reserve_for([row(20, 20, 13, 10, last)])  # 20 == budget: it appends to the end
-    assert reserve.per_row == [7]
-    assert reserve.credited == frozenset()
+    reserve = needs([row(20, 20, 13, 10, last)])  # 20 == budget: it appends to the end
+    assert reserve == [7]
 
 
 def test_row_one_token_longer_than_its_budget_will_own():
     last = node(10, locks=1)
     # Ends with 20 slots of its own: it has 3, and the 10 of its node come back to it.
-    assert reserve_for([row(20, 21, 13, 10, last)]).per_row == [20 - 3 - 10]
+    assert needs([row(20, 21, 13, 10, last)]) == [20 - 3 - 10]
 
 
 def test_lone_row_is_credited_its_whole_path_once():
     a = node(6, locks=1)
     b = node(4, a, locks=1)
-    reserve = reserve_for([row(20, 100, 13, 10, b)])
-    assert reserve.per_row == [7]
-    assert reserve.credited == {id(a), id(b)}
+    reserve = needs([row(20, 100, 13, 10, b)])
+    assert reserve == [7]
 
 
 def test_two_rows_that_share_a_prefix_credit_it_once():
@@ -124,10 +104,9 @@ def test_two_rows_that_share_a_prefix_credit_it_once():
     left = node(3, shared, locks=1)
     right = node(5, shared, locks=1)
     rows = [row(20, 100, 11, 11, left), row(30, 100, 13, 13, right)]
-    reserve = reserve_for(rows)
-    assert reserve.total_slots == 20 + 30 - 8 - 3 - 5
-    assert reserve.per_row == [20 - 11, 30 - 5]
-    assert reserve.credited == {id(shared), id(left), id(right)}
+    reserve = needs(rows)
+    assert sum(reserve) == 20 + 30 - 8 - 3 - 5
+    assert reserve == [20 - 3, 30 - 5 - 8]  # the last to let go is credited
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
@@ -136,56 +115,54 @@ def test_total_does_not_depend_on_who_is_credited(order):
     left = node(3, shared, locks=1)
     right = node(5, shared, locks=1)
     rows = [row(20, 100, 11, 11, left), row(30, 100, 13, 13, right)]
-    assert reserve_for([rows[i] for i in order]).total_slots == 34
+    assert sum(needs([rows[i] for i in order])) == 34
 
 
 def test_node_that_an_outsider_locks_is_credited_to_nobody():
     shared = node(8, locks=3)  # two rows and somebody else
     left = node(3, shared, locks=1)
-    reserve = reserve_for([row(20, 100, 11, 11, left), row(20, 100, 8, 8, shared)])
-    assert reserve.total_slots == (20 - 3) + 20
-    assert id(shared) not in reserve.credited
+    reserve = needs([row(20, 100, 11, 11, left), row(20, 100, 8, 8, shared)])
+    assert sum(reserve) == (20 - 3) + 20
 
 
 def test_node_that_a_keeping_row_locks_is_credited_to_nobody():
     shared = node(8, locks=2)
     keeps = row(50, 40, 10, 8, shared)
     owns = row(20, 100, 10, 8, shared)
-    reserve = reserve_for([owns, keeps])
-    assert reserve.per_row == [18, 30]
-    assert reserve.credited == frozenset()
+    reserve = needs([owns, keeps])
+    assert reserve == [18, 30]
 
 
 def test_credit_never_makes_a_reserve_negative():
     # A prompt of 500 that is cut to 20: its node alone is more than all it may still take.
     last = node(500, locks=1)
-    assert reserve_for([row(20, 1000, 500, 500, last, must_cut=True)]).per_row == [0]
+    assert needs([row(20, 1000, 500, 500, last, must_cut=True)]) == [0]
 
 
 def test_row_to_be_cut_needs_nothing_when_its_own_slots_cover_the_budget():
-    assert reserve_for([row(20, 1000, 500, 100, node(100, locks=2), must_cut=True)]).per_row == [0]
+    assert needs([row(20, 1000, 500, 100, node(100, locks=2), must_cut=True)]) == [0]
 
 
 def test_row_to_be_cut_reserves_for_what_others_hold():
     # 490 of 500 prompt tokens are in a node that an outsider keeps: 10 own slots for 20.
     last = node(490, locks=2)
-    assert reserve_for([row(20, 1000, 500, 490, last, must_cut=True)]).per_row == [10]
+    assert needs([row(20, 1000, 500, 490, last, must_cut=True)]) == [10]
 
 
 def test_row_to_be_cut_will_own_even_if_its_total_is_within_the_budget():
     # Prompt 20 with budget 20 must be cut (over budget - 1) though nothing is ever overwritten.
     last = node(20, locks=2)
-    assert reserve_for([row(20, 20, 20, 20, last, must_cut=True)]).per_row == [20]
+    assert needs([row(20, 20, 20, 20, last, must_cut=True)]) == [20]
 
 
 def test_without_a_tree_rows_reserve_up_to_the_budget():
     rows = [row(20, 100, 13, 0, None), row(20, 15, 13, 0, None), row(20, 100, 20, 0, None)]
-    assert reserve_for(rows).per_row == [7, 2, 0]
+    assert needs(rows) == [7, 2, 0]
 
 
 def test_reserve_accepts_a_generator():
     rows = [row(20, 100, 13, 0, None), row(20, 100, 10, 0, None)]
-    assert reserve_for(r for r in rows).per_row == [7, 10]
+    assert needs(r for r in rows) == [7, 10]
 
 
 @pytest.mark.parametrize("case", range(60))
@@ -207,11 +184,9 @@ def test_reserve_is_never_negative_and_credits_no_token_twice(case):
                         must_cut=must_cut))  # fmt: skip
     for outsider in rng.sample(nodes[1:], k=min(3, len(nodes) - 1)):
         outsider.lock_ref += rng.randint(0, 1)
-    reserve = reserve_for(rows)
-    assert min(reserve.per_row) >= 0
-    by_id = {id(n): n for n in nodes}
-    lockers = Counter(id(n) for r in rows if r.will_own for n in path_to_root(r.last_node))
-    assert all(lockers[i] == by_id[i].lock_ref for i in reserve.credited)
+    reserve = needs(rows)
+    assert min(reserve) >= 0
+    lockers = Counter(id(n) for r in rows if r.will_own for n in path_to_root(r.lock))
     # Naive: all future needs without any credit, less each creditable token at most once.
     gross = sum(
         max(0, r.budget.tokens - (r.allocated_slots - r.tree_slots))
@@ -220,7 +195,7 @@ def test_reserve_is_never_negative_and_credits_no_token_twice(case):
         for r in rows
     )
     creditable = sum(len(n.key) for n in nodes[1:] if lockers[id(n)] == n.lock_ref > 0)
-    assert gross - creditable <= reserve.total_slots <= gross
+    assert gross - creditable <= sum(reserve) <= gross
 
 
 # admission_need

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from node_tree import Node, freed
 from sglang_longflow.core.contracts import KVBudget, KVRow
 from sglang_longflow.core.rows import ResidentRow, Step
 from sglang_longflow.core.slots import plan_step, retraction_order, slots_required
@@ -16,12 +17,11 @@ from sglang_longflow.policies import make_policy
 POLICY = make_policy("streaming")
 
 
-class Node:
-    def __init__(self, length, parent=None, locks=0):
-        self.key, self.parent, self.lock_ref = [0] * length, parent, locks
-
-
 ROOT = Node(0, locks=1)
+
+
+def required(rows):
+    return slots_required(rows, freed)
 
 
 def row(tokens, kv_len, tree=0, last=ROOT, *, owned=False, must_cut=False, steps=1):
@@ -80,63 +80,63 @@ def test_life_of_a_row_appends_then_owns_once_then_overwrites(prompt, tokens):
 
 
 def test_no_rows_require_nothing():
-    assert slots_required([]) == 0
+    assert required([]) == 0
 
 
 def test_appending_rows_require_one_each():
-    assert slots_required([row(20, 5), row(20, 6), ResidentRow(None, 900)]) == 3
+    assert required([row(20, 5), row(20, 6), ResidentRow(None, 900)]) == 3
 
 
 def test_full_owners_require_nothing():
-    assert slots_required([row(20, 20, owned=True)] * 50) == 0
+    assert required([row(20, 20, owned=True)] * 50) == 0
 
 
 def test_sole_holder_gets_its_nodes_back_in_the_same_step():
     a = Node(7, ROOT, 1)
     b = Node(5, a, 1)
-    assert slots_required([row(20, 20, 12, b)]) == 0
+    assert required([row(20, 20, 12, b)]) == 0
 
 
 def test_node_that_someone_else_holds_does_not_come_back():
     a = Node(7, ROOT, 2)
     b = Node(5, a, 1)
-    assert slots_required([row(20, 20, 12, b)]) == 7
+    assert required([row(20, 20, 12, b)]) == 7
 
 
 @pytest.mark.parametrize(("locks", "required"), [(2, 8), (3, 16)])
 def test_shared_node_comes_back_when_all_its_holders_own_in_one_step(locks, required):
     # Each of the two takes 8; the node's 8 come back once, and only if nobody else holds it.
     shared = Node(8, ROOT, locks)
-    assert slots_required([row(20, 20, 8, shared), row(30, 30, 8, shared)]) == required
+    assert required([row(20, 20, 8, shared), row(30, 30, 8, shared)]) == required
 
 
 def test_holder_that_only_appends_keeps_the_node():
     shared = Node(8, ROOT, 2)
-    assert slots_required([row(20, 20, 8, shared), row(30, 20, 8, shared)]) == 8 + 1
+    assert required([row(20, 20, 8, shared), row(30, 20, 8, shared)]) == 8 + 1
 
 
 def test_holder_that_owned_before_is_no_holder():
     shared = Node(8, ROOT, 1)
-    assert slots_required([row(20, 20, 8, shared), row(30, 30, 0, ROOT, owned=True)]) == 0
+    assert required([row(20, 20, 8, shared), row(30, 30, 0, ROOT, owned=True)]) == 0
 
 
 def test_cut_row_returns_its_own_prompt_slots():
-    assert slots_required([row(20, 500, 0, ROOT, must_cut=True)]) == 0
-    assert slots_required([row(20, 25, 10, Node(10, ROOT, 2), must_cut=True)]) == 20 - 15
-    assert slots_required([row(20, 25, 10, Node(10, ROOT, 1), must_cut=True)]) == 0
+    assert required([row(20, 500, 0, ROOT, must_cut=True)]) == 0
+    assert required([row(20, 25, 10, Node(10, ROOT, 2), must_cut=True)]) == 20 - 15
+    assert required([row(20, 25, 10, Node(10, ROOT, 1), must_cut=True)]) == 0
 
 
 def test_surplus_of_one_row_serves_the_others_but_the_total_is_never_negative():
     big_cut = row(20, 500, 0, ROOT, must_cut=True)
-    assert slots_required([big_cut] + [row(20, 5)] * 480) == 0
-    assert slots_required([big_cut] + [row(20, 5)] * 481) == 1
+    assert required([big_cut] + [row(20, 5)] * 480) == 0
+    assert required([big_cut] + [row(20, 5)] * 481) == 1
 
 
 def test_cut_and_own_share_a_node_in_one_step():
     shared = Node(10, ROOT, 2)
     rows = [row(8, 12, 10, shared, must_cut=True), row(20, 20, 10, shared)]
     # Taken 8 + 10; back: the cut row's own 2, and the node's 10 once.
-    assert slots_required(rows) == 18 - 2 - 10
+    assert required(rows) == 18 - 2 - 10
 
 
 @pytest.mark.parametrize("case", range(60))
@@ -180,7 +180,7 @@ def test_required_slots_equal_a_naive_count_over_single_slots(case):
     for n, kinds in held.items():
         if all(kind in ("own", "cut") for kind in kinds):
             back += len(n.key)
-    assert slots_required(rows) == max(0, taken - back)
+    assert required(rows) == max(0, taken - back)
 
 
 # plan_step

@@ -9,11 +9,12 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 
+from node_tree import freed, path_to_root
 from sglang_longflow.core.admission import admission_need, reserve_for
 from sglang_longflow.core.contracts import KVBudget
 from sglang_longflow.core.prompt import chunk_end, max_prefix_tokens
 from sglang_longflow.core.request import check_fits
-from sglang_longflow.core.rows import ResidentRow, Step, path_to_root
+from sglang_longflow.core.rows import ResidentRow, Step
 from sglang_longflow.core.slots import slots_required
 from sglang_longflow.errors import BudgetError
 from sglang_longflow.policies import make_policy
@@ -160,8 +161,8 @@ class Simulation:
     Attributes
     ----------
     held_hits : bool
-        A request that keeps its hit reserves all of it that anyone else holds, not only the nodes
-        that were credited when the pass began (those may be split or newly locked meanwhile).
+        A request that keeps its hit reserves all of it that anyone else holds: rows that were
+        credited with it must copy it.
     close_chunk : bool
         No request joins a chunk that was shortened for the window: one chunked request at a time.
     end_by_length : bool
@@ -241,30 +242,26 @@ class Simulation:
 
     # scheduling
 
-    def need(self, r, reserve, *, lock_held):
+    def need(self, r, *, lock_held):
         """`hooks.admission._need`."""
-        mine = 1 if lock_held else 0
-        own_hit = given_back = 0
-        for n in path_to_root(r.last_node):
-            if n.lock_ref == mine:
-                own_hit += len(n.key)
-            if id(n) in reserve.credited or (
-                self.held_hits and not lock_held and n.lock_ref > mine
-            ):
-                given_back += len(n.key)
-        return admission_need(r.budget, len(r.prompt), r.total, r.start, own_hit, given_back)
+        before = self.tree.evictable()
+        self.tree.lock(r.last_node, -1 if lock_held else +1)
+        own_hit = abs(self.tree.evictable() - before)
+        self.tree.lock(r.last_node, +1 if lock_held else -1)
+        held = r.start - own_hit if self.held_hits and not lock_held else 0
+        return admission_need(r.budget, len(r.prompt), r.total, r.start, own_hit, held)
 
     def prefill_pass(self):
         """`PrefillAdder` with the hooks of `hooks.admission`; returns the requests to prefill."""
-        reserve = reserve_for([r.resident_row() for r in self.running if not r.finished])
-        offset = reserve.total_slots
+        rows = [r.resident_row() for r in self.running if not r.finished]
+        offset = sum(reserve_for(rows, freed))
         chosen, left_in_chunk = [], self.chunk
         if self.chunked is not None:
             r = self.chunked
             r.start = r.end
             remaining = self.room() - offset
             limit = min(self.chunk, remaining) if remaining > 0 else self.chunk
-            need = self.need(r, reserve, lock_held=True)
+            need = self.need(r, lock_held=True)
             truncated = len(r.prompt) - r.start > limit
             end = min(len(r.prompt), r.start + limit)
             r.end = chunk_end(r.start, end, len(r.prompt), r.window)
@@ -287,7 +284,7 @@ class Simulation:
             left = prompt - r.start
             if left_in_chunk is not None and left_in_chunk < min(left, r.window):
                 break
-            need = self.need(r, reserve, lock_held=False)
+            need = self.need(r, lock_held=False)
             self.tree.lock(node_hit, +1)
             fits = need <= self.room() - offset and left + 1 < self.room() - offset
             if not fits or (left_in_chunk is not None and left_in_chunk <= 0):
@@ -325,13 +322,13 @@ class Simulation:
 
     def launch_decode(self):
         rows = self.running
-        required = slots_required([r.resident_row() for r in rows])
+        required = slots_required([r.resident_row() for r in rows], freed)
         assert required <= self.room(), "the decode memory check asks for retraction"
         for r in rows:  # `hooks.slots._insert_prompts`
             if r.resident_row().step is Step.CUT:
                 self.cache_unfinished(r)
         plans = [r.resident_row() for r in rows]
-        again = slots_required(plans)
+        again = slots_required(plans, freed)
         assert again <= self.room()
         steps = [p.step for p in plans]
         before = self.room()

@@ -14,6 +14,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from sglang.srt.runtime_context import get_parallel
 
 import quick_interpreter
 
@@ -37,7 +38,7 @@ class Probe:
     def __init__(self, scheduler):
         self.scheduler = scheduler
         self.file = Path(os.environ["LONGFLOW_PROBE_FILE"])
-        self.reports = scheduler.ps.tp_rank == 0  # every rank checks itself
+        self.reports = get_parallel().tp_rank == 0  # every rank checks itself
         self.tree_sums: dict[int, torch.Tensor] = {}
         self.reset()
         # A slot may leave the tree, be taken by another row and come back, all in one step.
@@ -77,17 +78,12 @@ class Probe:
     def _live(self):
         batches = [self.scheduler.running_batch, self.scheduler.last_batch]
         reqs = {id(r): r for batch in batches if batch is not None for r in batch.reqs}
-        return [r for r in reqs.values() if r.kv is not None]
+        return [r for r in reqs.values() if r.kv.holds_kv]
 
     def _tree_slots(self) -> list[int]:
         if self.scheduler.tree_cache.disable:
             return []
-        found, stack = [], [self.scheduler.tree_cache.root_node]
-        while stack:
-            node = stack.pop()
-            found += [] if isinstance(node.value, list) else node.value.tolist()
-            stack.extend(node.children.values())
-        return found
+        return self.scheduler.tree_cache.all_values_flatten().tolist()
 
     def _bytes_of(self, slots: list[int]) -> torch.Tensor:
         """[len(slots)] one number a slot that changes when any K or V byte of any layer does."""
@@ -112,7 +108,7 @@ class Probe:
             if row.prompt_keep is not None:
                 entry["keep"] = row.prompt_keep.tolist()
             elif req.kv.kv_allocated_len == row.budget.tokens:
-                victims = state.next_slot[:, req.req_pool_idx, 0].tolist()
+                victims = state.next_slot[:, req.kv.req_pool_idx, 0].tolist()
                 entry["victims"][row.overwritten_tokens] = victims
 
     def watch(self, call):
@@ -145,11 +141,11 @@ class Probe:
         for req in reqs:
             row = getattr(req, "longflow_row", None)
             slots = scheduler.req_to_token_pool.req_to_token[
-                req.req_pool_idx, : req.kv.kv_allocated_len
+                req.kv.req_pool_idx, : req.kv.kv_allocated_len
             ].tolist()
             assert len(set(slots)) == len(slots), f"{req.rid}: a slot is twice in its row"
             assert not set(slots) & free, f"{req.rid}: holds a free slot"
-            mine = set(slots[req.cache_protected_len :])
+            mine = set(slots[req.kv.cache_protected_len :])
             assert not mine & owned, f"{req.rid}: shares an own slot with another row"
             owned |= mine
             if row is None or row.budget.is_full:
