@@ -38,9 +38,10 @@ def load_plugin() -> None:
 
 
 def _take_part_in_resolution() -> None:
-    from sglang_longflow.hooks.server_args import register_steps
+    from sglang_longflow.hooks.server_args import give_to_engine, register_steps
 
     register_steps()
+    give_to_engine()
 
 
 def _register(only: tuple[str, ...] | None) -> None:

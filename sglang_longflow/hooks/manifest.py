@@ -50,15 +50,6 @@ MANIFEST: tuple[Hook, ...] = (
         _NEW_FLAGS,
         Fails.START,
     ),
-    Hook(
-        "sglang.srt.entrypoints.engine.Engine.__init__",
-        "around",
-        "server_args:engine_init",
-        _p("self kwargs"),
-        "accepts kv_* keywords, so sglang.Engine(kv_budget=N) works",
-        _NEW_FLAGS,
-        Fails.START,
-    ),
     # start-up of a scheduler process
     Hook(
         f"{_SCHEDULER}.__init__",

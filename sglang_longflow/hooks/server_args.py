@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 from sglang_longflow.errors import LongFlowError, UnsupportedSetup
@@ -71,22 +71,22 @@ def from_cli_args(original: Original, cls: type, args: argparse.Namespace) -> An
         start_check.stop(str(error))  # an operator's line: a traceback says nothing more
 
 
-def engine_init(original: Original, self: Any, **kwargs: Any) -> None:
-    """Around ``Engine.__init__``: ``Engine(model_path=..., kv_budget=N)``."""
+def engine_settings(stock: Callable[..., Any], **kwargs: Any) -> Any:
+    """``Engine(model_path=..., kv_budget=N)``: stands in for ``Engine.server_args_class``."""
     values = {name: kwargs.pop(name) for name in FLAG_NAMES if name in kwargs}
-    settings = kwargs.get("server_args")
-    if values and settings is not None:
-        name = next(iter(values))
-        raise UnsupportedSetup(
-            f"{name}={values[name]!r}: given beside server_args; set it on server_args, or drop "
-            f"server_args"
-        )
-    if values.get("kv_budget") is not None:
-        kwargs.setdefault("log_level", "error")  # as SGLang does
-        kwargs = {"server_args": _with_budget(self.server_args_class(**kwargs), values)}
-    elif values:
-        config_from(SimpleNamespace(**_ours(values)))  # refuses what has no effect without a budget
-    original(self, **kwargs)
+    return _with_budget(stock(**kwargs), values)
+
+
+def give_to_engine() -> None:
+    """Have SGLang's offline engine make its settings by `engine_settings`.
+
+    ``Engine.__init__`` loads the plugins itself, so a hook of it would come too late for the first
+    engine; the class of its settings it reads afterwards.
+    """
+    from sglang.srt.entrypoints.engine import Engine
+
+    stock = Engine.server_args_class
+    Engine.server_args_class = staticmethod(functools.partial(engine_settings, stock))
 
 
 def _ours(values: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ POLICY = make_policy("streaming")
 ROOT = Node(0, locks=1)
 
 
-def required(rows):
+def step_requires(rows):
     return slots_required(rows, freed)
 
 
@@ -80,63 +80,63 @@ def test_life_of_a_row_appends_then_owns_once_then_overwrites(prompt, tokens):
 
 
 def test_no_rows_require_nothing():
-    assert required([]) == 0
+    assert step_requires([]) == 0
 
 
 def test_appending_rows_require_one_each():
-    assert required([row(20, 5), row(20, 6), ResidentRow(None, 900)]) == 3
+    assert step_requires([row(20, 5), row(20, 6), ResidentRow(None, 900)]) == 3
 
 
 def test_full_owners_require_nothing():
-    assert required([row(20, 20, owned=True)] * 50) == 0
+    assert step_requires([row(20, 20, owned=True)] * 50) == 0
 
 
 def test_sole_holder_gets_its_nodes_back_in_the_same_step():
     a = Node(7, ROOT, 1)
     b = Node(5, a, 1)
-    assert required([row(20, 20, 12, b)]) == 0
+    assert step_requires([row(20, 20, 12, b)]) == 0
 
 
 def test_node_that_someone_else_holds_does_not_come_back():
     a = Node(7, ROOT, 2)
     b = Node(5, a, 1)
-    assert required([row(20, 20, 12, b)]) == 7
+    assert step_requires([row(20, 20, 12, b)]) == 7
 
 
 @pytest.mark.parametrize(("locks", "required"), [(2, 8), (3, 16)])
 def test_shared_node_comes_back_when_all_its_holders_own_in_one_step(locks, required):
     # Each of the two takes 8; the node's 8 come back once, and only if nobody else holds it.
     shared = Node(8, ROOT, locks)
-    assert required([row(20, 20, 8, shared), row(30, 30, 8, shared)]) == required
+    assert step_requires([row(20, 20, 8, shared), row(30, 30, 8, shared)]) == required
 
 
 def test_holder_that_only_appends_keeps_the_node():
     shared = Node(8, ROOT, 2)
-    assert required([row(20, 20, 8, shared), row(30, 20, 8, shared)]) == 8 + 1
+    assert step_requires([row(20, 20, 8, shared), row(30, 20, 8, shared)]) == 8 + 1
 
 
 def test_holder_that_owned_before_is_no_holder():
     shared = Node(8, ROOT, 1)
-    assert required([row(20, 20, 8, shared), row(30, 30, 0, ROOT, owned=True)]) == 0
+    assert step_requires([row(20, 20, 8, shared), row(30, 30, 0, ROOT, owned=True)]) == 0
 
 
 def test_cut_row_returns_its_own_prompt_slots():
-    assert required([row(20, 500, 0, ROOT, must_cut=True)]) == 0
-    assert required([row(20, 25, 10, Node(10, ROOT, 2), must_cut=True)]) == 20 - 15
-    assert required([row(20, 25, 10, Node(10, ROOT, 1), must_cut=True)]) == 0
+    assert step_requires([row(20, 500, 0, ROOT, must_cut=True)]) == 0
+    assert step_requires([row(20, 25, 10, Node(10, ROOT, 2), must_cut=True)]) == 20 - 15
+    assert step_requires([row(20, 25, 10, Node(10, ROOT, 1), must_cut=True)]) == 0
 
 
 def test_surplus_of_one_row_serves_the_others_but_the_total_is_never_negative():
     big_cut = row(20, 500, 0, ROOT, must_cut=True)
-    assert required([big_cut] + [row(20, 5)] * 480) == 0
-    assert required([big_cut] + [row(20, 5)] * 481) == 1
+    assert step_requires([big_cut] + [row(20, 5)] * 480) == 0
+    assert step_requires([big_cut] + [row(20, 5)] * 481) == 1
 
 
 def test_cut_and_own_share_a_node_in_one_step():
     shared = Node(10, ROOT, 2)
     rows = [row(8, 12, 10, shared, must_cut=True), row(20, 20, 10, shared)]
     # Taken 8 + 10; back: the cut row's own 2, and the node's 10 once.
-    assert required(rows) == 18 - 2 - 10
+    assert step_requires(rows) == 18 - 2 - 10
 
 
 @pytest.mark.parametrize("case", range(60))
@@ -180,7 +180,7 @@ def test_required_slots_equal_a_naive_count_over_single_slots(case):
     for n, kinds in held.items():
         if all(kind in ("own", "cut") for kind in kinds):
             back += len(n.key)
-    assert required(rows) == max(0, taken - back)
+    assert step_requires(rows) == max(0, taken - back)
 
 
 # plan_step

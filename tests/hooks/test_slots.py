@@ -5,7 +5,6 @@ Whatever it is given: afterwards committed equals allocated, no row is over its 
 slot is free, the tree's or one row's. Imports SGLang (slow), inside the tests only.
 """
 
-import inspect
 from array import array
 from types import SimpleNamespace
 
@@ -14,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from real_tree import TREES, real_tree
 from sglang_longflow.core import runtime
 from sglang_longflow.core.contracts import KVBudget, KVRow
 from sglang_longflow.policies import make_policy
@@ -29,36 +29,36 @@ class Request:
     """What the hook and the tree read of SGLang's ``Req``."""
 
     def __init__(self, rid, tokens, row):
+        from sglang.srt.managers.schedule_batch import ReqKvInfo
+
         self.rid, self.longflow_row = rid, row
         self.origin_input_ids = self.full_untruncated_fill_ids = array("q", tokens)
         self.output_ids, self.extra_key = array("q"), None
-        self.extend_range = SimpleNamespace(end=len(tokens))
-        self.cache_protected_len, self.last_node = 0, None
-        self.prefix_indices = torch.empty(0, dtype=torch.int64)
-        self.skip_radix_cache_insert, self.to_finish, self.req_pool_idx = False, None, None
-        self.kv_committed_len = len(tokens)
-        self.kv = SimpleNamespace(kv_allocated_len=len(tokens))
+        self.extend_end = len(tokens)
+        self.cache_salt = self.session_id = self.session = self.priority = None
+        self.kv_rotation_base = self.last_node = self.lock = None
+        self.prefix_len, self.inflight_middle_chunks = 0, 0
+        self.skip_radix_cache_insert, self.to_finish = False, None
+        self.kv = ReqKvInfo(kv_committed_len=len(tokens), kv_allocated_len=len(tokens))
         self.sampling_params = SimpleNamespace(max_new_tokens=1000)
 
     def get_fill_ids(self):
-        return self.full_untruncated_fill_ids[: self.extend_range.end]
+        return self.full_untruncated_fill_ids[: self.extend_end]
 
     def finished(self):
         return False
 
 
 class Pools:
-    """A prefilled batch in real pools."""
+    """A prefilled batch in real pools; `tree` is "off", or the core of the radix tree."""
 
-    def __init__(self, *, radix: bool):
+    def __init__(self, tree: str):
         from sglang.srt.mem_cache.allocator import TokenToKVPoolAllocator
-        from sglang.srt.mem_cache.cache_init_params import CacheInitParams
         from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
-        from sglang.srt.mem_cache.radix_cache import RadixCache
 
         self.rows = ReqToTokenPool(32, POOL, "cpu", False)
         self.allocator = TokenToKVPoolAllocator(POOL, torch.float32, "cpu", None, False)
-        self.tree = RadixCache(CacheInitParams(not radix, self.rows, self.allocator, 1))
+        self.tree = real_tree(self.rows, self.allocator, tree)
         self.reqs = []
 
     def prefill(self, tokens, row, *, in_tree: bool) -> bool:
@@ -68,10 +68,12 @@ class Pools:
             return False
         req = Request(f"r{len(self.reqs)}", tokens, row)
         self.rows.alloc([req])
-        self.rows.write((req.req_pool_idx, slice(0, len(tokens))), slots.to(torch.int32))
-        req.last_node = self.tree.root_node
+        self.rows.write((req.kv.req_pool_idx, slice(0, len(tokens))), slots.to(torch.int32))
+        req.last_node = self.tree.root_node_handle()
+        req.lock = self.tree.lock(req.last_node)
         if in_tree:
-            self.tree.cache_unfinished_req(req)
+            self.tree.checkpoint(req, up_to=len(tokens))
+            # The tree had a part of it: what it took twice is free again.
         self.reqs.append(req)
         return True
 
@@ -82,7 +84,8 @@ class Pools:
             tree_cache=self.tree,
             token_to_kv_pool_allocator=self.allocator,
             req_to_token_pool=self.rows,
-            req_pool_indices=torch.tensor([req.req_pool_idx for req in self.reqs]),
+            req_pool_indices=torch.tensor([req.kv.req_pool_idx for req in self.reqs]),
+            req_pool_indices_cpu=torch.tensor([req.kv.req_pool_idx for req in self.reqs]),
             seq_lens=torch.tensor(lengths),
             seq_lens_cpu=torch.tensor(lengths),
             device="cpu",
@@ -94,16 +97,12 @@ class Pools:
     def check(self) -> None:
         """Every slot is free, in the tree or a row's own, exactly once."""
         free = self.allocator.free_pages.tolist() + self.allocator.release_pages.tolist()
-        tree, stack = [], [self.tree.root_node]
-        while stack:
-            node = stack.pop()
-            tree += [] if isinstance(node.value, list) else node.value.tolist()
-            stack.extend(node.children.values())
+        tree = self.tree.all_values_flatten().tolist()
         own = []
         for req in self.reqs:
-            held = self.rows.req_to_token[req.req_pool_idx, : req.kv.kv_allocated_len].tolist()
-            assert set(held[: req.cache_protected_len]) <= set(tree)
-            own += held[req.cache_protected_len :]
+            held = self.rows.req_to_token[req.kv.req_pool_idx, : req.kv.kv_allocated_len].tolist()
+            assert set(held[: req.kv.cache_protected_len]) <= set(tree)
+            own += held[req.kv.cache_protected_len :]
         assert sorted(free + tree + own) == list(range(1, POOL + 1))
 
 
@@ -134,25 +133,25 @@ def active(monkeypatch):
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(rows=st.lists(prefilled_rows(), min_size=1, max_size=6), radix=st.booleans())
+@given(rows=st.lists(prefilled_rows(), min_size=1, max_size=6), tree=st.sampled_from(TREES))
 @pytest.mark.sglang
-def test_after_any_step_lengths_agree_and_no_slot_is_lost(rows, radix):
+def test_after_any_step_lengths_agree_and_no_slot_is_lost(rows, tree):
     from sglang.srt.mem_cache import allocation
 
     from sglang_longflow.hooks import slots
 
-    pools = Pools(radix=radix)
+    pools = Pools(tree)
     rows = [(t, None if r is None else KVRow(**vars(r)), i) for t, r, i in rows]
     for tokens, row, in_tree in rows:
-        if not pools.prefill(tokens, row, in_tree=in_tree and radix):
+        if not pools.prefill(tokens, row, in_tree=in_tree and tree != "off"):
             return
     pools.check()
     batch = pools.batch()
-    stock = inspect.unwrap(allocation.alloc_for_decode)
+    stock = allocation.alloc_for_decode_default
     for _ in range(3):
         room = pools.allocator.available_size() + pools.tree.evictable_size()
         required = slots.new_tokens_required_next_decode(
-            lambda self, _: len(self.reqs), SimpleNamespace(reqs=pools.reqs)
+            lambda self, _: len(self.reqs), SimpleNamespace(reqs=pools.reqs, tree_cache=pools.tree)
         )
         if required > room:
             return  # SGLang retracts first
@@ -161,8 +160,7 @@ def test_after_any_step_lengths_agree_and_no_slot_is_lost(rows, radix):
         locations = slots.alloc_for_decode(stock, batch, 1)
         assert locations.shape == (len(pools.reqs),)
         for req, unpicked in zip(pools.reqs, before, strict=True):
-            req.kv_committed_len += 1  # as SGLang does after this call
-            assert req.kv_committed_len == req.kv.kv_allocated_len
+            assert req.kv.kv_committed_len == req.kv.kv_allocated_len
             row = req.longflow_row
             if row is not None and not row.budget.is_full:
                 assert req.kv.kv_allocated_len <= row.budget.tokens
@@ -172,15 +170,16 @@ def test_after_any_step_lengths_agree_and_no_slot_is_lost(rows, radix):
 
 
 @pytest.mark.sglang
-def test_a_row_that_cannot_be_read_ends_and_its_neighbours_go_on(monkeypatch):
+@pytest.mark.parametrize("tree", TREES)
+def test_a_row_that_cannot_be_read_ends_and_its_neighbours_go_on(monkeypatch, tree):
     from sglang.srt.mem_cache import allocation
 
     from sglang_longflow.hooks import slots
 
-    pools = Pools(radix=True)
+    pools = Pools(tree)
     for length in (20, 30, 25):
         row = KVRow(KVBudget(40, STREAMING))
-        assert pools.prefill([1] * length, row, in_tree=True)
+        assert pools.prefill([1] * length, row, in_tree=tree != "off")
     real = slots.resident_row
 
     def fails(req):
@@ -189,10 +188,10 @@ def test_a_row_that_cannot_be_read_ends_and_its_neighbours_go_on(monkeypatch):
         return real(req)
 
     monkeypatch.setattr(slots, "resident_row", fails)
-    slots.alloc_for_decode(inspect.unwrap(allocation.alloc_for_decode), pools.batch(), 1)
+    slots.alloc_for_decode(allocation.alloc_for_decode_default, pools.batch(), 1)
     assert [req.to_finish is None for req in pools.reqs] == [True, False, True]
     assert "'list' object" in pools.reqs[1].to_finish.message
     for req in pools.reqs:
-        assert req.kv_committed_len + 1 == req.kv.kv_allocated_len
+        assert req.kv.kv_committed_len == req.kv.kv_allocated_len
     pools.check()
     assert runtime.current().counters.failed_hooks == 1
