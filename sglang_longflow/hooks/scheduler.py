@@ -84,7 +84,7 @@ def _warn_if_unplanned(scheduler: Scheduler, state: runtime.Runtime) -> None:
 
 
 def _check_pools(scheduler: Scheduler, state: runtime.Runtime) -> None:
-    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
     from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
     from sglang_longflow.backend.attention import LongFlowAttnBackend
@@ -99,6 +99,12 @@ def _check_pools(scheduler: Scheduler, state: runtime.Runtime) -> None:
         raise UnsupportedSetup(
             f"prefix cache {type(scheduler.tree_cache).__name__}: not supported with a KV budget; "
             f"use SGLang's default radix cache"
+        )
+    rows = scheduler.req_to_token_pool
+    if type(rows) is not ReqToTokenPool:
+        raise UnsupportedSetup(
+            f"row table {type(rows).__name__}: only SGLang's ReqToTokenPool is supported with a KV "
+            f"budget"
         )
     kv_pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
     if type(kv_pool) is not MHATokenToKVPool:
