@@ -34,7 +34,7 @@ base_of() {
 PIP_LOG=$(mktemp)
 trap 'rm -f "$PIP_LOG"' EXIT
 
-# What pip does now: ": Downloading torch-2.11.0-... (532.0 MB)". It unpacks without a word.
+# What pip does now: ": Downloading torch-2.14.1-... (532.0 MB)". It unpacks without a word.
 pip_does() {
   local last
   last=$(grep -E '^ *(Collecting|Downloading|Using cached|Installing) ' "$PIP_LOG" | tail -n 1) || return 0

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Merge `pip freeze` outputs of several Python versions into one constraints file.
+r"""Merge `pip freeze` outputs of several Python versions into one constraints file.
 
-    python scripts/lock.py 3.11=freeze-3.11.txt 3.12=freeze-3.12.txt > requirements/constraints.txt
+    python scripts/lock.py 3.11=freeze-3.11.txt 3.12=freeze-3.12.txt 3.13=freeze-3.13.txt \
+        > requirements/constraints.txt
 
 A pin that is the same everywhere is written plainly; one that differs (or exists for one
 version only) gets an environment marker, so that one file serves every supported Python.
@@ -45,6 +46,8 @@ def main(argv: list[str]) -> int:
     for arg in argv:
         version, _, path = arg.partition("=")
         by_version[version] = read_freeze(Path(path))
+    *first, last = sorted(by_version)
+    versions = f"{', '.join(first)} and {last}" if first else last
     lines = []
     for key in sorted({name for pins in by_version.values() for name in pins}):
         found = {v: pins[key] for v, pins in by_version.items() if key in pins}
@@ -53,7 +56,7 @@ def main(argv: list[str]) -> int:
             lines.append(f"{name}=={pin}")
             continue
         lines += [f'{n}=={p} ; python_version == "{v}"' for v, (n, p) in sorted(found.items())]
-    print(HEADER.format(versions=" and ".join(sorted(by_version))) + "\n".join(lines))
+    print(HEADER.format(versions=versions) + "\n".join(lines))
     return 0
 
 
