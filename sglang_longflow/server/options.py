@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The server arguments of the installed SGLang, by name and type, and YAML files that set them.
 
-They are read from the source text of SGLang's ``ServerArgs``. Importing it takes ten seconds and
-hundreds of megabytes, which a typo in a YAML file should not cost, and which `longflow serve`, that
-only supervises the server, should not hold. Importing it once and caching the table would not help
-where it matters, as each container starts with an empty cache, and the cache would have to be kept
-in step with an SGLang that is edited in place. Reading the source is safe because the release is
-pinned: a test compares the table with SGLang's own parser, and a ``ServerArgs`` of another form is
-refused by name (`server_options`).
+They are read from the source text of SGLang's ``ServerArgs`` and of the namespaces that it collects
+its fields from. Importing it takes ten seconds and hundreds of megabytes, which a typo in a YAML
+file should not cost, and which `longflow serve`, that only supervises the server, should not hold.
+Importing it once and caching the table would not help where it matters, as each container starts
+with an empty cache, and the cache would have to be kept in step with an SGLang that is edited in
+place. Reading the source is safe because the release is pinned: a test compares the table with
+SGLang's own parser, and a ``ServerArgs`` of another form is refused by name (`server_options`).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Option:
     choices : tuple or None
         The values it takes, where the source tells them.
     group : str
-        The heading it stands under in the source.
+        The heading it stands under in the source, or its namespace, such as ``exec.moe``.
     """
 
     name: str
@@ -83,12 +83,16 @@ def sglang_source() -> Path:
 @lru_cache(maxsize=1)
 def server_options() -> tuple[Option, ...]:
     """Every server argument, the plugin's own included."""
-    text = (sglang_source() / "srt/server_args.py").read_text(encoding="utf-8")
-    tree = ast.parse(text)
-    lists, headings = _lists(tree), _headings(text)
-    classes = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "ServerArgs"]
+    root = sglang_source()
+    arguments = _parsed(root / "srt/server_args.py")
+    lists = _lists(_parsed(root / "srt/arg_groups/choices.py"))
+    found = [
+        option
+        for module, names in _namespaces(arguments).items()
+        for option in _of_module(root / f"srt/arg_groups/fields/{module}.py", names, lists)
+    ]
+    classes = [n for n in arguments.body if isinstance(n, ast.ClassDef) and n.name == "ServerArgs"]
     body = classes[0].body if classes else []
-    found = [option for node in body if (option := _from_field(node, lists, headings))]
     methods = [n for n in body if isinstance(n, ast.FunctionDef) and n.name == "add_cli_args"]
     if not found or not methods:
         raise ConfigError(
@@ -100,6 +104,59 @@ def server_options() -> tuple[Option, ...]:
     found += [option for node in ast.walk(method) if (option := _from_add_argument(node, lists))]
     ours = (Option(flag.name, (flag.option,), flag.kind, choices=flag.choices) for flag in FLAGS)
     return (*found, *ours)
+
+
+def _parsed(path: Path) -> ast.Module:
+    """A source file's tree; an empty one where there is no such file."""
+    return ast.parse(path.read_text(encoding="utf-8") if path.is_file() else "")
+
+
+def _namespaces(tree: ast.Module) -> dict[str, list[str]]:
+    """The classes that ServerArgs collects its fields from, by their module's name.
+
+    ``_INPUT_NAMESPACES = [Model, ...]``, each imported from ``sglang.srt.arg_groups.fields``.
+    """
+    prefix = "sglang.srt.arg_groups.fields."
+    imported = {
+        alias.name: node.module.removeprefix(prefix)
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(prefix)
+        for alias in node.names
+    }
+    found: dict[str, list[str]] = {}
+    for node in tree.body:
+        if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.List):
+            continue
+        if ast.unparse(node.targets[0]) == "_INPUT_NAMESPACES":
+            for name in map(ast.unparse, node.value.elts):
+                if name in imported:
+                    found.setdefault(imported[name], []).append(name)
+    return found
+
+
+def _of_module(
+    path: Path, names: Sequence[str], lists: Mapping[str, tuple[Any, ...]]
+) -> list[Option]:
+    """The options that those classes of a file declare."""
+    tree = _parsed(path)
+    headings = _headings(path.read_text(encoding="utf-8")) if tree.body else []
+    lists = {**lists, **_lists(tree)}
+    found = []
+    for part in tree.body:
+        if not isinstance(part, ast.ClassDef) or part.name not in names:
+            continue
+        start = (part.lineno, _path_of(part))
+        inside = [start, *(h for h in headings if part.lineno < h[0] <= (part.end_lineno or 0))]
+        found += [option for node in part.body if (option := _from_field(node, lists, inside))]
+    return found
+
+
+def _path_of(part: ast.ClassDef) -> str:
+    """``_NS_PATH`` of a class, such as ``exec.moe``: the group of what is above any heading."""
+    for node in part.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_NS_PATH":
+            return str(_constant(node.value))
+    return part.name
 
 
 def _lists(tree: ast.Module) -> dict[str, tuple[Any, ...]]:
@@ -128,8 +185,17 @@ def _choices(node: ast.expr | None, lists: Mapping[str, tuple[Any, ...]]) -> tup
     return tuple(sorted(values, key=str) if isinstance(values, set) else values)
 
 
+def _literals(annotation: ast.expr) -> tuple[Any, ...] | None:
+    """The values of ``Literal[...]``, also within Optional; None for other types."""
+    for node in ast.walk(annotation):
+        if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "Literal":
+            values = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+            return tuple(v for v in map(_constant, values) if v is not None)
+    return None
+
+
 def _headings(text: str) -> list[tuple[int, str]]:
-    """Line number and words of each heading in ServerArgs: a comment between two rules."""
+    """Line number and words of each heading among the fields: a comment between two rules."""
     lines = [line.strip() for line in text.splitlines()]
 
     def is_rule(line: str) -> bool:
@@ -145,7 +211,7 @@ def _headings(text: str) -> list[tuple[int, str]]:
 def _from_field(
     node: ast.stmt, lists: Mapping[str, tuple[Any, ...]], headings: list[tuple[int, str]]
 ) -> Option | None:
-    """``name: A[type, Arg(...)] = default`` of the dataclass; None for other statements."""
+    """``name: A[type, Arg(...)] = default`` of a namespace; None for other statements."""
     if not isinstance(node, ast.AnnAssign) or not isinstance(node.annotation, ast.Subscript):
         return None
     if ast.unparse(node.annotation.value) != "A" or not isinstance(node.target, ast.Name):
@@ -159,7 +225,8 @@ def _from_field(
     name = node.target.id
     main = _constant(arg.get("cli_name")) or "--" + name.replace("_", "-")
     aliases = ast.literal_eval(arg["aliases"]) if "aliases" in arg else []
-    kind, nargs = _kind_of(ast.unparse(type_node))
+    literals = _literals(type_node)
+    kind, nargs = _kind_of(type(literals[-1]).__name__ if literals else ast.unparse(type_node))
     nargs = _constant(arg.get("nargs")) or nargs
     if "type_parser" in arg:
         kind, nargs = "any", None
@@ -169,7 +236,8 @@ def _from_field(
         named = {_constant(key): value for key, value in zip(more.keys, more.values)}  # type: ignore[attr-defined]
         kind, nargs = ("switch", None) if boolean else ("any", _constant(named.get("nargs")))
     group = next((words for line, words in reversed(headings) if line < node.lineno), "")
-    return Option(name, (main, *aliases), kind, nargs, _choices(arg.get("choices"), lists), group)
+    choices = _choices(arg["choices"], lists) if "choices" in arg else literals
+    return Option(name, (main, *aliases), kind, nargs, choices, group)
 
 
 def _from_add_argument(node: ast.AST, lists: Mapping[str, tuple[Any, ...]]) -> Option | None:
@@ -180,7 +248,7 @@ def _from_add_argument(node: ast.AST, lists: Mapping[str, tuple[Any, ...]]) -> O
     arg = {k.arg: k.value for k in node.keywords}
     name = _constant(arg.get("dest")) or flags[0][2:].replace("-", "_")
     action = ast.unparse(arg["action"]) if "action" in arg else ""
-    if action and "AliasStore" not in action:
+    if action and "AliasStore" not in action and "choices" not in arg:
         return Option(name, flags, "flag")
     kind, _ = _kind_of(ast.unparse(arg["type"]) if "type" in arg else "str")
     choices = _choices(arg.get("choices"), lists)

@@ -78,7 +78,8 @@ _ONE = (
 #: Attention backends with pages of several tokens, whatever --page-size says; fa4 on some cards.
 PAGED_BACKENDS = (
     *("trtllm_mha", "hpc_ops", "intel_xpu"),
-    *("trtllm_mla", "flashmla", "cutlass_mla", "cutedsl_mla", "tokenspeed_mla"),
+    *("trtllm_mla", "flashmla", "cutedsl_mla"),
+    "tokenspeed_mla",  # another name of cutedsl_mla
 )
 _BACKEND_FIELDS = {
     "attention_backend": "drop --attention-backend (a KV budget then takes flashinfer)",

@@ -8,7 +8,10 @@ from decimal import Decimal
 from typing import Any
 
 #: Fields of ServerArgs that take them, for ``--x`` of the same name.
-READABLE = ("context_length", "max_total_tokens", "max_prefill_tokens")
+READABLE = (
+    *("context_length", "max_total_tokens", "max_prefill_tokens"),
+    "cuda_graph_prefill_max_context",
+)
 _FACTORS = {"k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _FACTORS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _FORM = re.compile(r"(\d+(?:\.\d+)?)(Ki|Mi|Gi|Ti|k|M|G|T)")

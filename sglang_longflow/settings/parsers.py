@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import re
 
-#: What `--reasoning-parser` of SGLang 0.5.17 takes; a test compares it with SGLang's source.
+#: What `--reasoning-parser` of SGLang 0.5.23 takes; a test compares it with SGLang's source.
 REASONING_PARSERS = (
-    "auto", "apertus2509", "deepseek-r1", "deepseek-v3", "deepseek-v4", "glm45", "hunyuan",
-    "gpt-oss", "kimi", "kimi_k2", "kimi_k3", "mimo", "poolside_v1", "qwen3", "qwen3-thinking",
-    "minimax", "minimax-append-think", "minimax-m3", "step3", "step3p5", "mistral", "nemotron_3",
-    "interns1", "gemma4", "inkling", "cohere_command4",
+    "auto", "apertus2509", "beam", "deepseek-r1", "deepseek-v3", "deepseek-v4", "deepseek-v41",
+    "dots", "glm45", "ling3", "hunyuan", "gpt-oss", "k2_horizon", "kimi", "kimi_k2", "kimi_k3",
+    "mimo", "muse", "poolside_v1", "qwen3", "qwen3-thinking", "minimax", "minimax-append-think",
+    "minimax-m3", "nanbeige", "step3", "step3p5", "mistral", "nemotron_3",
+    "granite_thinking_parser", "interns1", "gemma4", "inkling", "iquest_q1", "cohere_command4",
+    "gigachat35", "response_template",
 )  # fmt: skip
 
 #: Patterns of a model's name without its organisation, the first that is found; "" does not think.

@@ -161,5 +161,8 @@ def test_the_backends_that_sglang_gives_pages_are_the_ones_we_know():
     body = text[text.index("def _mla_backend_page_constraints") :]
     body = body[: body.index("@register_post_process")]
     found = set(re.findall(r'_backend == "(\w+)"', body)) | {"intel_xpu"}
+    aliases = Path(sglang_source() / "srt/arg_groups/serving_hook.py").read_text()
+    assert '"tokenspeed_mla": "cutedsl_mla"' in aliases
+    found.add("tokenspeed_mla")
     assert found == set(compatibility.PAGED_BACKENDS)
     assert "def _fa4_page_constraint" in text and "def _intel_xpu_page_constraint" in text

@@ -29,9 +29,9 @@ def test_numbers(value, number):
 def test_they_are_those_of_sglang():
     from sglang_longflow.server.options import sglang_source
 
-    text = (sglang_source() / "srt/server_args.py").read_text(encoding="utf-8")
-    (body,) = [n.body for n in ast.parse(text).body if getattr(n, "name", "") == "ServerArgs"]
-    fields = [node for node in body if isinstance(node, ast.AnnAssign)]
+    files = (sglang_source() / "srt/arg_groups/fields").glob("*.py")
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files]
+    fields = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.AnnAssign)]
     found = {
         node.target.id
         for node in fields

@@ -19,13 +19,14 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 @pytest.mark.sglang
 def test_the_names_are_those_of_the_installed_sglang():
     """Read from its source, where importing takes ten seconds."""
-    tree = ast.parse((sglang_source() / "srt/parser/reasoning_parser.py").read_text())
+    tree = ast.parse((sglang_source() / "srt/parser/reasoning_parser_names.py").read_text())
     (table,) = [
         node.value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "DetectorMap"
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        and ast.unparse(node.targets[0]) == "REASONING_PARSER_NAMES"
     ]
-    assert ("auto", *(ast.literal_eval(key) for key in table.keys)) == REASONING_PARSERS
+    assert ("auto", *ast.literal_eval(table)) == REASONING_PARSERS
     arguments = (sglang_source() / "srt/server_args.py").read_text()
     assert re.search(r'choices=\["auto"\] \+ reasoning_parser_choices', arguments)
 
