@@ -16,7 +16,8 @@ class KVCache(NamedTuple):
     Attributes
     ----------
     k, v : torch.Tensor
-        [num_slots, num_kv_heads, head_dim] and [..., v_head_dim]; q's dtype or float8_e4m3fn.
+        [num_slots, num_kv_heads, head_dim] and [..., v_head_dim]; q's dtype or the
+        target's fp8 (`target.FP8`).
     k_scale, v_scale : float
         Factors of the values (fp8): the cache holds ``k / k_scale``.
     """

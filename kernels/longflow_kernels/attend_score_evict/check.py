@@ -16,6 +16,7 @@ from longflow_kernels.attend_score_evict.workspace import (
     Workspace,
 )
 from longflow_kernels.limits import HEAD_DIMS, MAX_GROUP
+from longflow_kernels.target import cache_dtypes
 
 
 def check_arguments(
@@ -54,8 +55,9 @@ def _check_heads(q: torch.Tensor, k_new: torch.Tensor, v_new: torch.Tensor, cach
                 f"cache.{name} is {tuple(tensor.shape)}: expected [slots, {num_kv_heads}, {size}], "
                 f"each slot contiguous"
             )
-        if tensor.dtype not in (q.dtype, torch.float8_e4m3fn):
-            raise ValueError(f"cache.{name} is {tensor.dtype}: expected {q.dtype} or float8_e4m3fn")
+        kinds = cache_dtypes(q)
+        if tensor.dtype not in kinds:
+            raise ValueError(f"cache.{name} is {tensor.dtype}: expected one of {kinds}")
     for name, tensor in (("q", q), ("k_new", k_new), ("v_new", v_new)):
         size = tensor.shape[2]
         if tensor.shape[0] != batch or tensor.stride()[1:] != (size, 1):

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import triton
 
@@ -18,6 +16,7 @@ from longflow_kernels.attend_score_evict.workspace import Workspace
 from longflow_kernels.novelty.level import LEVEL_PACE, LOWEST_LEVEL
 from longflow_kernels.novelty.op import update_similarity
 from longflow_kernels.novelty.recall import first_recall
+from longflow_kernels.target import target_of
 
 OUT_VALUES = 1024  # partial outputs that one warp puts together
 
@@ -192,8 +191,7 @@ def _attend(
         BESIDE=beside,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        maxnreg=config.max_registers,
-        **_early(beside),
+        **target_of(q.device).options(max_registers=config.max_registers, early=beside),
     )
 
 
@@ -259,18 +257,10 @@ def _combine(
         BLOCK_R=triton.next_power_of_2(max(1, recent)),
         DEPENDENT=dependent,
         num_warps=config.choose_warps,
-        **_early(dependent),
+        **target_of(out.device).options(early=dependent),
     )
 
 
-def _early(dependent: bool) -> dict[str, bool]:
-    """Options of a launch that may begin before the kernel before it has ended."""
-    return {"launch_pdl": True} if dependent else {}
-
-
-@functools.cache
 def _dependent_launch(device: torch.device) -> bool:
-    """Whether a kernel can be started before the one it depends on has ended (from Hopper on)."""
-    if device.type != "cuda" or torch.version.cuda is None:
-        return False
-    return bool(torch.cuda.get_device_capability(device) >= (9, 0))
+    """Whether a kernel is started before the one it depends on has ended."""
+    return target_of(device).starts_early

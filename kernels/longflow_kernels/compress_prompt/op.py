@@ -17,6 +17,7 @@ from longflow_kernels.compress_prompt.kernel import (
     normaliser_kernel,
 )
 from longflow_kernels.limits import HEAD_DIMS
+from longflow_kernels.target import cache_dtypes
 
 #: Enough chunks of a prompt's keys to fill a GPU, and few enough to add up at once.
 MAX_CHUNKS = 32
@@ -106,7 +107,7 @@ def paged_prompt_mass(
     window : int
         Queries of each prompt, from its ``first_query`` on.
     k_cache : torch.Tensor
-        [num_slots, num_kv_heads, head_dim]; q's dtype or float8_e4m3fn.
+        [num_slots, num_kv_heads, head_dim]; q's dtype or fp8 (`target.FP8`).
     slot_table : torch.Tensor
         [rows, row_slots] int32: the slots of each row's tokens, in order.
     prompts : PackedPrompts
@@ -138,8 +139,8 @@ def paged_prompt_mass(
         raise ValueError(
             f"head_dim={head_dim} with keys of {k_cache.shape[2]}: expected one of {HEAD_DIMS}"
         )
-    if k_cache.dtype not in (q.dtype, torch.float8_e4m3fn):
-        raise ValueError(f"k_cache is {k_cache.dtype}: expected {q.dtype} or float8_e4m3fn")
+    if k_cache.dtype not in cache_dtypes(q):
+        raise ValueError(f"k_cache is {k_cache.dtype}: expected one of {cache_dtypes(q)}")
     if q.stride()[1:] != (head_dim, 1) or k_cache.stride()[1:] != (head_dim, 1):
         raise ValueError("q and k_cache must be contiguous within a token")
     if slot_table.dtype != torch.int32 or slot_table.stride(1) != 1:

@@ -9,6 +9,7 @@ import triton
 from longflow_kernels.attend_score_evict.arguments import DecodeStep, KVCache, RowState
 from longflow_kernels.limits import COMPARED_TOKENS
 from longflow_kernels.novelty.kernel import similarity_kernel
+from longflow_kernels.target import FP8
 
 #: Slots of a tile.
 BLOCK_N = 64
@@ -88,7 +89,7 @@ def update_similarity(
         BLOCK_R=BLOCK_ROWS,
         RECENT=recent.shape[2],
         COMPARED=COMPARED_TOKENS,
-        NARROW=cache.k.dtype == torch.float8_e4m3fn,
+        NARROW=cache.k.dtype in FP8.values(),
         DOT_PRECISION="ieee",
         DEPENDENT=dependent,
         num_warps=4,
