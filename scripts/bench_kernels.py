@@ -33,6 +33,7 @@ from longflow_kernels.attend_score_evict.launch import LaunchConfig, launch_conf
 from longflow_kernels.attend_score_evict.op import attend_score_evict
 from longflow_kernels.attend_score_evict.rows import StepRow, pack_rows
 from longflow_kernels.attend_score_evict.workspace import Workspace
+from longflow_kernels.target import target_of
 
 #: (query heads, KV heads, head_dim) and the model that has them.
 SHAPES = {
@@ -212,7 +213,10 @@ class Inputs:
 
     def default_config(self) -> LaunchConfig:
         sms = torch.cuda.get_device_properties(0).multi_processor_count
-        return launch_config(self.batch, self.kv_heads, self.head_dim, sms)
+        shared_bytes = target_of(self.q.device).shared_bytes
+        return launch_config(
+            self.batch, self.kv_heads, self.head_dim, sms, shared_bytes=shared_bytes
+        )
 
 
 def copy_rate(num_bytes: int = 1 << 31) -> float:

@@ -13,6 +13,7 @@ from longflow_kernels.attend_score_evict.layout import NUM_FIELDS
 from longflow_kernels.attend_score_evict.op import attend_score_evict, gather_kv_indices
 from longflow_kernels.attend_score_evict.rows import pack_columns, pack_full_rows
 from longflow_kernels.attend_score_evict.workspace import Workspace
+from longflow_kernels.target import target_of
 from sglang_longflow.backend.policy_memory import PolicyMemory
 from sglang_longflow.backend.pool import scale_of
 from sglang_longflow.backend.sglang_types import AttentionLayer, ForwardBatch, ModelRunner
@@ -82,6 +83,7 @@ class FusedDecode:
             if self.device.type == "cuda"
             else 1
         )
+        self.shared_bytes = target_of(self.device).shared_bytes
         self.workspace = Workspace(
             max_batch=self.req_to_token.shape[0],
             capacity_tokens=key.shape[0],
@@ -190,7 +192,12 @@ class FusedDecode:
 
     def _config(self, batch: int) -> LaunchConfig:
         return launch_config(
-            batch, self.num_kv_heads, self.head_dim, self.num_sms, itemsize=self.itemsize
+            batch,
+            self.num_kv_heads,
+            self.head_dim,
+            self.num_sms,
+            itemsize=self.itemsize,
+            shared_bytes=self.shared_bytes,
         )
 
     # one layer of a step, inside a graph

@@ -6,13 +6,12 @@ from __future__ import annotations
 import torch
 
 from longflow_kernels.attend_score_evict.arguments import DecodeStep, KVCache, RowState
-from longflow_kernels.attend_score_evict.launch import LaunchConfig
+from longflow_kernels.attend_score_evict.launch import MIN_BLOCK_N, LaunchConfig
 from longflow_kernels.attend_score_evict.layout import NUM_FIELDS
 from longflow_kernels.attend_score_evict.rule import RankRule
 from longflow_kernels.attend_score_evict.workspace import (
     MAX_BLOCK_N,
     MAX_CHUNK_SLOTS,
-    MIN_BLOCK_N,
     Workspace,
 )
 from longflow_kernels.limits import HEAD_DIMS, MAX_GROUP

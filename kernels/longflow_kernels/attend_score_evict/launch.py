@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 #: Tokens: a shorter split costs more to combine than it saves.
 MIN_SPLIT_TOKENS = 256
+#: Bytes of shared memory per channel that the attention kernel takes beside its tile of K and V, at
+#: most: queries, probabilities and scores (`scripts/compile_kernels.py` compares).
+BESIDE_TILE_BYTES = 72
+#: Slots of the smallest tile.
+MIN_BLOCK_N = 16
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,45 @@ class LaunchConfig:
 
 
 def launch_config(
-    batch: int, num_kv_heads: int, head_dim: int, num_sms: int, *, itemsize: int = 2
+    batch: int,
+    num_kv_heads: int,
+    head_dim: int,
+    num_sms: int,
+    *,
+    itemsize: int = 2,
+    shared_bytes: int | None = None,
 ) -> LaunchConfig:
-    """The cut for a batch of this size: enough programs to fill the GPU about once."""
+    """The cut for a batch of this size: enough programs to fill the GPU about once.
+
+    Parameters
+    ----------
+    batch, num_kv_heads, head_dim : int
+    num_sms : int
+        Multiprocessors of the GPU.
+    itemsize : int
+        Bytes of an element of the cache.
+    shared_bytes : int, optional
+        Shared memory that a program may take (`target.Target`); None: no limit. Tiles are halved
+        until K and V of one fit.
+    """
+    config = _cut(batch, num_kv_heads, head_dim, num_sms, itemsize)
+    channels = 1 << (head_dim - 1).bit_length()
+    # fp8 is multiplied as what the queries are, of 2 bytes.
+    while shared_bytes is not None and (
+        channels * (2 * config.block_n * max(2, itemsize) + BESIDE_TILE_BYTES) > shared_bytes
+    ):
+        if config.block_n == MIN_BLOCK_N:
+            raise ValueError(
+                f"head_dim={head_dim} of {itemsize} bytes: a tile of {MIN_BLOCK_N} slots does not "
+                f"fit into the {shared_bytes} bytes of shared memory of this GPU"
+            )
+        config = replace(config, block_n=config.block_n // 2)
+    return config
+
+
+def _cut(
+    batch: int, num_kv_heads: int, head_dim: int, num_sms: int, itemsize: int
+) -> LaunchConfig:
     programs = max(1, batch * num_kv_heads)
     splits = 1
     while splits < 64 and 2 * splits * programs <= 4 * num_sms:

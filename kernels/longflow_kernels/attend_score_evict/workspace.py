@@ -6,10 +6,11 @@ from __future__ import annotations
 import torch
 
 from longflow_kernels.attend_score_evict.l2 import set_aside_l2
+from longflow_kernels.attend_score_evict.launch import MIN_BLOCK_N
 from longflow_kernels.attend_score_evict.rows import SCORE_ALIGN, score_capacity
 
 MAX_CHUNKS, MAX_CHUNK_SLOTS = 64, 1024
-MIN_BLOCK_N, MAX_BLOCK_N = 16, SCORE_ALIGN
+MAX_BLOCK_N = SCORE_ALIGN
 
 
 class Workspace:
