@@ -13,9 +13,10 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import re
 import sys
-import time
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -51,6 +52,11 @@ PLACE = re.compile(
     r"(<!-- compile_kernels.py: begin -->\n).*?(<!-- compile_kernels.py: end -->)", re.S
 )
 KIB = 1 << 10
+USED, SPILLED = re.compile(r"Used (\d+) registers"), re.compile(r"(\d+) bytes spill stores")
+VGPRS = re.compile(r"\.vgpr_count: +(\d+)")
+SPILLED_VGPRS = re.compile(r"\.vgpr_spill_count: +(\d+)")
+#: Options of a launch, among its arguments.
+OPTIONS = ("num_warps", "num_stages", "maxnreg", "launch_pdl")
 SLOTS, ROWS, KV_HEADS = 300_000, 512, 8
 
 
@@ -130,19 +136,22 @@ POLICIES = {
 }
 
 
-def cases() -> Iterator[Case]:
-    """What a server may launch: every head size and dtype, every policy, batches of every cut."""
+def cases(every: bool) -> Iterator[Case]:
+    """What a server may launch; `every` head size with every dtype and cut, or the largest of them.
+
+    Batches of 1 and 8 are split and limit their registers, one of 256 takes the largest tiles.
+    """
     novel = Case(policy="longflow-novel")
     for head_dim in HEAD_DIMS:
-        for fp8 in (False, True):
+        for fp8 in (False, True) if every or head_dim >= 128 else (False,):
             yield Case(head_dim=head_dim, fp8=fp8, policy="prompt")
-            for batch in (32, 256):
+            for batch in (32, 256) if every or not fp8 else (256,):
                 yield replace(novel, head_dim=head_dim, fp8=fp8, batch=batch)
-    for dtype in (torch.float16, torch.float32):
+    for dtype in (torch.float16, torch.float32) if every else (torch.float32,):
         yield replace(novel, dtype=dtype)
         yield Case(dtype=dtype, policy="prompt")
     for policy in POLICIES:
-        for batch in (1, 8, 128):
+        for batch in (1, 8, 128) if every else (8,):
             yield Case(batch=batch, policy=policy)
 
 
@@ -249,19 +258,28 @@ def _cut_prompts(case: Case, gpu: Gpu, target: target_module.Target) -> None:
 
 @dataclass(frozen=True)
 class Found:
-    """What came out for one kernel; None where the compiler does not say."""
+    """What came out for one kernel.
+
+    Attributes
+    ----------
+    gpu, kernel, case : str
+    shared_bytes : int
+    registers, spilled_bytes : int
+        Of a thread: ptxas's registers and spill stores, or AMD's vector registers.
+    async_copies : int
+        Loads to shared memory that run ahead of their use.
+    error : str
+        What the compiler says, if it refuses.
+    """
 
     gpu: str
     kernel: str
     case: str
     shared_bytes: int = 0
-    registers: int | None = None
-    spilled_bytes: int | None = None
+    registers: int = 0
+    spilled_bytes: int = 0
     async_copies: int = 0
     error: str = ""
-    seconds: float = 0
-
-_DONE: dict[Any, Found] = {}
 
 
 def source(launch: Launch, target: GPUTarget) -> tuple[Any, Any]:
@@ -287,57 +305,152 @@ def compiled(launch: Launch, gpu: str, case: str) -> Found:
     found = Found(gpu, launch.kernel.__name__, case)
     target = GPUS[gpu].target
     log = io.StringIO()
-    start=time.monotonic()
     try:
         made_from, options = source(launch, target)
-        key = (gpu, made_from.hash(), options.hash())
-        if key in _DONE:
-            return replace(_DONE[key], case=case)
-        triton.knobs.nvidia.dump_ptxas_log = True
-        triton.knobs.compilation.always_compile = True  # the log is part of what is looked at
-        with contextlib.redirect_stdout(log):
+        with contextlib.redirect_stdout(log), triton.knobs.nvidia.scope():
+            triton.knobs.nvidia.dump_ptxas_log = True
+            triton.knobs.compilation.always_compile = True  # a cache keeps no log
             made = triton.compile(made_from, target=target, options=options.__dict__)
     except Exception as error:  # whatever the compiler raises is what is wrong with the kernel
         return replace(found, error=f"{type(error).__name__}: {error}".splitlines()[0])
     if target.backend == "cuda":
-        registers = re.search(r"Used (\d+) registers", log.getvalue())
-        spilled = re.search(r"(\d+) bytes spill stores", log.getvalue())
-        spilled_bytes = int(spilled[1]) if spilled else None
+        report, registers, spilled, unit = log.getvalue(), USED, SPILLED, 1
     else:
-        assembly = made.asm["amdgcn"]
-        registers = re.search(r"\.vgpr_count: +(\d+)", assembly)
-        spilled = re.search(r"\.vgpr_spill_count: +(\d+)", assembly)
-        spilled_bytes = 4 * int(spilled[1]) if spilled else None
-    _DONE[key] = replace(
+        report, registers, spilled, unit = made.asm["amdgcn"], VGPRS, SPILLED_VGPRS, 4
+    return replace(
         found,
         shared_bytes=made.metadata.shared,
-        registers=int(registers[1]) if registers else None,
-        spilled_bytes=spilled_bytes,
+        registers=int(registers.search(report)[1]),
+        spilled_bytes=unit * int(spilled.search(report)[1]),
         async_copies=made.asm["ttgir"].count("async_copy_global_to_local"),
-        seconds=time.monotonic()-start,
     )
-    return _DONE[key]
 
 
-def compiled_case(job: tuple[str, Case]) -> list[Found]:
-    """What a call launches on a GPU, in a worker: launches do not travel between processes."""
-    gpu, case = job
-    return [compiled(launch, gpu, case.name) for launch in launches(case, GPUS[gpu])]
+def jobs_of(gpu: str, every: bool) -> Iterator[tuple[str, Case, int]]:
+    """(GPU, case, place among its launches) of each kernel, none twice."""
+    seen = set()
+    for case in cases(every):
+        for place, launch in enumerate(launches(case, GPUS[gpu])):
+            given = {
+                key: (value.dtype, value.untyped_storage().size() >> 31 > 0)
+                if isinstance(value, torch.Tensor)
+                else value
+                for key, value in launch.arguments.items()
+                if key.isupper() or key in OPTIONS or isinstance(value, torch.Tensor)
+            }
+            key = repr((launch.kernel.__name__, given))
+            if key not in seen:
+                seen.add(key)
+                yield gpu, case, place
+
+
+def compiled_job(job: tuple[str, Case, int]) -> Found:
+    """In a worker: launches do not travel between processes."""
+    gpu, case, place = job
+    return compiled(launches(case, GPUS[gpu])[place], gpu, case.name)
+
+
+def problems(found: list[Found]) -> list[str]:
+    """A line for each kernel that does not compile or does not fit."""
+    lines = []
+    for one in found:
+        limit, where = GPUS[one.gpu].shared_bytes, f"{one.gpu}: {one.kernel}, {one.case}"
+        if one.error:
+            lines.append(f"{where}: {one.error}")
+        elif one.shared_bytes > limit:
+            lines.append(f"{where}: {one.shared_bytes:,} bytes of shared memory, {limit:,} there")
+    return lines
+
+
+def _markdown(rows: list[tuple[str, ...]]) -> str:
+    rows = [rows[0], ("---",) * len(rows[0]), *rows[1:]]
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+
+
+def page_table(found: list[Found]) -> str:
+    """What docs/understand/kernel.md says of the targets."""
+    head = ("Target", "Cards", "State", "Shared memory, most taken", "there")
+    rows = [(*head, "Registers of a thread, most", "Spilled, most")]
+    for name, gpu in GPUS.items():
+        here = [one for one in found if one.gpu == name]
+        rows.append(
+            (
+                name,
+                gpu.cards,
+                "run" if gpu.ran else "compiled, not run",
+                f"{max(one.shared_bytes for one in here):,} B",
+                f"{gpu.shared_bytes:,} B",
+                str(max(one.registers for one in here)),
+                f"{max(one.spilled_bytes for one in here):,} B",
+            )
+        )
+    kernels = [("Shared memory / spilled, bytes", *GPUS)]
+    for kernel in dict.fromkeys(one.kernel for one in found):
+        cells = []
+        for name in GPUS:
+            here = [one for one in found if (one.gpu, one.kernel) == (name, kernel)]
+            shared = max(one.shared_bytes for one in here)
+            cells.append(f"{shared:,} / {max(one.spilled_bytes for one in here):,}")
+        kernels.append((f"`{kernel}`", *cells))
+    return (
+        f"With Triton {triton.__version__}:\n\n{_markdown(rows)}\n"
+        f"The most over all shapes, by kernel:\n\n{_markdown(kernels)}"
+    )
+
+
+def write_page(found: list[Found], check: bool) -> None:
+    """Write the table into the page, or compare."""
+    old = PAGE.read_text(encoding="utf-8")
+    new, places = PLACE.subn(lambda place: place[1] + page_table(found) + place[2], old)
+    if places != 1:
+        sys.exit(f"{PAGE.relative_to(ROOT)} has no place for the table of targets")
+    if not check:
+        PAGE.write_text(new, encoding="utf-8")
+    elif new != old:
+        sys.exit(
+            f"{PAGE.relative_to(ROOT)} is out of date: run python scripts/compile_kernels.py --docs"
+        )
+
+
+def show(found: list[Found]) -> None:
+    """Print a line for each kernel."""
+    width = max(len(one.case) for one in found)
+    print(f"{'':8}{'kernel':23}{'case':{width}}  registers  spilled   shared")
+    for one in found:
+        sizes = f"{one.registers:9}  {one.spilled_bytes:7,}  {one.shared_bytes:7,}"
+        print(f"{one.gpu:8}{one.kernel:23}{one.case:{width}}  {one.error or sizes}")
 
 
 def main() -> int:
-    import time
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gpu", choices=GPUS, action="append", help="only for this one")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--json", action="store_true", help="a line for each kernel")
+    parser.add_argument("--every", action="store_true", help="every shape, which takes minutes")
+    parser.add_argument("--json", action="store_true", help="a JSON line for each kernel")
+    parser.add_argument("--docs", action="store_true", help="write the table of the page")
+    parser.add_argument("--check", action="store_true", help="compare the table of the page")
     options = parser.parse_args()
-    jobs = [(gpu, case) for gpu in options.gpu or GPUS for case in cases()]
-    with ProcessPoolExecutor(options.workers) as pool:
-        found = [one for some in pool.map(compiled_case, jobs) for one in some]
-    for one in found:
-        print(json.dumps(asdict(one)))
-    return 0
+    whole = not options.gpu and not options.every
+    if (options.docs or options.check) and not whole:
+        parser.error("the table of the page is that of a run without --gpu and --every")
+    jobs = [job for gpu in options.gpu or GPUS for job in jobs_of(gpu, options.every)]
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        mock.patch.dict(os.environ, TRITON_CACHE_DIR=cache),
+        ProcessPoolExecutor(options.workers) as pool,
+    ):
+        found = list(pool.map(compiled_job, jobs))
+    if options.json:
+        for one in found:
+            print(json.dumps(asdict(one)))
+    else:
+        show(found)
+    wrong = problems(found)
+    for line in wrong:
+        print(line, file=sys.stderr)
+    if not wrong and (options.docs or options.check):
+        write_page(found, options.check)
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":
