@@ -88,6 +88,10 @@ bench-kernels: $(if $(GPU_PYTHON),,env) ## the decode kernel beside FlashInfer's
 	  --csv build/kernels/kernels.csv
 	@"$(or $(GPU_PYTHON),$(VENV)/bin/python)" scripts/pack_results.py --add build/kernels --kind kernels
 
+.PHONY: compile-kernels
+compile-kernels: env ## every kernel compiled for five GPUs, none of which is needed; compares the page
+	@"$(VENV)/bin/python" -W ignore scripts/compile_kernels.py --check
+
 .PHONY: lint
 lint: env ## ruff (rules and format), mypy, and tables that are written by scripts
 	@"$(VENV)/bin/ruff" check .

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compile every kernel for GPUs that need not be there, and compare with what each has room for.
 
-The operations themselves are called, with tensors that have a shape and no memory, and their launches
-are compiled: tiles, options and constants are those of a server. Prints a table. ``--docs`` writes
-docs/understand/kernel.md's, ``--check`` compares it. Ends with 1 if a kernel does not compile, or takes
-more shared memory than its target has.
+The operations themselves are called, with tensors that have a shape and no memory, and their
+launches are compiled: tiles, options and constants are those of a server. Prints a table. ``--docs``
+writes the one in docs/understand/kernel.md, ``--check`` compares it. Ends with 1 if a kernel does not
+compile, or takes more shared memory than its target has.
 """
 
 from __future__ import annotations
@@ -74,19 +74,19 @@ class Gpu:
         Capabilities"; AMD: "LDS" of the CDNA 3 and CDNA 4 instruction set guides).
     units : int
         Multiprocessors, or compute units, of the first card.
-    ran : bool
-        The kernels have run on it (docs/results.md).
+    ran : str
+        Triton's version with which the kernels have run on it (docs/results.md), if they have.
     """
 
     target: GPUTarget
     cards: str
     shared_bytes: int
     units: int
-    ran: bool = False
+    ran: str = ""
 
 
 GPUS = {
-    "sm_90": Gpu(GPUTarget("cuda", 90, 32), "H100, H200", 227 * KIB, 132, ran=True),
+    "sm_90": Gpu(GPUTarget("cuda", 90, 32), "H100, H200", 227 * KIB, 132, ran="3.6"),
     "sm_100": Gpu(GPUTarget("cuda", 100, 32), "B200", 227 * KIB, 148),
     "sm_120": Gpu(GPUTarget("cuda", 120, 32), "RTX PRO 6000, RTX 5090", 99 * KIB, 188),
     "gfx942": Gpu(GPUTarget("hip", "gfx942", 64), "MI300X, MI325X", 64 * KIB, 304),
@@ -377,7 +377,7 @@ def page_table(found: list[Found]) -> str:
             (
                 name,
                 gpu.cards,
-                "run" if gpu.ran else "compiled, not run",
+                f"run with Triton {gpu.ran}" if gpu.ran else "compiled, not run",
                 f"{max(one.shared_bytes for one in here):,} B",
                 f"{gpu.shared_bytes:,} B",
                 str(max(one.registers for one in here)),

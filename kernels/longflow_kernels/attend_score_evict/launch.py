@@ -88,9 +88,7 @@ def launch_config(
     return config
 
 
-def _cut(
-    batch: int, num_kv_heads: int, head_dim: int, num_sms: int, itemsize: int
-) -> LaunchConfig:
+def _cut(batch: int, num_kv_heads: int, head_dim: int, num_sms: int, itemsize: int) -> LaunchConfig:
     programs = max(1, batch * num_kv_heads)
     splits = 1
     while splits < 64 and 2 * splits * programs <= 4 * num_sms:
