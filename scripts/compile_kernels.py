@@ -2,9 +2,9 @@
 """Compile every kernel for GPUs that need not be there, and compare with what each has room for.
 
 The operations themselves are called, with tensors that have a shape and no memory, and their
-launches are compiled: tiles, options and constants are those of a server. Prints a table. ``--docs``
-writes the one in docs/understand/kernel.md, ``--check`` compares it. Ends with 1 if a kernel does not
-compile, or takes more shared memory than its target has.
+launches are compiled: tiles, options and constants are those of a server. Prints a table.
+``--docs`` writes the one in docs/understand/kernel.md, ``--check`` compares it. Ends with 1 if a
+kernel does not compile, or takes more shared memory than its target has.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import triton
 
-#: Kinds of fp8 that a cache may have, by Triton's name: with a bias of 7 (OCP), and with one of 8 and
-#: no negative zero (MI300's).
+#: Kinds of fp8 that a cache may have, by Triton's name: with a bias of 7 (OCP), and with one of 8
+#: and no negative zero (MI300's).
 FP8 = {"fp8e4nv": torch.float8_e4m3fn, "fp8e4b8": torch.float8_e4m3fnuz}
 
 

@@ -78,11 +78,12 @@ def test_protected_tokens_are_never_chosen(protect, victim_heads):
     assert_step(case, **EXACT)
 
 
-def test_fp8_cache_with_scales():
+@pytest.mark.parametrize("fp8", [torch.float8_e4m3fn, torch.float8_e4m3fnuz], ids=str)
+def test_fp8_cache_with_scales(fp8):
     case = DecodeCase(
         [FULL, GROWING, FILLS_NOW],
         dtype=torch.float32,
-        cache_dtype=torch.float8_e4m3fn,
+        cache_dtype=fp8,
         k_scale=0.5,
         v_scale=2.0,
     )
