@@ -55,7 +55,7 @@ def patched(tmp_path_factory) -> Path:
 def test_each_patch_is_linked_and_counted():
     page = PAGE.read_text(encoding="utf-8")
     assert [f"](proposals/{patch.name})" in page for patch in PATCHES] == [True] * 3
-    counted = [int(number) for number in re.findall(r"^\| \[.*\| (\d+) \|", page, re.MULTILINE)]
+    counted = [int(number) for number in re.findall(r"^\| \[[^|]*\| (\d+) \|", page, re.MULTILINE)]
     added = [
         len(re.findall(r"^\+(?!\+\+ )", patch.read_text(encoding="utf-8"), re.MULTILINE))
         for patch in PATCHES

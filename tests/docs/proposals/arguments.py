@@ -19,7 +19,8 @@ from sglang.srt.arg_groups.validation_hook import check_server_args
 from sglang.srt.plugins.server_args import plugin_args, register_plugin_args
 from sglang.srt.runtime_context import get_serving, publish
 
-DUMMY = ["--model-path", "dummy"]
+SET = {"model_path": "dummy", "served_model_name": "dummy", "chunked_prefill_size": 1024}
+DUMMY = [word for k, v in SET.items() for word in ("--" + k.replace("_", "-"), str(v))]
 
 
 class KV(msgspec.Struct):
@@ -52,7 +53,7 @@ def refused(error: type[BaseException], text: str) -> Iterator[None]:
 
 
 def in_python(values: dict[str, dict[str, Any]]) -> Any:
-    return settings.ServerArgs(model_path="dummy", plugin_args=values)
+    return settings.ServerArgs(**SET, plugin_args=values)
 
 
 stock = settings.prepare_server_args(DUMMY)

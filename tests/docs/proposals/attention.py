@@ -27,7 +27,12 @@ class Mine(AttentionBackend):
 llama = LlamaConfig(num_hidden_layers=1)
 runner: Any = SimpleNamespace(
     use_mla_backend=False,
-    model_config=SimpleNamespace(hf_config=llama, hf_text_config=llama, quantization=None),
+    model_config=SimpleNamespace(
+        hf_config=llama,
+        hf_text_config=llama,
+        quantization=None,
+        linear_attn_registry_result=None,
+    ),
 )
 stock = object()
 assert registry.attn_backend_wrapper(runner, stock) is stock

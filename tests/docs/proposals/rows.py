@@ -69,6 +69,7 @@ def request(rid: str = "bounded", prompt: int = PROMPT) -> Any:
         swa_host_hit_length=0,
         auxiliary_swa_host_hit_length=0,
         storage_hit_length=0,
+        beam_group=None,
         kv=SimpleNamespace(req_pool_idx=None, holds_kv=False, kv_committed_len=prompt),
         sampling_params=SimpleNamespace(max_new_tokens=OUTPUT, ignore_eos=False),
         retracted_stain=False,
