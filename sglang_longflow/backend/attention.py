@@ -66,6 +66,11 @@ def refuse_keywords(layer: AttentionLayer, kwargs: dict[str, Any]) -> None:
         )
 
 
+def _of_inner(name: str) -> Any:
+    """An attribute that the base class gives a value, so that `__getattr__` is not asked."""
+    return property(lambda backend: getattr(backend.inner, name))
+
+
 class LongFlowAttnBackend(AttentionBackend):
     """Wraps the backend the server would use; prefill stays with it.
 
@@ -146,7 +151,15 @@ class LongFlowAttnBackend(AttentionBackend):
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["inner"], name)
 
-    # What the base class defines, and the inner backend may override.
+    # What the base class defines, and the inner backend may override. Not `shared_read_ends` and
+    # what belongs to it: the prompt cut reads SGLang's table of slots until a prefill's last layer,
+    # which is what the base class assumes. Nor `get_fused_kv_write_buffers`: K/V is written here.
+    forward_metadata = _of_inner("forward_metadata")
+    kv_index_translator = _of_inner("kv_index_translator")
+    data_type = _of_inner("data_type")
+    kv_cache_dtype = _of_inner("kv_cache_dtype")
+    extend_dummy_seqs_capped_by_req_pool = _of_inner("extend_dummy_seqs_capped_by_req_pool")
+
     @property
     def needs_cpu_seq_lens(self) -> bool:
         return True

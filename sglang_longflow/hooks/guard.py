@@ -51,7 +51,7 @@ def send_abort(scheduler: Any, request: Any, status: HTTPStatus, message: str) -
 
     reason = {"type": "abort", "status_code": status, "message": message}
     answer = AbortReq(finished_reason=reason, rid=request.rid)
-    scheduler.ipc_channels.send_to_tokenizer.send_output(answer, request)
+    scheduler.send_abort_output(answer, request)
     return reason
 
 

@@ -45,6 +45,7 @@ from sglang_longflow.planner.plan import (
 )
 from sglang_longflow.settings.config import config_from
 from sglang_longflow.settings.flags import MIN_BUDGET_TOKENS
+from sglang_longflow.settings.resolved import resolved
 
 
 class _Route(APIRoute):
@@ -141,7 +142,7 @@ class HttpState:
     @functools.cached_property
     def server(self) -> what_if.RunningServer:
         """The model and pool that plans are made for."""
-        model, arguments = self.manager.model_config, self.manager.server_args
+        model, arguments = self.manager.model_config, resolved(self.manager.server_args)
         folder = model.model_path if Path(model.model_path).is_dir() else None
         return what_if.RunningServer(
             geometry_from(model.hf_config.to_dict(), arguments.served_model_name, folder),
@@ -270,9 +271,9 @@ def setup_and_run_http_server(
     """Before ``_setup_and_run_http_server``, in the process that serves HTTP."""
     from sglang.srt.entrypoints.http_server import app
 
-    config = config_from(server_args)
+    config, settings = config_from(server_args), resolved(server_args)
     # Innermost: after the API key was asked for, and after a body was decompressed.
-    count = functools.partial(count_refusal, model_name=server_args.served_model_name)
+    count = functools.partial(count_refusal, model_name=settings.served_model_name)
     fields = Middleware(BudgetFields, routes=app.routes, config=config, count=count)
     app.user_middleware.append(fields)
     if config is None:
@@ -284,4 +285,4 @@ def setup_and_run_http_server(
     app.add_middleware(PlainMetrics)
     app.add_middleware(StalledIsUnhealthy, look=state.snapshots.get)
     app.add_middleware(WhileServing, work=state.sampler.run)
-    logging.getLogger("uvicorn.access").addFilter(NoPolls(server_args.fastapi_root_path))
+    logging.getLogger("uvicorn.access").addFilter(NoPolls(settings.fastapi_root_path))

@@ -24,6 +24,7 @@ from sglang_longflow.hooks import metrics
 from sglang_longflow.hooks.guard import send_abort, watching
 from sglang_longflow.hooks.sglang_types import Original, Scheduler, TokenizerManager
 from sglang_longflow.settings.config import config_from
+from sglang_longflow.settings.resolved import resolved
 
 logger = logging.getLogger(__name__)
 
@@ -80,10 +81,10 @@ def create_tokenized_object(
             _check_processor(tokenized.custom_logit_processor)
         return tokenized
     except BudgetError as error:
-        metrics.count_refusal(error.reason, self.server_args.served_model_name)
+        metrics.count_refusal(error.reason, resolved(self.server_args).served_model_name)
         raise
     except (re.error, TypeError, OverflowError) as error:  # SGLang makes a 500 of them
-        metrics.count_refusal("wrong_type", self.server_args.served_model_name)
+        metrics.count_refusal("wrong_type", resolved(self.server_args).served_model_name)
         raise BudgetError(f"the request cannot be read: {error}", "wrong_type") from error
 
 
@@ -162,13 +163,15 @@ def collect_metrics(original: Original, self: TokenizerManager, *args: Any, **kw
         return original(self, *args, **kwargs)
 
 
-def handle_generate_request(original: Original, self: Scheduler, recv_req: Any) -> Any:
+def handle_generate_request(
+    original: Original, self: Scheduler, recv_req: Any, **kwargs: Any
+) -> Any:
     """Around ``Scheduler.handle_generate_request``: a request that it cannot take is answered."""
     state = runtime.current()
     if state is None:
-        return original(self, recv_req)
+        return original(self, recv_req, **kwargs)
     try:
-        return original(self, recv_req)
+        return original(self, recv_req, **kwargs)
     except Exception as error:
         logger.exception("longflow: request %.200r could not be taken", recv_req.rid)
         state.counters.failed_hooks += 1

@@ -247,15 +247,6 @@ MANIFEST: tuple[Hook, ...] = (
         "SGLang's sampler deals with a row of logits that is masked whole",
         Fails.ROWS,
     ),
-    Hook(
-        "sglang.srt.layers.logprob_processor.get_token_ids_logprobs_raw",
-        "after",
-        "sampling:token_ids_logprobs",
-        _p("logprobs token_ids_logprobs_list stage extend_logprob_pruned_lens_cpu no_copy_to_cpu"),
-        "a request with token_ids_logprob (/v1/score) beside one without would end the scheduler",
-        "SGLang's decode takes rows without token_ids_logprob beside rows with it",
-        Fails.ROWS,
-    ),
     # report and metrics: what a request and the server report
     Hook(
         f"{_TOKENIZER}.generate_request",

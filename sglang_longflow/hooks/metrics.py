@@ -169,14 +169,15 @@ def _histogram(metric: Any, is_streaming: str | None = None) -> Histogram:
 def row_stats(req: Req) -> RowStats:
     """A running request in the stats; ``seq_len`` and ``kv_len`` in tokens of stored K/V."""
     row = getattr(req, "longflow_row", None)
-    kv_len, tree_tokens = req.kv_committed_len, req.cache_protected_len
+    kv = req.kv
+    kv_len, tree_tokens = kv.kv_committed_len, kv.cache_protected_len
     return RowStats(  # by position: half the time of keywords, and there may be a thousand rows
         req.rid,
         max(len(req.origin_input_ids) + len(req.output_ids) - 1, kv_len),
         kv_len,
         row.budget.tokens if row else 0,
         row.budget.policy.name if row else "",
-        req.kv.kv_allocated_len - tree_tokens,
+        kv.kv_allocated_len - tree_tokens,
         tree_tokens,
     )
 

@@ -27,6 +27,7 @@ from sglang_longflow.hooks.guard import send_abort
 from sglang_longflow.hooks.report import CUSTOMIZED_INFO_KEY, LatestReport
 from sglang_longflow.hooks.sglang_types import Original, Req, Scheduler, TokenizerManager
 from sglang_longflow.settings.config import config_from
+from sglang_longflow.settings.resolved import resolved
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ def validate_one_request(self: TokenizerManager, obj: Any, input_ids: Any) -> No
         if kept is not None:
             obj.sampling_params = {**sampling_params, "stop_token_ids": kept}
     except BudgetError as error:
-        metrics.count_refusal(error.reason, self.server_args.served_model_name)
+        metrics.count_refusal(error.reason, resolved(self.server_args).served_model_name)
         raise
 
 
@@ -132,7 +133,7 @@ def init_req_max_new_tokens(original: Original, self: Scheduler, req: Req) -> An
             )
     except BudgetError as error:
         # The HTTP process could not check this: only the scheduler knows the pool.
-        metrics.count_refusal(error.reason, self.server_args.served_model_name)
+        metrics.count_refusal(error.reason, resolved(self.server_args).served_model_name)
         if req.to_finish is None:
             req.set_finish_with_abort(str(error))
             params.max_new_tokens = min(params.max_new_tokens, 1)
@@ -153,7 +154,7 @@ def add_request_to_queue(
     tokens = len(req.origin_input_ids) + len(req.output_ids)
     if row is None or not req.is_retracted or prefill_slots(tokens) <= self.max_total_num_tokens:
         return original(self, req, is_retracted)
-    metrics.count_refusal("outgrew_pool", self.server_args.served_model_name)
+    metrics.count_refusal("outgrew_pool", resolved(self.server_args).served_model_name)
     message = (
         f"kv_budget={row.budget.tokens}: the request was retracted with {tokens} tokens, more than "
         f"this server's pool of {self.max_total_num_tokens} can prefill again; it ends with what "
@@ -162,6 +163,7 @@ def add_request_to_queue(
     logger.warning("longflow: request %.200r: %s", req.rid, message)
     reason = send_abort(self, req, HTTPStatus.SERVICE_UNAVAILABLE, message)
     req.time_stats.trace_ctx.abort(abort_info=reason)
+    self._release_aborted_request(req)
 
 
 def _extend_to_context(scheduler: Scheduler, req: Req, wanted: int | None) -> None:

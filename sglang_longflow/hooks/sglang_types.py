@@ -103,13 +103,16 @@ class Scheduler(Protocol):
     tp_worker: Any
     model_config: Any
     server_args: Any
-    ipc_channels: Any
     enable_overlap: bool
     max_new_tokens_limit: int | None
     max_queued_requests: int | None
     max_running_requests: int
     max_total_num_tokens: int
     _engine_paused: bool
+
+    def send_abort_output(self, abort_req: Any, req: Any) -> None: ...
+
+    def _release_aborted_request(self, req: Req) -> None: ...
 
 
 class TokenizerManager(Protocol):

@@ -39,7 +39,7 @@ def snapshot(scheduler: Scheduler, state: runtime.Runtime) -> dict[str, Any]:
 
     The scheduler does nothing else meanwhile: names and sums are left to the HTTP process.
     """
-    live = [r for r in scheduler.running_batch.reqs if r.kv is not None and not r.finished()]
+    live = [r for r in scheduler.running_batch.reqs if r.kv.holds_kv and not r.finished()]
     tree, allocator = scheduler.tree_cache, scheduler.token_to_kv_pool_allocator
     if state.settings is None:
         state.settings = _settings(scheduler, state)
@@ -68,11 +68,11 @@ def _in_prefill(scheduler: Scheduler, live: list[Req]) -> list[Req]:
     found = last.reqs if last is not None and last.forward_mode.is_extend() else []
     found = {id(req): req for req in [*found, scheduler.chunked_req] if req is not None}
     known = {id(req) for req in live}
-    return [r for i, r in found.items() if i not in known and r.kv is not None and not r.finished()]
+    return [r for i, r in found.items() if i not in known and r.kv.holds_kv and not r.finished()]
 
 
 def _prefilling(req: Req) -> dict[str, Any]:
-    own = req.kv.kv_allocated_len - req.cache_protected_len
+    own = req.kv.kv_allocated_len - req.kv.cache_protected_len
     return {"rid": req.rid, "prompt_tokens": len(req.origin_input_ids), "own_tokens": own}
 
 

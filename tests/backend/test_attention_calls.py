@@ -84,3 +84,27 @@ def test_layers_of_another_attention_are_refused_by_name(backend, step, name, va
     with pytest.raises(UnsupportedSetup, match=rf"^layer 3 has {name}="):
         getattr(backend, step)(0, 0, 0, real_layer(**{name: value}), None)
     assert backend.calls == []
+
+
+def test_what_the_base_class_gives_a_value_is_the_inner_backends(backend):
+    from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+
+    names = ("forward_metadata", "kv_index_translator", "data_type", "kv_cache_dtype")
+    for name in (*names, "extend_dummy_seqs_capped_by_req_pool"):
+        assert hasattr(AttentionBackend, name)
+        mark = object()
+        setattr(backend.inner, name, mark)
+        assert getattr(backend, name) is mark
+
+
+def test_a_prefill_reads_the_table_of_slots_to_its_end_whatever_the_inner_backend_does(backend):
+    from sglang.srt.layers.attention.base_attn_backend import SharedReadEnds
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+    ends = SharedReadEnds.PRE_REPLAY
+    backend.inner.shared_read_ends = lambda mode: ends
+    backend.inner.resolve_prefill_shared_read_ends = lambda batch, **_: ends
+    batch = SimpleNamespace(forward_mode=ForwardMode.EXTEND)
+    found = backend.resolve_prefill_shared_read_ends(batch, num_qo_tokens=8)
+    assert found is SharedReadEnds.UNKNOWN
+    assert backend.get_fused_kv_write_buffers(real_layer(), batch) is None

@@ -17,8 +17,7 @@ from sglang_longflow.settings.config import LongFlowConfig
 class Request:
     def __init__(self, *, has_slots=False):
         self.rid = "r"
-        self.kv = SimpleNamespace() if has_slots else None
-        self.req_pool_idx = 3 if has_slots else None
+        self.kv = SimpleNamespace(holds_kv=has_slots)
         self.to_finish = self.customized_info = None
         self.sampling_params = SimpleNamespace(max_new_tokens=900, min_new_tokens=5)
         self.longflow_row = KVRow(KVBudget(64, make_policy("longflow")))

@@ -20,7 +20,7 @@ def active(monkeypatch):
     return state
 
 
-def fails(*_):
+def fails(*_, **__):
     raise ValueError("Overflow when unpacking long long")
 
 
@@ -30,11 +30,9 @@ def test_a_request_that_cannot_be_taken_is_answered_and_leaves_the_queue(active)
     other, mine = SimpleNamespace(rid="other"), SimpleNamespace(rid="mine")
     scheduler = SimpleNamespace(
         waiting_queue=[other, mine],
-        ipc_channels=SimpleNamespace(
-            send_to_tokenizer=SimpleNamespace(send_output=lambda *a: sent.append(a))
-        ),
+        send_abort_output=lambda *a: sent.append(a),
     )
-    inbox.handle_generate_request(fails, scheduler, mine)
+    inbox.handle_generate_request(fails, scheduler, mine, mm_input_error=None)
     ((abort, asked),) = sent
     assert asked is mine and abort.rid == "mine"
     assert abort.finished_reason["status_code"] == 500

@@ -2,6 +2,7 @@
 """A request's first steps in both processes. Imports SGLang (slow), inside the tests only."""
 
 from array import array
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -26,21 +27,32 @@ def active(monkeypatch):
 
 
 def scheduler(sent=None):
-    channel = SimpleNamespace(send_output=lambda *a: sent.append(a))
+    from sglang.srt.mem_cache.allocator.base import BaseTokenToKVPoolAllocator
+
+    allocator = SimpleNamespace(page_size=1)
+    allocator.max_new_tokens_for_memory = partial(
+        BaseTokenToKVPoolAllocator.max_new_tokens_for_memory, allocator
+    )
     return SimpleNamespace(
         max_new_tokens_limit=None,
         max_req_len=min(CONTEXT, POOL) - 1,
         max_total_num_tokens=POOL,
         page_size=1,
-        server_args=SimpleNamespace(dcp_size=1, served_model_name="m"),
+        kv_shard_widening=1,
+        token_to_kv_pool_allocator=allocator,
+        sliding_window_size=None,
+        chunked_prefill_size=None,
+        server_args=SimpleNamespace(served_model_name="m"),
         model_config=SimpleNamespace(context_len=CONTEXT),
-        ipc_channels=SimpleNamespace(send_to_tokenizer=channel),
+        send_abort_output=lambda *a: sent.append(a),
+        _release_aborted_request=lambda req: setattr(req, "is_released", True),
     )
 
 
 class Request:
     def __init__(self, prompt=20, **sampling):
-        self.rid, self.to_finish, self.is_retracted = "r", None, False
+        self.rid, self.to_finish = "r", None
+        self.is_retracted = self.is_released = False
         self.origin_input_ids, self.output_ids = array("q", [1] * prompt), array("q")
         defaults = dict(max_new_tokens=100, min_new_tokens=0, custom_params=None)
         self.sampling_params = SimpleNamespace(**{**defaults, **sampling})
@@ -109,6 +121,7 @@ def test_a_retracted_row_waits_only_where_the_pool_can_prefill_it(prompt, output
         lambda self, req, is_retracted: queued.append(req), scheduler(sent), req
     )
     assert bool(sent) is ends and bool(queued) is not ends
+    assert req.is_released is ends
     if ends:
         ((abort, _),) = sent
         assert abort.finished_reason["status_code"] == 503

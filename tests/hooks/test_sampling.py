@@ -49,17 +49,14 @@ def test_plain_requests_and_plain_servers_are_left_alone(monkeypatch):
     assert after([[-INF]], info(grammars=[object()])).tolist() == [[-INF]]
 
 
-def listed(values, stage="DECODE"):
-    stage = SimpleNamespace(name=stage)
-    return sampling.token_ids_logprobs((values, [[], [3, 4]]), None, None, stage)
+@pytest.mark.sglang
+def test_sglang_lists_rows_that_asked_for_no_logprobs_like_the_others():
+    """We mended this for SGLang 0.5.17, whose scheduler ended at it."""
+    from sglang.srt.layers.logprob_processor import LogprobStage, get_token_ids_logprobs_raw
 
-
-def test_rows_that_asked_for_no_logprobs_can_be_listed_like_the_others(monkeypatch):
-    monkeypatch.setattr(runtime, "_current", runtime.Runtime(LongFlowConfig(kv_budget=64)))
-    values, ids = listed([[], torch.tensor([-1.0, -2.0])])
-    assert [v.tolist() for v in values] == [[], [-1.0, -2.0]]
-    assert ids == [[], [3, 4]]
-    assert listed([[], [-1.0]]) is None  # on the host already
-    assert listed([[], torch.tensor([-1.0])], "PREFILL") is None
-    monkeypatch.setattr(runtime, "_current", None)
-    assert listed([[], torch.tensor([-1.0])]) is None
+    logprobs = torch.tensor([[-1.0, -2.0, -3.0], [-4.0, -5.0, -6.0]])
+    values, ids = get_token_ids_logprobs_raw(
+        logprobs, [None, [2, 0]], LogprobStage.DECODE, no_copy_to_cpu=True
+    )
+    assert [value.tolist() for value in values] == [[], [-6.0, -4.0]]
+    assert ids == [[], [2, 0]]
