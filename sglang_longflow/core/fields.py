@@ -68,6 +68,8 @@ def wrong_value(value: Any, hint: Any) -> str:
             return "a list"
         items = (wrong_value(item, arguments[0]) for item in value)
         return next((f"a list of {problem}" for problem in items if problem), "")
+    if origin is typing.Literal:
+        return "" if value in arguments else " or ".join(map(repr, arguments))
     if origin is dict:
         if not isinstance(value, Mapping):
             return "an object"
@@ -109,6 +111,13 @@ def check_sampling_bounds(sampling: Mapping[str, Any]) -> None:
     }
     for name, (low, high) in bounds.items():
         _check_range(name, sampling.get(name), low, high)
+    width = sampling.get("beam_width")
+    if width is not None and width > 1:
+        raise BudgetError(
+            f"beam_width={width}: beams share their KV, which a server with a KV budget overwrites; "
+            f"send no beam_width, and n for several answers",
+            "beam",
+        )
     for name in GRAMMARS:
         _check_grammar(name, sampling.get(name))
     for token, bias in (sampling.get("logit_bias") or {}).items():
@@ -124,6 +133,26 @@ def check_request_bounds(request: Mapping[str, Any], vocab_size: int) -> None:
     """
     _check_range("top_logprobs_num", request.get("top_logprobs_num"), 0, vocab_size)
     _check_range("logprob_start_len", request.get("logprob_start_len"), -1, INT32_MAX)
+
+
+def check_positions(positions: list[int] | None, prompt_tokens: int) -> None:
+    """Refuse ``token_indices_to_pool`` that is empty or beyond the prompt.
+
+    SGLang's scheduler indexes the prompt's hidden states with it, and would end.
+
+    Raises
+    ------
+    BudgetError
+    """
+    if positions is None:
+        return
+    if not positions:
+        raise BudgetError(
+            "token_indices_to_pool=[]: expected positions of the prompt; leave it out for none",
+            "wrong_type",
+        )
+    for position in positions:
+        _check_range("token_indices_to_pool", position, 0, prompt_tokens - 1)
 
 
 def check_embeddings(input_embeds: Any, hidden_size: int) -> None:

@@ -16,6 +16,7 @@ from sglang_longflow.core.fields import (
     check_embeddings,
     check_fields,
     check_known,
+    check_positions,
     check_request_bounds,
     check_sampling_bounds,
 )
@@ -100,6 +101,8 @@ def _check_what_becomes_tensors(tokenized: Any, model_config: Any) -> None:
                 "wrong_type",
             )
         check_embeddings(tokenized.input_embeds, model_config.hidden_size)
+    prompt = tokenized.input_ids if tokenized.input_embeds is None else tokenized.input_embeds
+    check_positions(tokenized.token_indices_to_pool, len(prompt))
     overrides = tokenized.positional_embed_overrides
     if overrides is not None and not isinstance(overrides, PositionalEmbeds):
         raise BudgetError(

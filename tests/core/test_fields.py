@@ -13,6 +13,7 @@ from sglang_longflow.core.fields import (
     check_embeddings,
     check_fields,
     check_known,
+    check_positions,
     check_request_bounds,
     check_samples,
     check_sampling_bounds,
@@ -136,6 +137,31 @@ def test_usual_sampling_passes():
             "json_schema": '{"type": "object",\n\t"properties": {"é😀": {"type": "string"}}}',
         }
     )
+
+
+def test_beams_are_refused_and_one_is_none():
+    with pytest.raises(BudgetError, match=r"^beam_width=2: beams share their KV"):
+        check_sampling_bounds({"beam_width": 2})
+    for width in (None, 1):
+        check_sampling_bounds({"beam_width": width})
+
+
+@pytest.mark.parametrize("positions", [[], [5], [0, -1], [4, 1 << 40]])
+def test_positions_that_the_prompt_does_not_have(positions):
+    with pytest.raises(BudgetError, match=r"^token_indices_to_pool="):
+        check_positions(positions, 5)
+
+
+def test_positions_of_the_prompt_pass():
+    for positions in (None, [0], [4, 2]):
+        check_positions(positions, 5)
+
+
+def test_one_of_several_texts():
+    hint = typing.Literal["selected", "support"]
+    assert wrong_value("support", hint) == ""
+    for value in ("other", 1, None):
+        assert wrong_value(value, hint) == "'selected' or 'support'"
 
 
 def test_bounds_of_a_request():

@@ -166,7 +166,8 @@ def test_metrics_of_a_request_end_nothing_but_on_a_plain_server(kv_budget):
 
 
 def tokenized(**has):
-    return SimpleNamespace(**{"input_embeds": None, "positional_embed_overrides": None, **has})
+    names = ("input_embeds", "positional_embed_overrides", "token_indices_to_pool")
+    return SimpleNamespace(**{**dict.fromkeys(names), "input_ids": [1, 2, 3], **has})
 
 
 @pytest.mark.parametrize(
@@ -178,6 +179,7 @@ def tokenized(**has):
             "in bfloat16, and this server in float32",
         ),
         ({"input_embeds": [[0.1, 0.2, 0.3]]}, "torch.bfloat16", "rows of 2 numbers"),
+        ({"token_indices_to_pool": [0, 3]}, "torch.bfloat16", "expected 0 to 2"),
         ({"positional_embed_overrides": "x"}, "torch.bfloat16", "sglang.Engine alone"),
         ({"positional_embed_overrides": {"embeds": [[0.0]]}}, "torch.bfloat16", "Engine alone"),
     ],
