@@ -114,8 +114,8 @@ def check_sampling_bounds(sampling: Mapping[str, Any]) -> None:
     width = sampling.get("beam_width")
     if width is not None and width > 1:
         raise BudgetError(
-            f"beam_width={width}: beams share their KV, which a server with a KV budget overwrites; "
-            f"send no beam_width, and n for several answers",
+            f"beam_width={width}: beams share their KV, which a server with a KV budget "
+            f"overwrites; send no beam_width, and n for several answers",
             "beam",
         )
     for name in GRAMMARS:
