@@ -17,7 +17,13 @@ from sglang_longflow.hooks.guard import blaming, guarded
 from sglang_longflow.hooks.hook import Fails
 from sglang_longflow.hooks.prompt import window_tokens
 from sglang_longflow.hooks.request import bounded_row, longest, resident_row
-from sglang_longflow.hooks.sglang_types import Original, PrefillAdder, Req, SamplingParams, Scheduler
+from sglang_longflow.hooks.sglang_types import (
+    Original,
+    PrefillAdder,
+    Req,
+    SamplingParams,
+    Scheduler,
+)
 from sglang_longflow.hooks.tree import freed_by, freed_locks, held_alone
 
 
@@ -50,9 +56,7 @@ class BudgetAdder(StockAdder):  # type: ignore[misc]  # SGLang has no types for 
     def add_one_req(
         self, req: Req, has_chunked_req: bool, truncation_align_size: int | None
     ) -> Any:
-        return _ADD_ONE(
-            StockAdder.add_one_req, self, req, has_chunked_req, truncation_align_size
-        )
+        return _ADD_ONE(StockAdder.add_one_req, self, req, has_chunked_req, truncation_align_size)
 
     def add_chunked_req(self, req: Req) -> Any:
         return _ADD_CHUNKED(StockAdder.add_chunked_req, self, req)

@@ -332,11 +332,21 @@ PATCHES: tuple[Patch, ...] = (
             _ADMISSION,
         )
         for name, parameters, why in (
-            ("_get_running_request_total_token_offset", "self req",
-             "budgeted rows are reserved exactly, not estimated"),
-            ("add_one_req", "self req has_chunked_req truncation_align_size",
-             "a request is admitted by its bounded footprint; its last chunk holds the window"),
-            ("add_chunked_req", "self req", "the rest of a chunked prompt and its row stay reserved"),
+            (
+                "_get_running_request_total_token_offset",
+                "self req",
+                "budgeted rows are reserved exactly, not estimated",
+            ),
+            (
+                "add_one_req",
+                "self req has_chunked_req truncation_align_size",
+                "a request is admitted by its bounded footprint; its last chunk holds the window",
+            ),
+            (
+                "add_chunked_req",
+                "self req",
+                "the rest of a chunked prompt and its row stay reserved",
+            ),
         )
     ),
     Patch(

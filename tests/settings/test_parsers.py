@@ -23,8 +23,7 @@ def test_the_names_are_those_of_the_installed_sglang():
     (table,) = [
         node.value
         for node in tree.body
-        if isinstance(node, ast.Assign)
-        and ast.unparse(node.targets[0]) == "REASONING_PARSER_NAMES"
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "REASONING_PARSER_NAMES"
     ]
     assert ("auto", *ast.literal_eval(table)) == REASONING_PARSERS
     arguments = (sglang_source() / "srt/server_args.py").read_text()
