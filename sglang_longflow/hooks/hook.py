@@ -35,7 +35,7 @@ class Hook:
     handler_path : str
         ``module:function`` of ours under ``sglang_longflow.hooks``.
     parameters : tuple of str
-        Parameter names of the target in SGLang 0.5.17; another signature stops the start-up.
+        Parameter names of the target in SGLang 0.5.23; another signature stops the start-up.
     why : str
         What would be wrong without it.
     remove_when : str

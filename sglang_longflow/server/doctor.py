@@ -198,7 +198,7 @@ def check_hooks() -> list[Check]:
     if not broken:
         rows.append(Check("hook targets", "ok", f"{len(before)} of {len(before)} as expected"))
     for status in broken:
-        fix = "pip install sglang==0.5.17, or a newer release of this package"
+        fix = "pip install sglang==0.5.23, or a newer release of this package"
         rows.append(Check(f"hook {status.hook.target}", "fail", status.problem, fix))
     names = {status.hook.target for status in broken}
     rest = [status for status in after if status.problem and status.hook.target not in names]
@@ -212,7 +212,7 @@ def check_hooks() -> list[Check]:
     if not gone:
         rows.append(Check("patch targets", "ok", f"{len(patches)} of {len(patches)} as expected"))
     for status in gone:
-        fix = "pip install --force-reinstall sglang==0.5.17 (it brings what it works with)"
+        fix = "pip install --force-reinstall sglang==0.5.23 (it brings what it works with)"
         rows.append(Check(f"patch {status.hook.target}", "fail", status.problem, fix))
     return rows
 
@@ -249,7 +249,7 @@ def check_cuda(has_gpu: bool) -> list[Check]:
     try:
         importlib.import_module("flashinfer")
     except Exception as error:
-        fix = "pip install --force-reinstall sglang==0.5.17 (it brings the right FlashInfer)"
+        fix = "pip install --force-reinstall sglang==0.5.23 (it brings the right FlashInfer)"
         rows.append(Check("flashinfer", "fail", f"cannot be imported: {error}", fix))
     else:
         rows.append(Check("flashinfer", "ok", _installed("flashinfer_python") or "importable"))

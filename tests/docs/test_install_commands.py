@@ -60,7 +60,7 @@ def test_such_a_line_is_found(line):
         "pip install -c requirements/constraints.txt .",
         "pip install dist/sglang_longflow-0.2.0-py3-none-any.whl",
         "pip install -e '/src/sglang-longflow'",
-        "pip install sglang==0.5.17, or a newer checkout",
+        "pip install sglang==0.5.23, or a newer checkout",
         "pip install --no-index --find-links wheelhouse sglang-longflow",
         "helm install longflow deploy/helm/sglang-longflow",
     ],
