@@ -362,7 +362,7 @@ def test_banner(model, free_port):
     assert text["console"] == f"{url}/longflow"
     chosen, found = settings.prepare([*argv, "--api-key=k"])
     assert dict(serve.banner(chosen, found["kv"]))["console"] == f"longflow console --url {url}"
-    assert "0.5.17" in text["longflow"]
+    assert "0.5.23" in text["longflow"]
 
 
 @pytest.mark.sglang
@@ -512,19 +512,19 @@ def test_the_ranks_meet_where_no_connection_of_others_can_be(model, free_port):
 def test_serve_refuses_a_budget_on_an_untested_release(tmp_path, monkeypatch, capsys, asked):
     from sglang_longflow.settings import release
 
-    monkeypatch.setattr(release, "installed_sglang", lambda: "0.5.23")
+    monkeypatch.setattr(release, "installed_sglang", lambda: "0.5.17")
     path = tmp_path / "server.yaml"
     path.write_text("kv-budget: 96\n")
     asked = [str(path) if word == "FILE" else word for word in asked]
     assert main(["serve", "org/model", *asked]) == 2
     line = capsys.readouterr().err.strip()
-    assert line.startswith("longflow serve: error: SGLang 0.5.23: not tested with KV budgets")
-    assert "pip install sglang==0.5.17, or drop " in line and "\n" not in line
+    assert line.startswith("longflow serve: error: SGLang 0.5.17: not tested with KV budgets")
+    assert "pip install sglang==0.5.23, or drop " in line and "\n" not in line
 
 
 @pytest.mark.parametrize("text", ["", "class ServerArgs(Base): pass\n", "ServerArgs = make()\n"])
 def test_arguments_of_another_kind_are_refused_by_name(tmp_path, monkeypatch, text):
-    """From SGLang 0.5.20 on the class is assembled from groups."""
+    """Until SGLang 0.5.19 the class held its fields itself."""
     (tmp_path / "srt").mkdir()
     (tmp_path / "srt" / "server_args.py").write_text(text)
     monkeypatch.setattr(options, "sglang_source", lambda: tmp_path)

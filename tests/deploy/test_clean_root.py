@@ -187,7 +187,7 @@ def test_the_build_looks_at_the_installation(built):
     rows = dict(
         re.findall(r"^(?:ok|skip) +(hook targets|hooks applied|device|sglang) +(.+)$", log, re.M)
     )
-    assert rows["sglang"] == "0.5.17"
+    assert rows["sglang"] == "0.5.23"
     assert rows["device"] == "not looked at (--no-device)"
     assert rows["hook targets"].endswith("as expected")
     assert "installed for a KV budget" in log

@@ -32,7 +32,7 @@ class Echo(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     known = {
         "/health": {},
-        "/server_info": {"model_path": "m", "served_model_name": "m", "version": "0.5.17"},
+        "/server_info": {"model_path": "m", "served_model_name": "m", "version": "0.5.23"},
         "/model_info": {"model_path": "m", "is_generation": True},
         "/v1/models": {"object": "list", "data": [{"id": "m", "object": "model"}]},
     }

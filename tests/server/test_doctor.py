@@ -89,8 +89,8 @@ def test_doctor_leaves_the_device_out_when_told(monkeypatch, capsys):
 
 def test_doctor_versions(monkeypatch):
     monkeypatch.setattr(doctor, "_installed", {"sglang": "0.5.99", "torch": "2.10.0"}.get)
-    rows = by_name(doctor.check_versions(("0.5.17",)))
-    assert rows["sglang"].fix == "pip install sglang==0.5.17"
+    rows = by_name(doctor.check_versions(("0.5.23",)))
+    assert rows["sglang"].fix == "pip install sglang==0.5.23"
     assert {rows[n].status for n in ("sglang", "torch", "transformers")} == {"fail"}
 
 
@@ -106,14 +106,14 @@ def test_doctor_refuses_a_budget_on_an_untested_release(monkeypatch):
     """The plugin stays off there, so there is no hook to look for; the line is the server's."""
     from sglang_longflow.settings import release
 
-    monkeypatch.setattr(release.importlib.metadata, "version", lambda name: "0.5.23")
+    monkeypatch.setattr(release.importlib.metadata, "version", lambda name: "0.5.17")
     monkeypatch.delitem(release.sys.modules, "sglang", raising=False)
     rows = [*doctor.check_hooks(), *doctor.check_server_arguments(["--kv-budget", "96"])]
     assert [row.status for row in rows] == ["fail", "fail"]
     assert {row.detail for row in rows} == {
-        "SGLang 0.5.23: not tested with KV budgets (0.5.17 is), so none may be set on it"
+        "SGLang 0.5.17: not tested with KV budgets (0.5.23 is), so none may be set on it"
     }
-    assert rows[1].fix == "pip install sglang==0.5.17, or drop --kv-budget"
+    assert rows[1].fix == "pip install sglang==0.5.23, or drop --kv-budget"
 
 
 @pytest.mark.sglang

@@ -136,7 +136,7 @@ def build(
     folder: Path,
     kind: str = "as tested",
     *,
-    version: str = "0.5.17",
+    version: str = "0.5.23",
     settings_module: str = "server_args",
     scheduler: str = "Scheduler",
 ) -> Path:
