@@ -230,14 +230,18 @@ def _dequantise_in_child(gguf: Path, out: Path) -> None:
 
 def _dequantise(gguf: Path, out: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     source: dict[str, Any] = {"gguf_file": gguf.name}
     tokenizer: Any = AutoTokenizer.from_pretrained(str(gguf.parent), **source)
     # The conversion takes <|im_start|> for the end of a text, which it never is.
     tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
+    # Without `dequantize` Transformers may keep the packed weights, and saves no such model.
     model: Any = AutoModelForCausalLM.from_pretrained(
-        str(gguf.parent), dtype=torch.bfloat16, **source
+        str(gguf.parent),
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(dequantize=True),
+        **source,
     )
     model.config.name_or_path = f"HuggingFaceTB/{MODEL_NAME}"
     model.save_pretrained(str(out))
