@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from sglang.srt.managers.schedule_policy import AddReqResult
@@ -13,6 +15,7 @@ from sglang_longflow.core.admission import admission_need, reserve_for
 from sglang_longflow.core.contracts import KVBudget
 from sglang_longflow.core.prompt import chunk_end
 from sglang_longflow.core.rows import ResidentRow
+from sglang_longflow.core.tree import freed_by, freed_locks, held_alone
 from sglang_longflow.hooks.guard import blaming, guarded
 from sglang_longflow.hooks.hook import Fails
 from sglang_longflow.hooks.prompt import window_tokens
@@ -24,7 +27,6 @@ from sglang_longflow.hooks.sglang_types import (
     SamplingParams,
     Scheduler,
 )
-from sglang_longflow.hooks.tree import freed_by, freed_locks, held_alone
 
 
 def live_row(req: Req) -> ResidentRow | None:
@@ -41,7 +43,7 @@ def prefill_adder_class(result: type, self: Scheduler) -> type | None:
     return None if runtime.current() is None else BudgetAdder
 
 
-class BudgetAdder(StockAdder):  # type: ignore[misc]  # SGLang has no types for mypy
+class BudgetAdder(StockAdder):
     """One admission pass that knows what rows with a budget may still take."""
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -51,15 +53,24 @@ class BudgetAdder(StockAdder):  # type: ignore[misc]  # SGLang has no types for 
 
     def _get_running_request_total_token_offset(self, req: Req) -> Any:
         """Nothing is estimated for a row with a budget: `_reserved` is exact."""
-        return _RUNNING_OFFSET(StockAdder._get_running_request_total_token_offset, self, req)
+        return _contained("_running_offset")(
+            StockAdder._get_running_request_total_token_offset, self, req
+        )
 
     def add_one_req(
         self, req: Req, has_chunked_req: bool, truncation_align_size: int | None
     ) -> Any:
-        return _ADD_ONE(StockAdder.add_one_req, self, req, has_chunked_req, truncation_align_size)
+        add = _contained("_add_one_req")
+        return add(StockAdder.add_one_req, self, req, has_chunked_req, truncation_align_size)
 
     def add_chunked_req(self, req: Req) -> Any:
-        return _ADD_CHUNKED(StockAdder.add_chunked_req, self, req)
+        return _contained("_add_chunked_req")(StockAdder.add_chunked_req, self, req)
+
+
+@functools.cache
+def _contained(name: str) -> Callable[..., Any]:
+    """A method of `BudgetAdder`, whose failure ends the request that it is about."""
+    return guarded(globals()[name], "around", Fails.REQUEST, blamed=1)
 
 
 def _reserved(adder: PrefillAdder) -> int:
@@ -72,7 +83,7 @@ def _reserved(adder: PrefillAdder) -> int:
     return sum(reserve_for(rows, freed_by(adder.tree_cache)))
 
 
-def running_offset(original: Original, self: PrefillAdder, req: Req) -> Any:
+def _running_offset(original: Original, self: PrefillAdder, req: Req) -> Any:
     """Around ``PrefillAdder._get_running_request_total_token_offset``."""
     return original(self, req) if bounded_row(req) is None else 0
 
@@ -135,7 +146,7 @@ def _end_chunk(adder: PrefillAdder, req: Req) -> None:
         adder.rem_chunk_tokens -= end - chosen
 
 
-def add_one_req(
+def _add_one_req(
     original: Original,
     self: PrefillAdder,
     req: Req,
@@ -167,7 +178,7 @@ def add_one_req(
     return result
 
 
-def add_chunked_req(original: Original, self: PrefillAdder, req: Req) -> Any:
+def _add_chunked_req(original: Original, self: PrefillAdder, req: Req) -> Any:
     """Around ``PrefillAdder.add_chunked_req``: the next chunk of the one chunked request."""
     row = bounded_row(req)
     if row is None:
@@ -185,8 +196,3 @@ def add_chunked_req(original: Original, self: PrefillAdder, req: Req) -> Any:
         # `_end_chunk` may have shortened the chunk: no second request may be chunked in its place.
         self.rem_chunk_tokens = min(self.rem_chunk_tokens, 0)
     return result
-
-
-_RUNNING_OFFSET = guarded(running_offset, "around", Fails.REQUEST, blamed=1)
-_ADD_ONE = guarded(add_one_req, "around", Fails.REQUEST, blamed=1)
-_ADD_CHUNKED = guarded(add_chunked_req, "around", Fails.REQUEST, blamed=1)

@@ -16,7 +16,6 @@ def _p(names: str) -> tuple[str, ...]:
 
 _ARGS = "sglang.srt.server_args.ServerArgs"
 _SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
-_ADDER = "sglang.srt.managers.schedule_policy.PrefillAdder"
 _BATCH = "sglang.srt.managers.schedule_batch.ScheduleBatch"
 _REQ = "sglang.srt.managers.schedule_batch.Req"
 _TOKENIZER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
@@ -153,8 +152,8 @@ MANIFEST: tuple[Hook, ...] = (
         "after",
         "admission:prefill_adder_class",
         _p("self"),
-        "admits a request by its bounded footprint instead of prompt + max_new_tokens, and reserves "
-        "exactly what running rows may still take",
+        "admits a request by its bounded footprint instead of prompt + max_new_tokens, and "
+        "reserves exactly what running rows may still take",
         _ADMISSION,
         Fails.START,
     ),
@@ -323,39 +322,6 @@ _PLAN = "a prefill is planned from lengths that the host knows; it would wait fo
 _MASKS = "a grammar works without a GPU: SGLang pins its masks, and applies them in Triton"
 
 PATCHES: tuple[Patch, ...] = (
-    *(
-        Patch(
-            f"{_ADDER}.{name}",
-            "hooks.admission:BudgetAdder",
-            _p(parameters),
-            why,
-            _ADMISSION,
-        )
-        for name, parameters, why in (
-            (
-                "_get_running_request_total_token_offset",
-                "self req",
-                "budgeted rows are reserved exactly, not estimated",
-            ),
-            (
-                "add_one_req",
-                "self req has_chunked_req truncation_align_size",
-                "a request is admitted by its bounded footprint; its last chunk holds the window",
-            ),
-            (
-                "add_chunked_req",
-                "self req",
-                "the rest of a chunked prompt and its row stay reserved",
-            ),
-        )
-    ),
-    Patch(
-        f"{_ALLOC}.alloc_for_decode_default",
-        "hooks.slots:register_alloc_for_decode",
-        _p("batch token_per_req"),
-        "full rows take no slot; a row owns its slots before it overwrites one",
-        _ALLOCATION,
-    ),
     *(
         Patch(
             f"{_FLASHINFER}{name}.begin_forward",

@@ -12,9 +12,9 @@ from sglang_longflow.core import runtime
 from sglang_longflow.core.counters import row_capacity, unplanned_rows
 from sglang_longflow.errors import ConfigError, UnsupportedSetup
 from sglang_longflow.hooks import metrics, slots, start_check, verify
-from sglang_longflow.settings.resolved import resolved
 from sglang_longflow.hooks.sglang_types import Original, Scheduler
 from sglang_longflow.settings import compatibility
+from sglang_longflow.settings.resolved import resolved
 
 logger = logging.getLogger(__name__)
 

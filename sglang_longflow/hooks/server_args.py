@@ -11,12 +11,12 @@ from typing import Any
 
 from sglang_longflow.errors import LongFlowError, UnsupportedSetup
 from sglang_longflow.hooks import start_check
-from sglang_longflow.settings.resolved import resolved
 from sglang_longflow.hooks.sglang_types import Original
 from sglang_longflow.settings import compatibility, preflight
 from sglang_longflow.settings.config import config_from
 from sglang_longflow.settings.flags import FLAG_NAMES, FLAGS
 from sglang_longflow.settings.model_source import find_config
+from sglang_longflow.settings.resolved import resolved
 
 logger = logging.getLogger(__name__)
 #: Attribute of settings that were judged and may start a server: the budget. SGLang seals the
@@ -86,7 +86,12 @@ def give_to_engine() -> None:
     from sglang.srt.entrypoints.engine import Engine
 
     stock = Engine.server_args_class
-    Engine.server_args_class = staticmethod(functools.partial(engine_settings, stock))
+
+    @functools.wraps(stock, updated=())  # `hooks.verify` looks through wrappers
+    def settings(**kwargs: Any) -> Any:
+        return engine_settings(stock, **kwargs)
+
+    Engine.server_args_class = staticmethod(settings)
 
 
 def _ours(values: dict[str, Any]) -> dict[str, Any]:

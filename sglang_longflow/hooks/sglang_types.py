@@ -99,6 +99,7 @@ class Scheduler(Protocol):
     chunked_req: Req | None
     waiting_queue: list[Req]
     tree_cache: Any
+    req_to_token_pool: Any
     token_to_kv_pool_allocator: Any
     tp_worker: Any
     model_config: Any

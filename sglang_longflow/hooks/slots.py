@@ -30,12 +30,12 @@ from sglang_longflow.core import runtime
 from sglang_longflow.core.contracts import DecodeView, KVRow, RowMove
 from sglang_longflow.core.rows import ResidentRow, Step
 from sglang_longflow.core.slots import StepPlan, plan_step, retraction_order, slots_required
+from sglang_longflow.core.tree import freed_by
 from sglang_longflow.errors import UnsupportedSetup
 from sglang_longflow.hooks import metrics
 from sglang_longflow.hooks.guard import blaming, end_request
 from sglang_longflow.hooks.request import bounded_row, resident_row, row_of
 from sglang_longflow.hooks.sglang_types import Original, Req, ScheduleBatch
-from sglang_longflow.hooks.tree import freed_by
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,9 @@ def register_alloc_for_decode(device_type: str) -> None:
 
 
 def alloc_for_decode(original: Original, batch: ScheduleBatch, token_per_req: int) -> Any:
-    """An entry of ``ALLOC_FOR_DECODE_FUNCS``: [bs] int64 pool slots; 0, SGLang's padding slot, for full rows.
+    """An entry of ``ALLOC_FOR_DECODE_FUNCS``: [bs] int64 pool slots.
+
+    0, SGLang's padding slot, for full rows.
 
     Mutates ``req_to_token``, the requests' lengths and the tree's locks, and leaves the step's
     view on the batch.

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sglang_longflow.errors import HookNotApplied
+from sglang_longflow.hooks.extensions import EXTENSIONS
 from sglang_longflow.hooks.hook import Hook, Patch
 from sglang_longflow.hooks.manifest import MANIFEST, PATCHES
 
@@ -104,6 +105,11 @@ def check_patches(*, load: bool = False) -> list[HookStatus]:
     ]
 
 
+def check_extensions() -> list[HookStatus]:
+    """Check that SGLang's extension points that the plugin uses are there, as expected."""
+    return [check_target(row) for row in EXTENSIONS]
+
+
 def _is_loaded(patch: Patch) -> bool:
     words = patch.target.split(".")[:-1]
     module = ".".join(word for word in words if not word[0].isupper())  # less the class
@@ -122,7 +128,7 @@ def require_all() -> None:
     HookNotApplied
         Names each target and what is wrong with it.
     """
-    if broken := _broken(check_all()):
+    if broken := _broken([*check_all(), *check_extensions()]):
         raise HookNotApplied(f"{len(broken)} hook(s) did not land: {_details(broken)}")
 
 

@@ -15,7 +15,6 @@ from sglang_longflow.core.admission import (
 )
 from sglang_longflow.core.rows import ResidentRow
 
-
 ROOT = Node(0, locks=1)
 
 

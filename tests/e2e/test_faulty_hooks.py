@@ -31,8 +31,8 @@ def engine(tiny_models):
 #: The prompt and length that lead through a function.
 REACHES = {
     "prompt:_to_cut": (300, 20),
-    "prompt:set_extend_range": (300, 20),
-    "admission:add_chunked_req": (300, 20),
+    "admission:_end_chunk": (300, 20),
+    "admission:_add_chunked_req": (300, 20),
 }
 
 
