@@ -27,7 +27,7 @@ from sglang_longflow.settings.problem import Problem
 from sglang_longflow.settings.release import FIX, TESTED_SGLANG, untested_sglang
 
 PLUGIN, PLATFORM = "longflow", "longflow_cpu"
-TORCH_SERIES = "2.11"
+TORCH_SERIES = "2.14"
 #: Of the longest name but those of hooks; rows are printed before the last one is known.
 NAME_WIDTH = 24
 
@@ -96,8 +96,8 @@ def check_versions(tested_sglang: tuple[str, ...]) -> list[Check]:
     python = platform.python_version()
     rows = [
         Check("python", "ok", python)
-        if (3, 11) <= sys.version_info[:2] < (3, 13)
-        else Check("python", "fail", f"{python}: needs 3.11 or 3.12", "use Python 3.11 or 3.12")
+        if (3, 11) <= sys.version_info[:2] < (3, 14)
+        else Check("python", "fail", f"{python}: needs 3.11 to 3.13", "use Python 3.11, 3.12 or 3.13")
     ]
     sglang = _installed("sglang")
     known = ", ".join(tested_sglang)
@@ -108,7 +108,7 @@ def check_versions(tested_sglang: tuple[str, ...]) -> list[Check]:
         rows.append(Check("sglang", "fail", f"{sglang or 'missing'}: tested with {known}", fix))
     torch = _installed("torch")
     if torch is None or not torch.startswith(f"{TORCH_SERIES}."):
-        fix = f"pip install torch=={TORCH_SERIES}.0"
+        fix = f"pip install torch=={TORCH_SERIES}.1"
         detail = f"{torch or 'missing'}: SGLang {known} needs {TORCH_SERIES}"
         rows.append(Check("torch", "fail", detail, fix))
     else:
