@@ -97,7 +97,9 @@ def check_versions(tested_sglang: tuple[str, ...]) -> list[Check]:
     rows = [
         Check("python", "ok", python)
         if (3, 11) <= sys.version_info[:2] < (3, 14)
-        else Check("python", "fail", f"{python}: needs 3.11 to 3.13", "use Python 3.11, 3.12 or 3.13")
+        else Check(
+            "python", "fail", f"{python}: needs 3.11 to 3.13", "use Python 3.11, 3.12 or 3.13"
+        )
     ]
     sglang = _installed("sglang")
     known = ", ".join(tested_sglang)
