@@ -5,9 +5,10 @@
     python scripts/check_release.py wheels/*.whl
 
 Prints, for each wheel, which functions that a hook wraps or a patch replaces are missing or have
-another signature, and which packages the release needs at other versions than
-requirements/constraints.txt. So it says whether a server would start; only the tests say whether
-it would be right. Ends with 1 if a hook or a patch does not fit.
+another signature, what handlers touch that the release does not have (scripts/release_audit.py),
+and which packages it needs at other versions than requirements/constraints.txt. So it says whether
+a server would start; only the tests say whether it would be right. Ends with 1 if something does
+not fit. `--package` audits another checkout's handlers.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+from release_audit import audit
 from sglang_longflow.hooks.hook import Hook, Patch
 from sglang_longflow.hooks.manifest import MANIFEST, PATCHES
 
@@ -99,21 +101,27 @@ def needs(wheel: zipfile.ZipFile) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("wheels", nargs="+", type=Path)
+    parser.add_argument("--package", type=Path, default=ROOT / "sglang_longflow")
+    arguments = parser.parse_args()
     broken = 0
-    for path in parser.parse_args().wheels:
+    for path in arguments.wheels:
         version = path.name.split("-")[1]
         with zipfile.ZipFile(path) as wheel:
             problems = {hook.target: problem(wheel, hook) for hook in MANIFEST}
             ours = [patch for patch in PATCHES if patch.target.startswith("sglang.")]
             patches = {patch.target: problem(wheel, patch) for patch in ours}
             other = needs(wheel)
+            touched = audit(wheel, arguments.package)
         bad = {target: text for target, text in problems.items() if text}
         unfit = {target: text for target, text in patches.items() if text}
-        broken += bool(bad or unfit)
+        broken += bool(bad or unfit or touched)
         print(f"{version}: {len(problems) - len(bad)} of {len(problems)} hook targets fit")
         print(f"  {len(patches) - len(unfit)} of {len(patches)} patch targets fit")
         for target, text in (bad | unfit).items():
             print(f"  {target}: {text}")
+        print(f"  {len(touched)} things that handlers touch are not there")
+        for text in touched:
+            print(f"    {text}")
         print(f"  needs {', '.join(other)}" if other else "  same packages as the pins")
     return 1 if broken else 0
 
