@@ -55,8 +55,9 @@ class Wheel:
         """The module's tree; None if the wheel has none."""
         stem = name.replace(".", "/")
         member = next((m for m in (f"{stem}.py", f"{stem}/__init__.py") if m in self.members), None)
-        if member is None:
-            return None
+        if member is None:  # a folder without __init__.py is a module too
+            is_folder = any(m.startswith(f"{stem}/") for m in self.members)
+            return ast.Module([], []) if is_folder else None
         if member not in self._trees:
             self._trees[member] = ast.parse(self.archive.read(member))
         return self._trees[member]
@@ -65,8 +66,14 @@ class Wheel:
         tree = self.module(module)
         if tree is None:
             return False
-        inside = f"{module}.{name}"
-        return name in set(bound(tree)) or self.module(inside) is not None
+        if name in set(bound(tree)) or self.module(f"{module}.{name}") is not None:
+            return True
+        stars = [
+            node.module
+            for node in tree.body
+            if isinstance(node, ast.ImportFrom) and node.module and node.names[0].name == "*"
+        ]
+        return any(self.has_name(star, name) for star in stars if star != module)
 
     def find_class(self, module: str, name: str) -> tuple[str, ast.ClassDef] | None:
         """A class and the module that defines it; imports are followed."""
@@ -192,9 +199,17 @@ def audit(archive: zipfile.ZipFile, package: Path) -> list[str]:
                 problems |= set(_overrides(wheel, path, tree, node))
         if path.endswith("hooks/manifest.py"):
             problems |= set(_dead_targets(wheel, tree))
-    expected = RECEIVERS["tree"].rsplit(".", 1)[1]
-    if wheel.default_tree != expected:
-        problems.add(f"default prefix tree: {wheel.default_tree}, handlers expect {expected}")
+    expected = {
+        alias.name
+        for _, tree in _sources(package)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sglang.")
+        for alias in node.names
+        if alias.name.endswith("RadixCache")
+    }
+    if wheel.default_tree not in expected:
+        known = ", ".join(sorted(expected))
+        problems.add(f"default prefix tree: {wheel.default_tree}, handlers know {known or 'none'}")
     return sorted(problems)
 
 
@@ -267,14 +282,26 @@ def _overrides(wheel: Wheel, path: str, tree: ast.Module, ours: ast.ClassDef) ->
 
 def _dead_targets(wheel: Wheel, tree: ast.Module) -> Iterator[str]:
     """Hooks on what keeps its signature and is never called, or does nothing."""
+    names = {
+        node.targets[0].id: node.value.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and isinstance(node.value, ast.Constant)
+    }
     words = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):  # f"{_ARGS}.__init__"
+            parts = [p.value for p in node.values if isinstance(p, ast.Constant | ast.FormattedValue)]
+            words.append("".join(str(names.get(getattr(p, "id", ""), p)) for p in parts))
     for target in {w for w in words if isinstance(w, str) and w.startswith("sglang.")}:
         holder, _, method = target.rpartition(".")
         module, _, name = holder.rpartition(".")
         found = wheel.find_class(module, name) if wheel.module(module) else None
         if found is None:
             continue
-        if f"{module}.{name}" == f"{SETTINGS}.ServerArgs" and method in ("__init__", "__post_init__"):
+        settings = f"{module}.{name}" == f"{SETTINGS}.ServerArgs"
+        if settings and method in ("__init__", "__post_init__"):
             if wheel.settings_kind == "Struct":
                 yield f"{target}: ServerArgs is a Struct, {method} is not called"
         for node in found[1].body:
