@@ -24,7 +24,7 @@ from sglang_longflow.server.settings import judged, read_settings
 from sglang_longflow.settings import device
 from sglang_longflow.settings.installed import reinstall_command
 from sglang_longflow.settings.problem import Problem
-from sglang_longflow.settings.release import FIX, TESTED_SGLANG, untested_sglang
+from sglang_longflow.settings.release import FIX, TESTED_SGLANG, line, untested_sglang
 
 PLUGIN, PLATFORM = "longflow", "longflow_cpu"
 TORCH_SERIES = "2.14"
@@ -299,6 +299,7 @@ def check_server_arguments(words: list[str]) -> list[Check]:
 def checks(server_arguments: list[str], with_device: bool = True) -> Iterator[Check]:
     """Every check: what takes milliseconds first, what imports torch and SGLang last."""
     has_gpu = device.gpu_count() > 0  # asked before torch is there and would be asked instead
+    yield Check("line", "ok", line())
     yield from check_versions(TESTED_SGLANG)
     yield from check_entry_points(os.environ, has_gpu)
     if server_arguments:

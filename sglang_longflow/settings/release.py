@@ -8,6 +8,11 @@ import sys
 
 #: SGLang releases that the hooks were written for and tested with.
 TESTED_SGLANG = ("0.5.23",)
+#: Date of the served release; the line of this plugin that serves the one before.
+SERVED_SINCE = "30 October 2026"
+EARLIER_LINES = "0.5.17 is served by 0.2.x, fixes only"
+#: Newest release whose wheel scripts/check_release.py was run on.
+NEWEST_AUDITED = "0.5.23"
 FIX = f"pip install sglang=={TESTED_SGLANG[-1]}"
 
 
@@ -25,6 +30,14 @@ def installed_sglang() -> str:
     if imported is not None:
         found.append(str(imported))
     return "/".join(dict.fromkeys(version.split("+")[0] for version in found)) or "missing"
+
+
+def line() -> str:
+    """Which SGLang this plugin follows, since and until when, and how far it has looked ahead."""
+    return (
+        f"follows SGLang {', '.join(TESTED_SGLANG)} (of {SERVED_SINCE}) until it is ported to a "
+        f"newer one; newest audited {NEWEST_AUDITED}; {EARLIER_LINES}"
+    )
 
 
 def untested_sglang() -> str:

@@ -94,6 +94,16 @@ def test_doctor_versions(monkeypatch):
     assert {rows[n].status for n in ("sglang", "torch", "transformers")} == {"fail"}
 
 
+def test_doctor_says_which_line_it_is_on(monkeypatch):
+    from sglang_longflow.settings import release
+
+    monkeypatch.setattr(release, "TESTED_SGLANG", ("0.5.98",))
+    monkeypatch.setattr(release, "NEWEST_AUDITED", "0.5.99")
+    row = next(iter(doctor.checks([], with_device=False)))
+    assert row.name == "line" and "follows SGLang 0.5.98 " in row.detail
+    assert "newest audited 0.5.99" in row.detail
+
+
 @pytest.mark.sglang
 def test_doctor_reports_wrong_server_arguments():
     (row,) = doctor.check_server_arguments(["--kv-budget", "5"])
