@@ -21,6 +21,7 @@ import zipfile
 from pathlib import Path
 
 from release_audit import audit
+
 from sglang_longflow.hooks.hook import Hook, Patch
 from sglang_longflow.hooks.manifest import MANIFEST, PATCHES
 

@@ -38,6 +38,8 @@ RECEIVERS = {
     "memory_budget": f"{SRT}.mem_cache.prefill_budget.PrefillBudget",
     "req_to_token_pool": f"{SRT}.mem_cache.memory_pool.ReqToTokenPool",
 }
+#: A graph's replay hands the backend this namespace in place of a ForwardBatch.
+REPLAY_VIEW = ("ForwardBatch", f"{SRT}.model_executor.runner.decode_cuda_graph_runner")
 REGISTRY = f"{SRT}.mem_cache.registry"
 SETTINGS = f"{SRT}.server_args"
 Body = list[ast.stmt]
@@ -235,9 +237,17 @@ def _protocols(wheel: Wheel, path: str, tree: ast.Module) -> Iterator[str]:
         if has is None:
             yield f"{path}: {PROTOCOLS[node.name]} is missing"
             continue
+        if name == REPLAY_VIEW[0]:
+            has |= _namespace_fields(wheel.module(REPLAY_VIEW[1]))
         for touched in bound(node):
             if touched not in has and not touched.startswith("longflow_"):
                 yield f"{path}: {name} has no {touched}"
+
+
+def _namespace_fields(tree: ast.Module | None) -> frozenset[str]:
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call)] if tree else []
+    made = [call for call in calls if getattr(call.func, "id", "") == "SimpleNamespace"]
+    return frozenset(word.arg for call in made for word in call.keywords if word.arg)
 
 
 def _received(wheel: Wheel, path: str, tree: ast.Module) -> Iterator[str]:
@@ -292,7 +302,9 @@ def _dead_targets(wheel: Wheel, tree: ast.Module) -> Iterator[str]:
     words = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)]
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):  # f"{_ARGS}.__init__"
-            parts = [p.value for p in node.values if isinstance(p, ast.Constant | ast.FormattedValue)]
+            parts = [
+                p.value for p in node.values if isinstance(p, ast.Constant | ast.FormattedValue)
+            ]
             words.append("".join(str(names.get(getattr(p, "id", ""), p)) for p in parts))
     for target in {w for w in words if isinstance(w, str) and w.startswith("sglang.")}:
         holder, _, method = target.rpartition(".")

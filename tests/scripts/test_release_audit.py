@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """scripts/release_audit.py on small wheels and packages: what is gone is named, and only that."""
 
+# ruff: noqa: E501
 from __future__ import annotations
 
 import zipfile
