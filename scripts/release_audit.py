@@ -301,7 +301,7 @@ def _dead_targets(wheel: Wheel, tree: ast.Module) -> Iterator[str]:
     }
     words = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)]
     for node in ast.walk(tree):
-        if isinstance(node, ast.JoinedStr):  # f"{_ARGS}.__init__"
+        if isinstance(node, ast.JoinedStr):
             parts = [
                 p.value for p in node.values if isinstance(p, ast.Constant | ast.FormattedValue)
             ]
