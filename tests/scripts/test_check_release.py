@@ -14,11 +14,12 @@ from programs import load_program
 from sglang_longflow.hooks.manifest import MANIFEST, PATCHES
 
 ROOT = Path(__file__).parents[2]
-METADATA = "Requires-Dist: torch=={torch}\nRequires-Dist: flashinfer_python[cu13]==0.6.15.post1\n"
+METADATA = "Requires-Dist: torch=={torch}\nRequires-Dist: flashinfer_python[cu13]==0.7.2\n"
 
 
 @pytest.fixture(scope="module")
 def script():
+    load_program("scripts/release_audit.py")  # which it imports from its own folder
     return load_program("scripts/check_release.py")
 
 
@@ -54,11 +55,11 @@ def report(script, monkeypatch, capsys, *wheels):
 
 @pytest.mark.sglang
 def test_the_installed_release_fits(script, monkeypatch, capsys, tmp_path):
-    wheel = make_wheel(tmp_path, "0.5.17", "2.11.0")
+    wheel = make_wheel(tmp_path, "0.5.23", "2.14.1")
     status, out = report(script, monkeypatch, capsys, wheel)
     assert status == 0
-    assert f"0.5.17: {len(MANIFEST)} of {len(MANIFEST)} hook targets fit" in out
-    assert "3 of 3 patch targets fit" in out
+    assert f"0.5.23: {len(MANIFEST)} of {len(MANIFEST)} hook targets fit" in out
+    assert "7 of 7 patch targets fit" in out
     assert "same packages as the pins" in out
 
 
@@ -75,10 +76,10 @@ def test_what_differs_is_named(script, monkeypatch, capsys, tmp_path):
     status, out = report(script, monkeypatch, capsys, wheel)
     assert status == 1
     assert f"0.5.99: {len(MANIFEST) - 2} of {len(MANIFEST)} hook targets fit" in out
-    assert "2 of 3 patch targets fit" in out
+    assert "6 of 7 patch targets fit" in out
     assert "xgrammar_backend._allocate_token_bitmask: is missing" in out
     assert "allocation.alloc_for_decode: is missing" in out
     assert (
         "PrefillAdder.__init__: other parameters: without waiting_queue_len; new queue_len" in out
     )
-    assert "needs torch 2.99.0 (here 2.11.0)" in out
+    assert "needs torch 2.99.0 (here 2.14.1)" in out
