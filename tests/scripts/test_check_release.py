@@ -69,8 +69,8 @@ def test_what_differs_is_named(script, monkeypatch, capsys, tmp_path):
         tmp_path,
         "0.5.99",
         "2.99.0",
-        allocation=("def alloc_for_decode(", "def alloc_for_decoding("),
-        schedule_policy=("waiting_queue_len:", "queue_len:"),
+        schedule_batch=("def _get_decode_retraction_order(", "def _get_retraction_order("),
+        scheduler=("mm_input_error:", "input_error:"),
         xgrammar_backend=("def _allocate_token_bitmask(", "def _new_token_bitmask("),
     )
     status, out = report(script, monkeypatch, capsys, wheel)
@@ -78,8 +78,8 @@ def test_what_differs_is_named(script, monkeypatch, capsys, tmp_path):
     assert f"0.5.99: {len(MANIFEST) - 2} of {len(MANIFEST)} hook targets fit" in out
     assert "6 of 7 patch targets fit" in out
     assert "xgrammar_backend._allocate_token_bitmask: is missing" in out
-    assert "allocation.alloc_for_decode: is missing" in out
+    assert "ScheduleBatch._get_decode_retraction_order: is missing" in out
     assert (
-        "PrefillAdder.__init__: other parameters: without waiting_queue_len; new queue_len" in out
+        "handle_generate_request: other parameters: without mm_input_error; new input_error" in out
     )
     assert "needs torch 2.99.0 (here 2.14.1)" in out
