@@ -253,8 +253,9 @@ from sglang_longflow.hooks import verify
 from sglang_longflow.hooks.manifest import MANIFEST, PATCHES
 from sglang_longflow.platform.cpu_grammar import use_xgrammars_own_masks
 from sglang_longflow.plugin import load_plugin
+from sglang_longflow.settings.release import TESTED_SGLANG
 
-assert sglang.__version__ == "0.5.17", sglang.__version__
+assert sglang.__version__ in TESTED_SGLANG, sglang.__version__
 assert [s for s in verify.check_all(applied=False) if s.problem] == []
 try:
     verify.require_all()
