@@ -68,7 +68,10 @@ def refuse_keywords(layer: AttentionLayer, kwargs: dict[str, Any]) -> None:
 
 def _of_inner(name: str) -> Any:
     """An attribute that the base class gives a value, so that `__getattr__` is not asked."""
-    return property(lambda backend: getattr(backend.inner, name))
+    return property(
+        lambda backend: getattr(backend.inner, name),
+        lambda backend, value: setattr(backend.inner, name, value),
+    )
 
 
 class LongFlowAttnBackend(AttentionBackend):
