@@ -13,7 +13,7 @@ from sglang_longflow.errors import LongFlowError, UnsupportedSetup
 from sglang_longflow.hooks import start_check
 from sglang_longflow.hooks.sglang_types import Original
 from sglang_longflow.settings import compatibility, preflight
-from sglang_longflow.settings.config import config_from
+from sglang_longflow.settings.config import LongFlowConfig, config_from
 from sglang_longflow.settings.flags import FLAG_NAMES, FLAGS
 from sglang_longflow.settings.model_source import find_config
 from sglang_longflow.settings.resolved import resolved
@@ -24,6 +24,10 @@ logger = logging.getLogger(__name__)
 CHECKED = "_longflow_checked"
 #: Likewise: the operator left the sizes of decode CUDA graphs open.
 GRAPHS_COVER_ROWS = "_longflow_graphs_cover_rows"
+#: Likewise: they come of a command line, whose operator gets a line and no traceback.
+COMMAND_LINE = "_longflow_command_line"
+#: Models without weights of their own, for which SGLang reads no config.
+NO_MODEL = ("none", "dummy")
 #: Steps of SGLang's resolution: our defaults come before it fills what was left open, our
 #: judgement of the whole after its last step.
 FIRST_STEP = "handle_missing_default_values"
@@ -66,9 +70,11 @@ def from_cli_args(original: Original, cls: type, args: argparse.Namespace) -> An
     """Around ``ServerArgs.from_cli_args``, which hands on SGLang's own fields alone."""
     values = {name: getattr(args, name) for name in FLAG_NAMES if hasattr(args, name)}
     try:
-        return _with_budget(original(cls, args), values)
+        settings = _with_budget(original(cls, args), values)
     except LongFlowError as error:
         start_check.stop(str(error))  # an operator's line: a traceback says nothing more
+    setattr(settings, COMMAND_LINE, True)
+    return settings
 
 
 def engine_settings(stock: Callable[..., Any], **kwargs: Any) -> Any:
@@ -142,11 +148,24 @@ def after_resolution(server_args: Any, previous: Callable[[Any], None]) -> None:
     previous(server_args)
     if (config := config_from(server_args)) is None:
         return
-    settings = resolved(server_args)
-    compatibility.refuse_flags(settings)
-    compatibility.refuse_model(server_args, config)
+    try:
+        _judge(server_args, config)
+    except LongFlowError as error:
+        if getattr(server_args, COMMAND_LINE, False):
+            start_check.stop(str(error))
+        raise
     setattr(server_args, CHECKED, config.kv_budget)
     start_check.record_settings()
+
+
+def _judge(server_args: Any, config: LongFlowConfig) -> None:
+    settings = resolved(server_args)
+    compatibility.refuse_flags(settings)
+    if settings.model_path.lower() in NO_MODEL:
+        return
+    from sglang.srt.arg_groups.model_override_base import model_config_of
+
+    compatibility.refuse_model(model_config_of(server_args), config)
 
 
 def _values(settings: Any) -> dict[str, Any]:

@@ -190,14 +190,10 @@ def kernel_conflict(query_heads: int, kv_heads: int, head_dim: int, v_head_dim: 
     return ""
 
 
-def refuse_model(server_args: Any, config: LongFlowConfig) -> None:
-    """Raise UnsupportedSetup if SGLang's view of the model does not go with the budget."""
-    if server_args.model_path.lower() in ("none", "dummy"):
-        return
-    from sglang.srt.arg_groups.model_override_base import model_config_of
+def refuse_model(model: Any, config: LongFlowConfig) -> None:
+    """Raise UnsupportedSetup if a model (SGLang's ``ModelConfig``) does not go with the budget."""
     from sglang.srt.configs.model_config import AttentionArch
 
-    model = model_config_of(server_args)
     kind = getattr(model.hf_text_config, "model_type", "?")
     # Whether it takes anything but text SGLang says itself: Transformers gives some models of text
     # a vision_config too.

@@ -13,6 +13,8 @@ from sglang_longflow.hooks import scheduler as hook
 from sglang_longflow.hooks import start_check
 from sglang_longflow.settings.config import LongFlowConfig
 
+pytestmark = pytest.mark.sglang
+
 
 @pytest.mark.parametrize(
     ("budget", "runner", "warns"),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import enum
 import json
 import sys
@@ -12,12 +13,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sglang_longflow.errors import ConfigError, LongFlowError, UnsupportedSetup
+from sglang_longflow.errors import ConfigError, UnsupportedSetup
 from sglang_longflow.hooks import server_args
 from sglang_longflow.server.preflight import find_model
 from sglang_longflow.settings import device, preflight
+from sglang_longflow.settings.flags import FLAG_NAMES
 from sglang_longflow.settings.problem import Problem
 from sglang_longflow.settings.refused_models import language_model
+from sglang_longflow.settings.resolved import resolved
 
 LLAMA = {
     "model_type": "llama",
@@ -85,47 +88,95 @@ def models(tmp_path_factory) -> dict[str, str]:
     return found
 
 
+class Record(SimpleNamespace):
+    """ServerArgs: what the operator typed, and SGLang's list of what was decided."""
+
+
+class View:
+    """SGLang's read view: the last decision on a field, else the operator's word."""
+
+    def __init__(self, record):
+        self.record = record
+
+    def __getattr__(self, name):
+        for _, fields in reversed(self.record._resolved_overrides):
+            if name in fields:
+                return fields[name]
+        return getattr(self.record, name)
+
+
+def declare(record, source, **fields):
+    record._resolved_overrides.append((source, fields))
+
+
+def model_config(record):
+    """What SGLang makes of the model."""
+    config = json.loads(open(f"{record.model_path}/config.json").read())
+    text = SimpleNamespace(to_dict=lambda: config, model_type=config["model_type"])
+    heads, size = config["num_attention_heads"], config.get("head_dim", 64)
+    return SimpleNamespace(
+        hf_text_config=text,
+        is_multimodal=config != language_model(config),
+        attention_arch=Arch.MLA if "kv_lora_rank" in config else Arch.MHA,
+        num_attention_heads=heads,
+        get_total_num_kv_heads=lambda: config["num_key_value_heads"],
+        head_dim=size,
+        v_head_dim=size,
+        context_len=record.context_length or config["max_position_embeddings"],
+    )
+
+
 @pytest.fixture(autouse=True)
-def _sglang(monkeypatch):
-    """The little of SGLang that a start reads."""
-    for name, content in (
-        ("configs.model_config", {"AttentionArch": Arch}),
-        ("environ", {"envs": SimpleNamespace(SGLANG_RUST_SERVER=SimpleNamespace(get=bool))}),
-    ):
-        module = ModuleType(f"sglang.srt.{name}")
+def sglang(monkeypatch):
+    """The little of SGLang that a start reads, by module."""
+    contents = {
+        "configs.model_config": {"AttentionArch": Arch},
+        "environ": {"envs": SimpleNamespace(SGLANG_RUST_SERVER=SimpleNamespace(get=bool))},
+        "arg_groups.overrides": {"declare_resolution": declare},
+        "arg_groups.model_override_base": {
+            "resolving_view": View,
+            "model_config_of": model_config,
+        },
+    }
+    modules = {}
+    for name, content in contents.items():
+        module = modules[name] = ModuleType(f"sglang.srt.{name}")
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, module.__name__, module)
+    return modules
 
 
-class Arguments(SimpleNamespace):
-    """ServerArgs, and what SGLang makes of its model."""
-
-    def get_model_config(self):
-        config = json.loads(open(f"{self.model_path}/config.json").read())
-        text = SimpleNamespace(to_dict=lambda: config, model_type=config["model_type"])
-        heads, size = config["num_attention_heads"], config.get("head_dim", 64)
-        return SimpleNamespace(
-            hf_text_config=text,
-            is_multimodal=config != language_model(config),
-            attention_arch=Arch.MLA if "kv_lora_rank" in config else Arch.MHA,
-            num_attention_heads=heads,
-            get_total_num_kv_heads=lambda: config["num_key_value_heads"],
-            head_dim=size,
-            v_head_dim=size,
-            context_len=self.context_length or config["max_position_embeddings"],
-        )
+def stock_from_cli_args(cls, arguments):
+    """As SGLang's own: its fields alone, and nothing decided yet."""
+    fields = {name: value for name, value in vars(arguments).items() if name not in FLAG_NAMES}
+    return cls(**fields)
 
 
-def resolved(arguments) -> None:
-    """What SGLang's own ``__post_init__`` does here."""
-    arguments.device = arguments.device or ("cuda" if device.gpu_count() else "cpu")
+def resolve(record):
+    """SGLang's resolution, with the two steps that ours stand around."""
+    record._resolved_overrides = list(getattr(record, "_resolved_overrides", ()))
+
+    def fill_in(record):
+        there = "cuda" if device.gpu_count() else "cpu"
+        declare(record, "missing", device=View(record).device or there)
+
+    server_args.before_defaults(record, fill_in)
+    server_args.after_resolution(record, lambda record: None)
+    return record
+
+
+def started(values):
+    """The settings of a command line, as far as they get."""
+    arguments = argparse.Namespace(**{**DEFAULTS, **values})
+    return resolve(server_args.from_cli_args(stock_from_cli_args, Record, arguments))
 
 
 def the_server_says(values) -> str:
+    """The line that ends a start; empty if it does not end."""
     try:
-        server_args.post_init(resolved, Arguments(**{**DEFAULTS, **values}))
-    except LongFlowError as error:
-        return str(error)
+        started(values)
+    except SystemExit as end:
+        return str(end).removeprefix("longflow: error: ")
     return ""
 
 
@@ -160,17 +211,63 @@ def test_both_ask_the_one_function(monkeypatch, models):
     assert the_server_says(values) == serve_says(values) == "field=1: too much; set it to 0"
 
 
-def test_sglang_has_the_last_word_on_the_context(models):
+def test_sglang_has_the_last_word_on_the_context(models, sglang):
     """A model whose config does not tell: SGLang's default counts."""
-    values = {**DEFAULTS, "model_path": models["plain"], "kv_budget": 3000}
-    arguments = Arguments(**values)
-    told = arguments.get_model_config()
-    told.context_len = 2048
-    arguments.get_model_config = lambda: told
-    with pytest.raises(
-        UnsupportedSetup, match=r"^kv_budget=3000: over the model's context of 2048"
-    ):
-        server_args.post_init(resolved, arguments)
+
+    def told(record):
+        return SimpleNamespace(**{**vars(model_config(record)), "context_len": 2048})
+
+    sglang["arg_groups.model_override_base"].model_config_of = told
+    values = {"model_path": models["plain"], "kv_budget": 3000}
+    assert serve_says(values) == ""
+    assert the_server_says(values).startswith("kv_budget=3000: over the model's context of 2048")
+
+
+def test_what_sglang_decided_is_judged_not_what_was_typed(models):
+    """Its own steps may set what does not go with a budget."""
+    values = {**DEFAULTS, "model_path": models["plain"], "kv_budget": 96}
+    record = Record(**values, _resolved_overrides=[("model", {"page_size": 64})])
+    with pytest.raises(UnsupportedSetup, match=r"^page_size=64: .*; set --page-size 1"):
+        server_args.after_resolution(record, lambda record: None)
+    assert record.page_size is None and not hasattr(record, server_args.CHECKED)
+
+
+def test_defaults_are_declared_and_the_operators_record_stays(models):
+    record = started({"model_path": models["plain"], "kv_budget": 96, "device": "cpu"})
+    assert ("longflow", {"page_size": 1, "sleep_on_idle": True}) in record._resolved_overrides
+    assert record.page_size is None and resolved(record).page_size == 1
+    assert getattr(record, server_args.CHECKED) == 96
+    assert getattr(record, server_args.GRAPHS_COVER_ROWS) is False
+
+
+def test_without_a_budget_nothing_is_declared_or_judged(models):
+    record = started({"model_path": models["MLA"], "speculative_algorithm": "EAGLE"})
+    assert [source for source, _ in record._resolved_overrides] == ["missing"]
+    assert record.kv_budget is None and not hasattr(record, server_args.CHECKED)
+
+
+def test_an_engine_gets_the_exception_and_a_command_line_its_line(models):
+    """A program can catch it; an operator would have to find it in a traceback."""
+    values = {**DEFAULTS, "model_path": models["plain"], "kv_budget": 96}
+
+    def engine(**more):
+        return resolve(server_args.engine_settings(Record, **{**values, **more}))
+
+    assert getattr(engine(), server_args.CHECKED) == 96
+    with pytest.raises(UnsupportedSetup, match=r"^speculative_algorithm='EAGLE'"):
+        engine(speculative_algorithm="EAGLE")
+    # A hub's model: only SGLang, which has fetched it, knows what it is.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server_args, "find_config", lambda *_, **__: None)
+        with pytest.raises(UnsupportedSetup, match=r"^model_type='llama': MLA attention"):
+            engine(model_path=models["MLA"])
+        said = the_server_says({"model_path": models["MLA"], "kv_budget": 96})
+    assert said.startswith("model_type='llama': MLA attention")
+
+
+@pytest.mark.parametrize("model", ["dummy", "None"])
+def test_a_model_that_has_no_config_is_not_looked_at(model):
+    assert getattr(started({"model_path": model, "kv_budget": 96}), server_args.CHECKED) == 96
 
 
 def test_a_problem_of_an_error_has_its_fix():

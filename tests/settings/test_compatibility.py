@@ -31,43 +31,56 @@ def on_gpu(request, monkeypatch):
 
 @pytest.mark.parametrize("config", [REFERENCE, TRITON], ids=["reference", "triton"])
 def test_only_the_fused_kernel_keeps_the_decode_graph(on_gpu, config):
-    arguments = SimpleNamespace(**OPEN)
-    changed = compatibility.apply_defaults(arguments, config)
+    found = compatibility.defaults(SimpleNamespace(**OPEN), config)
     if not on_gpu:
-        assert changed == {"page_size": 1, "sleep_on_idle": True}
+        assert found == {"page_size": 1, "sleep_on_idle": True}
         return
     graphs = (
-        {
-            "disable_prefill_cuda_graph": True,
-            "cuda_graph_max_bs_decode": 512,
-            "kv_graphs_cover_rows": True,
-        }
+        {"disable_prefill_cuda_graph": True, "cuda_graph_max_bs_decode": 512}
         if config is TRITON
         else {"disable_cuda_graph": True}
     )
-    assert changed == {"page_size": 1, "attention_backend": "flashinfer", **graphs}
-    assert arguments.disable_cuda_graph is (config is REFERENCE)
+    assert found == {"page_size": 1, "attention_backend": "flashinfer", **graphs}
+
+
+def test_defaults_are_said_and_not_written(on_gpu):
+    """SGLang seals what the operator typed; what is decided is declared to it."""
+    arguments = SimpleNamespace(**OPEN)
+    assert compatibility.defaults(arguments, TRITON) and vars(arguments) == OPEN
 
 
 def test_what_the_operator_set_stays(on_gpu):
     chosen = {**OPEN, "page_size": 16, "decode_attention_backend": "fa3", "sleep_on_idle": True}
     chosen["cuda_graph_max_bs_decode"] = 32
-    arguments = SimpleNamespace(**chosen)
-    compatibility.apply_defaults(arguments, TRITON)
-    assert arguments.page_size == 16 and arguments.attention_backend is None
-    assert arguments.cuda_graph_max_bs_decode == 32
-    assert not hasattr(arguments, "kv_graphs_cover_rows")
+    found = compatibility.defaults(SimpleNamespace(**chosen), TRITON)
+    assert found == ({"disable_prefill_cuda_graph": True} if on_gpu else {})
 
 
-def test_explicit_graph_sizes_stay_and_small_cards_start_from_sglangs(monkeypatch):
-    monkeypatch.setattr(device, "gpu_count", lambda: 1)
-    monkeypatch.setattr(device, "first_gpu_bytes", lambda: 80 << 30)
-    arguments = SimpleNamespace(**OPEN, cuda_graph_bs_decode=[1, 2])
-    changed = compatibility.apply_defaults(arguments, TRITON)
-    assert not {"cuda_graph_max_bs_decode", "kv_graphs_cover_rows"} & set(changed)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"cuda_graph_bs_decode": [1, 2]},
+        {"cuda_graph_max_bs_decode": 32},
+        {"cuda_graph_config": {"decode": {"backend": "full"}}},
+    ],
+    ids=lambda sizes: next(iter(sizes)),
+)
+def test_explicit_graph_sizes_stay(on_gpu, sizes):
+    chosen = SimpleNamespace(**OPEN, **sizes)
+    assert "cuda_graph_max_bs_decode" not in compatibility.defaults(chosen, TRITON)
+    assert not compatibility.graphs_cover_rows(chosen, TRITON)
+
+
+def test_small_cards_start_from_sglangs_sizes(on_gpu, monkeypatch):
     monkeypatch.setattr(device, "first_gpu_bytes", lambda: 24 << 30)
-    changed = compatibility.apply_defaults(SimpleNamespace(**OPEN), TRITON)
-    assert changed["kv_graphs_cover_rows"] and "cuda_graph_max_bs_decode" not in changed
+    found = compatibility.defaults(SimpleNamespace(**OPEN), TRITON)
+    assert "cuda_graph_max_bs_decode" not in found
+
+
+def test_the_backend_adds_sizes_where_there_are_graphs_of_decode(on_gpu):
+    """They are a GPU's, of the fused kernel; what `defaults` sets is no word of the operator's."""
+    assert compatibility.graphs_cover_rows(SimpleNamespace(**OPEN), TRITON) is on_gpu
+    assert not compatibility.graphs_cover_rows(SimpleNamespace(**OPEN), REFERENCE)
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,11 @@ import sys
 
 import pytest
 
-from sglang_longflow.errors import ConfigError
 from sglang_longflow.policies import make_policy, policy_names
 from sglang_longflow.server.options import make_parser
 from sglang_longflow.settings.flags import (
     DEFAULT_POLICY,
-    FLAG_NAMES,
     FLAGS,
-    HIDDEN_FLAGS,
     LEAST_BUDGET_TOKENS,
     MIN_BUDGET_TOKENS,
     budget_words,
@@ -29,7 +26,6 @@ def test_the_table_of_policies_is_that_of_their_classes():
     assert found[DEFAULT_POLICY] == MIN_BUDGET_TOKENS
 
 
-@pytest.mark.sglang
 @pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.name)
 @pytest.mark.sglang
 def test_serve_reads_each_flag_as_its_table_says(flag):
@@ -37,15 +33,6 @@ def test_serve_reads_each_flag_as_its_table_says(flag):
     words = [flag.option] if value is None else [flag.option, value]
     found = make_parser().parse_args(words)
     assert found == argparse.Namespace(**{flag.name: True if value is None else flag.type(value)})
-
-
-@pytest.mark.sglang
-def test_hidden_flags_are_declared_and_are_no_operators():
-    (hidden,) = HIDDEN_FLAGS
-    assert hidden.name == "kv_graphs_cover_rows" and hidden.default is False
-    assert not {flag.name for flag in HIDDEN_FLAGS} & set(FLAG_NAMES)
-    with pytest.raises(ConfigError, match="unrecognized arguments"):
-        make_parser().parse_args([hidden.option])
 
 
 def test_nothing_heavy_is_imported():

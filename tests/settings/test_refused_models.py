@@ -93,9 +93,8 @@ def server_says(monkeypatch, config, arch=Arch.MHA, is_multimodal=False) -> str:
         v_head_dim=64,
         context_len=4096,
     )
-    arguments = SimpleNamespace(model_path="some/model", get_model_config=lambda: model)
     try:
-        compatibility.refuse_model(arguments, LongFlowConfig(kv_budget=64))
+        compatibility.refuse_model(model, LongFlowConfig(kv_budget=64))
     except UnsupportedSetup as error:
         return str(error)
     return ""

@@ -17,7 +17,7 @@ from sglang_longflow.settings.model_source import find_config
 from sglang_longflow.settings.refused_models import language_model
 
 LONGFLOW = "longflow"
-#: What a budget server sets or needs (`compatibility.apply_defaults`), and the pool it got.
+#: What a budget server sets or needs (`compatibility.defaults`), and the pool it got.
 CONSTRAINTS = {
     "max_total_num_tokens": "max_total_tokens",
     "page_size": "page_size",
