@@ -3,7 +3,7 @@
 
 It goes into ``config`` of the chart's values.schema.json, whose other parts are written by hand,
 and into configs/server.schema.json, by which editors complete and check the files of ``--config``.
-It accepts what `server.options.yaml_arguments` accepts, but keys with dashes alone: the chart's
+It accepts what `server.yaml_file.yaml_arguments` accepts, but keys with dashes alone: the chart's
 templates look for those.
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server arguments of the installed SGLang, by name and type, and YAML files that set them.
+"""The server arguments of the installed SGLang, by name and type, and a parser for them.
 
 They are read from the source text of SGLang's ``ServerArgs`` and of the namespaces that it collects
 its fields from. Importing it takes ten seconds and hundreds of megabytes, which a typo in a YAML
@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib.util
-import json
-import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,23 +22,19 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sglang_longflow.errors import ConfigError
-from sglang_longflow.settings.files import read_bytes
 from sglang_longflow.settings.flags import FLAGS
 from sglang_longflow.settings.nearest import nearest
 from sglang_longflow.settings.parsers import REASONING_PARSERS
 from sglang_longflow.settings.release import FIX, TESTED_SGLANG
 
-_EXPECTED = {
+#: What each kind of argument takes, in words.
+EXPECTED = {
     "int": "an integer",
     "float": "a number",
     "str": "a text",
     "flag": "true or false",
     "switch": "true or false",
 }
-
-
-#: Most values, lists and keys within one setting of a YAML file.
-_MOST_PARTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -283,7 +277,7 @@ class _Parser(argparse.ArgumentParser):
             kind = "int" if action.type is int else "float"
             raise argparse.ArgumentError(
                 None,
-                f"{action.option_strings[0]}={arg_string!r}: expected {_EXPECTED[kind]}; "
+                f"{action.option_strings[0]}={arg_string!r}: expected {EXPECTED[kind]}; "
                 f"set {action.option_strings[0]} N",
             ) from None
 
@@ -361,117 +355,3 @@ def unknown_flag(word: str) -> ConfigError:
         f"{flag}: no argument of SGLang's server or of this plugin{meant or '; drop it'} "
         f"(arguments of other plugins go behind --)"
     )
-
-
-def yaml_arguments(path: Path) -> list[str]:
-    """Command-line arguments for what a YAML file sets.
-
-    Raises
-    ------
-    ConfigError
-        No such file, not YAML, an unknown key, or a value of the wrong type.
-    """
-    import yaml
-
-    try:
-        content = yaml.safe_load(read_bytes(path).decode())
-    except OSError as error:
-        raise ConfigError(f"config={str(path)!r}: {error.strerror or error}") from error
-    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
-        # YAML's own errors are the first; values that only look like a date, or that a tag calls
-        # a number, raise what Python's types raise.
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or str(error)[:100]
-        if isinstance(error, UnicodeDecodeError):
-            reason = "not a text file"
-        raise ConfigError(f"{path}: not valid YAML{where}: {reason}") from error
-    if content is None:
-        return []
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected `argument: value` lines, found {_shown(content)}")
-    by_key = {
-        key: option
-        for option in server_options()
-        for key in (option.name, *(flag.lstrip("-").replace("-", "_") for flag in option.flags))
-    }
-    arguments: list[str] = []
-    for key, value in content.items():
-        option = by_key.get(str(key).replace("-", "_"))
-        if option is None or option.name == "config":
-            known = [name.replace("_", "-") for name in by_key]
-            close = nearest(str(key).replace("_", "-"), known)
-            raise ConfigError(f"{path}: unknown key {_shown(key)}{close}")
-        arguments += _tokens(path, str(key), option, value)
-    return arguments
-
-
-def _tokens(path: Path, key: str, option: Option, value: Any) -> list[str]:
-    """Command-line form of one setting of a YAML file."""
-    flag = option.flags[0]
-    if value is None:
-        return []
-    if not _is_plain(value):
-        raise _wrong_type(path, key, option, value)
-    if option.kind in ("flag", "switch"):
-        if not isinstance(value, bool):
-            raise _wrong_type(path, key, option, value)
-        if value:
-            return [flag]
-        return ["--no-" + flag[2:]] if option.kind == "switch" else []
-    values = value if isinstance(value, list) and option.nargs else [value]
-    for item in values:
-        if not _fits(option.kind, item):
-            raise _wrong_type(path, key, option, value)
-    texts = [json.dumps(v) if isinstance(v, dict | list) else str(v) for v in values]
-    # One word with "=", so that a value that starts with a dash is not taken for a flag.
-    return [flag, *texts] if option.nargs else [f"{flag}={texts[0]}"]
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether JSON and a command line can say it; by aliases a few lines may have no end."""
-    left, open_ = _MOST_PARTS, [value]
-    while open_:
-        left, one = left - 1, open_.pop()
-        if left < 0:
-            return False
-        if isinstance(one, dict):
-            open_ += [*one, *one.values()]
-        elif isinstance(one, list):
-            open_ += one[: _MOST_PARTS + 1]
-        elif isinstance(one, str):
-            if not _is_word(one):
-                return False
-        elif not isinstance(one, int | float | None):
-            return False
-    return True
-
-
-def _is_word(text: str) -> bool:
-    """Whether a command line can hold it."""
-    try:
-        return b"\0" not in text.encode()
-    except UnicodeEncodeError:  # half of a character of UTF-16
-        return False
-
-
-def _shown(value: Any) -> str:
-    """A value for a message, in one short line whatever it holds."""
-    short = reprlib.Repr()
-    short.maxlevel, short.maxstring, short.maxother = 3, 100, 100
-    return short.repr(value)
-
-
-def _fits(kind: str, value: Any) -> bool:
-    if kind == "any":
-        return True
-    if isinstance(value, bool):
-        return False
-    accepted = {"int": int, "float": int | float, "str": str | int | float}
-    return isinstance(value, accepted[kind])
-
-
-def _wrong_type(path: Path, key: str, option: Option, value: Any) -> ConfigError:
-    many = " (or a list of them)" if option.nargs else ""
-    expected = _EXPECTED.get(option.kind, "text, numbers, lists and objects")
-    return ConfigError(f"{path}: {key}={_shown(value)}: expected {expected}{many}")

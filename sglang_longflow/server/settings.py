@@ -14,12 +14,7 @@ from sglang_longflow.errors import ConfigError, UnsupportedSetup
 from sglang_longflow.planner.geometry import PlanError
 from sglang_longflow.platform.cpu_dtype import fast_dtype, reason_for
 from sglang_longflow.server.free_memory import free_memory
-from sglang_longflow.server.options import (
-    make_parser,
-    refuse_shortened,
-    unknown_flag,
-    yaml_arguments,
-)
+from sglang_longflow.server.options import make_parser, refuse_shortened, unknown_flag
 from sglang_longflow.server.pool_cap import cap_pool
 from sglang_longflow.server.preflight import (
     ModelLook,
@@ -29,6 +24,7 @@ from sglang_longflow.server.preflight import (
     free_port,
     kv_facts,
 )
+from sglang_longflow.server.yaml_file import yaml_arguments
 from sglang_longflow.settings import device, preflight
 from sglang_longflow.settings.files import user_path
 from sglang_longflow.settings.flags import budget_words

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from sglang_longflow.errors import ConfigError
-from sglang_longflow.server.options import server_options, yaml_arguments
+from sglang_longflow.server.options import server_options
+from sglang_longflow.server.yaml_file import yaml_arguments
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "configs/server.schema.json").read_text())

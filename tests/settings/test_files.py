@@ -12,8 +12,8 @@ import pytest
 from sglang_longflow.errors import ConfigError
 from sglang_longflow.planner.api import plan
 from sglang_longflow.planner.geometry import PlanError
-from sglang_longflow.server.options import yaml_arguments
 from sglang_longflow.server.preflight import check_port, find_model
+from sglang_longflow.server.yaml_file import yaml_arguments
 from sglang_longflow.settings import preflight
 from sglang_longflow.settings.cache import cache_folder
 from sglang_longflow.settings.files import read_json, user_path
