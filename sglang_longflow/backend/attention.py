@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
-from sglang.srt.runtime_context import get_parallel
+from sglang.srt.runtime_context import get_exec, get_parallel
 
 from sglang_longflow.backend.decode_fused import FusedDecode
 from sglang_longflow.backend.decode_reference import ReferenceDecode
@@ -23,7 +23,6 @@ from sglang_longflow.core.contracts import DecodeView, PrefillView, PromptRow
 from sglang_longflow.core.counters import row_capacity
 from sglang_longflow.core.runtime import Runtime
 from sglang_longflow.errors import UnsupportedSetup
-from sglang_longflow.settings.resolved import resolved
 
 #: What a layer may ask of attention that neither decode kernel nor scores know: attribute of
 #: SGLang's RadixAttention, whether its value is plain attention, and a name.
@@ -144,10 +143,9 @@ class LongFlowAttnBackend(AttentionBackend):
     @staticmethod
     def _set_graph_batch_sizes(model_runner: ModelRunner, budget: int) -> None:
         """Have decode CUDA graphs captured for every batch that fits the pool at the budget."""
-        settings = resolved(model_runner.server_args)
-        graphs = settings.cuda_graph_config.decode
+        graphs = get_exec().graph.cuda_graph_config.decode  # what the graph runner reads
         rows = row_capacity(model_runner.max_total_num_tokens, budget)
-        if rows and graphs.bs and settings._longflow_graphs_cover_rows:
+        if rows and graphs.bs and model_runner.server_args._longflow_graphs_cover_rows:
             graphs.bs = graph_batch_sizes(graphs.bs, rows)
             graphs.max_bs = graphs.bs[-1]
 
