@@ -23,7 +23,8 @@ body = {
     "stream": True,
 }
 shown, meta = 0, {}
-# SGLang's own endpoint: the chunks of the OpenAI endpoints do not say how many slots are held.
+# SGLang's own endpoint: each chunk says how many slots are held. Those of the OpenAI endpoints do so
+# with stream_options={"include_usage": True, "continuous_usage_stats": True}.
 with requests.post(f"{args.url}/generate", json=body, stream=True) as response:
     response.raise_for_status()
     for line in response.iter_lines():

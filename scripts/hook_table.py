@@ -29,8 +29,8 @@ it: in the scheduler's process it costs a request, or a report, and never the se
 EXTENSIONS_HEAD = """
 ## Extension points
 
-Where SGLang itself lets others take part; nothing of it is wrapped. The first column is the
-function that must be as the plugin knows it. `verify` checks it, as it does for the patches below.
+What SGLang offers to plugins by itself: nothing of it is wrapped. The first column is the function
+that must be as the plugin knows it. `verify` checks it, as it does for the patches below.
 
 | Function | Who takes part | Why | Not needed when |
 | --- | --- | --- | --- |

@@ -16,7 +16,7 @@ EXTENSIONS: tuple[Patch, ...] = (
         ("name",),
         "defaults of a budget server are declared before SGLang fills what was left open; what "
         "came of the settings is judged after its last step",
-        "SGLang lets plugins add server arguments, with checks of their own",
+        "SGLang lets plugins add server arguments and check them",
     ),
     Patch(
         "sglang.srt.entrypoints.engine.Engine.server_args_class",

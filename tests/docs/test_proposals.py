@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """docs/understand/proposals.md: the patches fit the installed SGLang and do what the page says.
 
-The patched copy is made of what is installed, so nothing is fetched. Another release than the page's
-is skipped, by name.
+The patched copy is made of what is installed, so nothing is fetched. Where another release than the
+page's is installed, or none, the tests skip and say which.
 """
 
 from __future__ import annotations
