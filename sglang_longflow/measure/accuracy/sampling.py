@@ -14,7 +14,7 @@ class Sampling:
     """Sampling parameters of every request.
 
     Greedy decoding repeats itself but for rounding (a batch of another size may round another way).
-    Sampled answers do not: SGLang 0.5.17 reads a request's ``sampling_seed`` only under
+    Sampled answers do not: SGLang reads a request's ``sampling_seed`` only under
     ``--enable-deterministic-inference``. Seeds are sent anyway, another one for each
     question and sample and the same one at every budget: with that flag requests without a seed
     would all draw with 42, and the samples of a question would be one answer.
