@@ -317,9 +317,7 @@ MANIFEST: tuple[Hook, ...] = (
 )
 
 _FLASHINFER = "flashinfer.prefill.BatchPrefillWith"
-_XGRAMMAR = "sglang.srt.constrained.xgrammar_backend"
 _PLAN = "a prefill is planned from lengths that the host knows; it would wait for the decode step"
-_MASKS = "a grammar works without a GPU: SGLang pins its masks, and applies them in Triton"
 
 PATCHES: tuple[Patch, ...] = (
     *(
@@ -336,20 +334,13 @@ PATCHES: tuple[Patch, ...] = (
             ("PagedKVCacheWrapper", "self qo_indptr paged_kv_indptr paged_kv_indices"),
         )
     ),
-    *(
-        Patch(
-            f"{_XGRAMMAR}.{name}",
-            "platform.cpu_grammar:use_xgrammars_own_masks",
-            _p(parameters),
-            _MASKS,
-            "SGLang's xgrammar backend works on a CPU",
-            device="cpu",
-        )
-        for name, parameters in (
-            ("_allocate_token_bitmask", "vocab_size batch_size"),
-            ("XGrammarGrammarBackend.apply_vocab_mask", "logits vocab_mask"),
-            ("XGrammarGrammar.apply_vocab_mask", "self logits vocab_mask"),
-        )
+    Patch(
+        "sglang.srt.constrained.xgrammar_backend.XGrammarGrammarBackend.apply_vocab_mask",
+        "platform.cpu_grammar:apply_reasoners_masks_on_a_cpu",
+        _p("logits vocab_mask"),
+        "a grammar beside a reasoning parser works without a GPU",
+        "SGLang's xgrammar backend applies every mask on a CPU",
+        device="cpu",
     ),
     *(
         Patch(

@@ -22,9 +22,9 @@ class LongFlowCpuPlatform(CpuDeviceMixin, SRTPlatform):
         return "cpu"
 
     def init_backend(self) -> None:
-        from sglang_longflow.platform.cpu_grammar import use_xgrammars_own_masks
+        from sglang_longflow.platform.cpu_grammar import apply_reasoners_masks_on_a_cpu
 
-        use_xgrammars_own_masks()
+        apply_reasoners_masks_on_a_cpu()
 
     def get_default_attention_backend(self) -> str:
         return "torch_native"
