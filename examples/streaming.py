@@ -23,7 +23,7 @@ body = {
     "stream": True,
 }
 shown, meta = 0, {}
-# SGLang's own endpoint: each chunk says how many slots are held. Those of the OpenAI endpoints do so
+# SGLang's own endpoint: each chunk says how many slots are held. On the OpenAI endpoints, chunks do
 # with stream_options={"include_usage": True, "continuous_usage_stats": True}.
 with requests.post(f"{args.url}/generate", json=body, stream=True) as response:
     response.raise_for_status()
