@@ -4,11 +4,12 @@
     pip download --no-deps -d wheels sglang==0.5.18
     python scripts/check_release.py wheels/*.whl
 
-Prints, for each wheel, which functions that a hook wraps or a patch replaces are missing or have
-another signature, what handlers touch that the release does not have (scripts/release_audit.py),
-and which packages it needs at other versions than requirements/constraints.txt. So it says whether
-a server would start; only the tests say whether it would be right. Ends with 1 if something does
-not fit. `--package` audits another checkout's handlers.
+Prints, for each wheel, which functions that a hook wraps, a patch replaces or an extension stands
+on are missing or have another signature, what handlers touch that the release does not have
+(scripts/release_audit.py), and which packages it needs at other versions than
+requirements/constraints.txt. So it says whether a server would start; only the tests say whether
+it would be right. Ends with 1 if something does not fit. `--package` audits another checkout's
+handlers.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import sys
 import zipfile
 from pathlib import Path
 
-from release_audit import audit
+from release_audit import audit, bound
 
+from sglang_longflow.hooks.extensions import EXTENSIONS
 from sglang_longflow.hooks.hook import Hook, Patch
 from sglang_longflow.hooks.manifest import MANIFEST, PATCHES
 
@@ -69,6 +71,8 @@ def problem(wheel: zipfile.ZipFile, hook: Hook | Patch) -> str:
     elif words[-1] == "__init__":  # of a dataclass: its fields
         fields = [s.target.id for s in body if isinstance(s, ast.AnnAssign)]
         found = ("self", *fields)
+    elif words[-1] in bound(ast.Module(body, [])):
+        return ""  # a class's attribute: it has no parameters of its own
     else:
         return "is missing"
     if hook.first_parameters_only:
@@ -104,22 +108,24 @@ def main() -> int:
     parser.add_argument("wheels", nargs="+", type=Path)
     parser.add_argument("--package", type=Path, default=ROOT / "sglang_longflow")
     arguments = parser.parse_args()
+    kinds = {"hook targets": MANIFEST, "patch targets": PATCHES, "extension points": EXTENSIONS}
     broken = 0
     for path in arguments.wheels:
-        version = path.name.split("-")[1]
         with zipfile.ZipFile(path) as wheel:
-            problems = {hook.target: problem(wheel, hook) for hook in MANIFEST}
-            ours = [patch for patch in PATCHES if patch.target.startswith("sglang.")]
-            patches = {patch.target: problem(wheel, patch) for patch in ours}
+            texts = {
+                kind: {r.target: problem(wheel, r) for r in rows if r.target.startswith("sglang.")}
+                for kind, rows in kinds.items()
+            }
             other = needs(wheel)
             touched = audit(wheel, arguments.package)
-        bad = {target: text for target, text in problems.items() if text}
-        unfit = {target: text for target, text in patches.items() if text}
-        broken += bool(bad or unfit or touched)
-        print(f"{version}: {len(problems) - len(bad)} of {len(problems)} hook targets fit")
-        print(f"  {len(patches) - len(unfit)} of {len(patches)} patch targets fit")
-        for target, text in (bad | unfit).items():
-            print(f"  {target}: {text}")
+        bad = {target: text for found in texts.values() for target, text in found.items() if text}
+        broken += bool(bad or touched)
+        print(f"{path.name.split('-')[1]}:")
+        for kind, found in texts.items():
+            fit = sum(not text for text in found.values())
+            print(f"  {fit} of {len(found)} {kind} fit")
+        for target, text in bad.items():
+            print(f"    {target}: {text}")
         print(f"  {len(touched)} things that handlers touch are not there")
         for text in touched:
             print(f"    {text}")

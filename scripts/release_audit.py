@@ -35,6 +35,7 @@ TREE = f"{SRT}.mem_cache.unified_radix_cache.UnifiedRadixCache"
 RECEIVERS = {
     "tree": TREE,
     "tree_cache": TREE,
+    "lock": f"{SRT}.mem_cache.base_prefix_cache.TreeLock",
     "memory_budget": f"{SRT}.mem_cache.prefill_budget.PrefillBudget",
     "req_to_token_pool": f"{SRT}.mem_cache.memory_pool.ReqToTokenPool",
 }
@@ -42,6 +43,8 @@ RECEIVERS = {
 REPLAY_VIEW = ("ForwardBatch", f"{SRT}.model_executor.runner.decode_cuda_graph_runner")
 REGISTRY = f"{SRT}.mem_cache.registry"
 SETTINGS = f"{SRT}.server_args"
+#: Where SGLang lists the steps of its settings that others may take part in.
+STEPS = f"{SRT}.arg_groups.resolution_hooks"
 Body = list[ast.stmt]
 
 
@@ -192,8 +195,9 @@ def audit(archive: zipfile.ZipFile, package: Path) -> list[str]:
             problems |= set(_imports(wheel, path, node))
         if path.endswith("sglang_types.py"):
             problems |= set(_protocols(wheel, path, tree))
-        if "/hooks/" in path or "/backend/" in path:
+        if any(folder in path for folder in ("/core/", "/hooks/", "/backend/")):
             problems |= set(_received(wheel, path, tree))
+        problems |= set(_steps(wheel, path, tree))
         if path.endswith("settings/compatibility.py"):
             problems |= set(_fields(wheel, path, tree))
         for node in tree.body:
@@ -290,15 +294,33 @@ def _overrides(wheel: Wheel, path: str, tree: ast.Module, ours: ast.ClassDef) ->
             yield f"{path}: {ours.name}.{node.name} overrides nothing"
 
 
-def _dead_targets(wheel: Wheel, tree: ast.Module) -> Iterator[str]:
-    """Hooks on what keeps its signature and is never called, or does nothing."""
-    names = {
+def _constants(tree: ast.Module) -> dict[str, object]:
+    return {
         node.targets[0].id: node.value.value
         for node in tree.body
         if isinstance(node, ast.Assign)
         and isinstance(node.targets[0], ast.Name)
         and isinstance(node.value, ast.Constant)
     }
+
+
+def _steps(wheel: Wheel, path: str, tree: ast.Module) -> Iterator[str]:
+    """Steps given to ``register_resolution_hook`` that SGLang does not have."""
+    names, known = _constants(tree), wheel.module(STEPS)
+    words = {n.value for n in ast.walk(known) if isinstance(n, ast.Constant)} if known else set()
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Call)
+            and getattr(node.func, "id", "") == "register_resolution_hook"
+        ):
+            step = names.get(getattr(node.args[0], "id", ""), getattr(node.args[0], "value", None))
+            if step not in words:
+                yield f"{path}: the settings have no step {step}"
+
+
+def _dead_targets(wheel: Wheel, tree: ast.Module) -> Iterator[str]:
+    """Hooks on what keeps its signature and is never called, or does nothing."""
+    names = _constants(tree)
     words = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)]
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):

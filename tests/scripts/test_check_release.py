@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""scripts/check_release.py on the installed SGLang, put into a wheel, and on one that differs."""
+"""scripts/check_release.py on the installed SGLang, as it is and with older releases' seams."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
+import re
 import sys
 import zipfile
 from pathlib import Path
@@ -11,75 +12,90 @@ from pathlib import Path
 import pytest
 
 from programs import load_program
+from sglang_longflow.hooks.extensions import EXTENSIONS
 from sglang_longflow.hooks.manifest import MANIFEST, PATCHES
+from sglang_longflow.settings.release import TESTED_SGLANG
 
-ROOT = Path(__file__).parents[2]
-METADATA = "Requires-Dist: torch=={torch}\nRequires-Dist: flashinfer_python[cu13]==0.7.2\n"
+pytestmark = [pytest.mark.sglang, pytest.mark.slow]
+OF_SGLANG = [row for row in PATCHES if row.target.startswith("sglang.")]
+FITS = [
+    f"  {len(MANIFEST)} of {len(MANIFEST)} hook targets fit",
+    f"  {len(OF_SGLANG)} of {len(OF_SGLANG)} patch targets fit",
+    f"  {len(EXTENSIONS)} of {len(EXTENSIONS)} extension points fit",
+    "  0 things that handlers touch are not there",
+    "  same packages as the pins",
+]
+#: What other releases have in place of today's: a file, today's text, theirs, and what is said.
+SEAMS = [
+    # 0.5.22
+    ("managers/scheduler.py", "send_abort_output", "_send_abort", "Scheduler has no send_abort_"),
+    # 0.5.21
+    ("mem_cache/base_prefix_cache.py", "class TreeLock", "class Lock", "TreeLock is missing"),
+    ("mem_cache/allocation.py", "ALLOC_FOR_DECODE_FUNCS", "_F", "no ALLOC_FOR_DECODE_FUNCS"),
+    ("managers/schedule_batch.py", "extend_end", "extend_range", "Req has no extend_end"),
+    ("managers/scheduler.py", "def get_prefill_adder_class(", "def g(", "adder_class: is missing"),
+    # 0.5.19
+    ("mem_cache/prefill_budget.py", "class PrefillBudget", "class B", "PrefillBudget is missing"),
+    ("arg_groups/resolution_hooks.py", '"handle_missing_default', '"handle_', "have no step"),
+    # 0.5.18
+    ("mem_cache/registry.py", "UnifiedRadixCache", "RadixCache", "prefix tree: RadixCache"),
+    (
+        "managers/schedule_batch.py",
+        "def _get_decode_retraction_order(",
+        "def _get_decode_retraction_order(server_args, ",
+        "retraction_order: other parameters: new server_args",
+    ),
+    # none yet
+    ("constrained/xgrammar_backend.py", "def _allocate_token", "def _new", "_bitmask: is missing"),
+    ("managers/scheduler.py", "mm_input_error:", "error:", "without mm_input_error; new error"),
+]
 
 
 @pytest.fixture(scope="module")
-def script():
+def sources() -> dict[str, str]:
+    """Every Python file of the installed SGLang, and its metadata, by their names in a wheel."""
+    release = importlib.metadata.distribution("sglang")
+    names = [
+        str(file)
+        for file in release.files or ()
+        if re.match(r"sglang/.*\.py$|[^/]*\.dist-info/METADATA$", str(file))
+    ]
+    return {name: Path(release.locate_file(name)).read_text(encoding="utf-8") for name in names}
+
+
+def report(monkeypatch, capsys, folder: Path, sources: dict[str, str]) -> tuple[int, list[str]]:
+    """Exit status and lines of the command on a wheel of these files."""
+    wheel = folder / f"sglang-{TESTED_SGLANG[-1]}-cp312-cp312-manylinux_2_34_x86_64.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, text in sources.items():
+            archive.writestr(name, text)
     load_program("scripts/release_audit.py")  # which it imports from its own folder
-    return load_program("scripts/check_release.py")
+    script = load_program("scripts/check_release.py")
+    monkeypatch.setattr(sys, "argv", ["check_release.py", str(wheel)])
+    status = script.main()
+    return status, capsys.readouterr().out.splitlines()
 
 
-def make_wheel(folder: Path, version: str, torch: str, **edits: tuple[str, str]) -> Path:
-    """A wheel with the sources that hooks wrap; `edits` by the name of a file: old, new."""
-    package = Path(importlib.util.find_spec("sglang").origin).parent
-    path = folder / f"sglang-{version}-cp312-cp312-manylinux_2_34_x86_64.whl"
-    with zipfile.ZipFile(path, "w") as wheel:
-        wheel.writestr(f"sglang-{version}.dist-info/METADATA", METADATA.format(torch=torch))
-        for module in {row.target for row in (*MANIFEST, *PATCHES)}:
-            if not module.startswith("sglang."):
-                continue
-            words = module.split(".")[1:]
-            while words and not (source := package.joinpath(*words).with_suffix(".py")).is_file():
-                words.pop()
-            text = source.read_text()
-            if source.stem in edits:
-                old, new = edits[source.stem]
-                assert text.count(old) >= 1
-                text = text.replace(old, new)
-            name = "sglang/" + "/".join(words) + ".py"
-            if name not in wheel.namelist():
-                wheel.writestr(name, text)
-    return path
-
-
-def report(script, monkeypatch, capsys, *wheels):
-    # These wheels hold only the hooked modules; test_release_audit.py tests the audit.
-    monkeypatch.setattr(script, "audit", lambda wheel, package: [])
-    monkeypatch.setattr(sys, "argv", ["check_release.py", *map(str, wheels)])
-    return script.main(), capsys.readouterr().out
-
-
-@pytest.mark.sglang
-def test_the_installed_release_fits(script, monkeypatch, capsys, tmp_path):
-    wheel = make_wheel(tmp_path, "0.5.23", "2.14.1")
-    status, out = report(script, monkeypatch, capsys, wheel)
+def test_the_installed_release_fits(monkeypatch, capsys, tmp_path, sources):
+    assert len(sources) > 1000
+    status, lines = report(monkeypatch, capsys, tmp_path, sources)
+    assert lines == [f"{TESTED_SGLANG[-1]}:", *FITS]
     assert status == 0
-    assert f"0.5.23: {len(MANIFEST)} of {len(MANIFEST)} hook targets fit" in out
-    assert "7 of 7 patch targets fit" in out
-    assert "same packages as the pins" in out
 
 
-@pytest.mark.sglang
-def test_what_differs_is_named(script, monkeypatch, capsys, tmp_path):
-    wheel = make_wheel(
-        tmp_path,
-        "0.5.99",
-        "2.99.0",
-        schedule_batch=("def _get_decode_retraction_order(", "def _get_retraction_order("),
-        scheduler=("mm_input_error:", "input_error:"),
-        xgrammar_backend=("def _allocate_token_bitmask(", "def _new_token_bitmask("),
+def test_what_other_releases_have_is_named(monkeypatch, capsys, tmp_path, sources):
+    changed = dict(sources)
+    for file, today, theirs, _ in SEAMS:
+        name = f"sglang/srt/{file}"
+        assert today in changed[name], f"{today} is no longer in {file}"
+        changed[name] = changed[name].replace(today, theirs)
+    metadata = next(name for name in sources if name.endswith("/METADATA"))
+    changed[metadata] = re.sub(
+        r"(?m)^(Requires-Dist: torch)==.*$", r"\1==2.99.0", sources[metadata]
     )
-    status, out = report(script, monkeypatch, capsys, wheel)
+    status, lines = report(monkeypatch, capsys, tmp_path, changed)
     assert status == 1
-    assert f"0.5.99: {len(MANIFEST) - 2} of {len(MANIFEST)} hook targets fit" in out
-    assert "6 of 7 patch targets fit" in out
-    assert "xgrammar_backend._allocate_token_bitmask: is missing" in out
-    assert "ScheduleBatch._get_decode_retraction_order: is missing" in out
-    assert (
-        "handle_generate_request: other parameters: without mm_input_error; new input_error" in out
-    )
-    assert "needs torch 2.99.0 (here 2.14.1)" in out
+    assert [says for *_, says in SEAMS if not any(says in line for line in lines)] == []
+    assert f"  {len(MANIFEST) - 3} of {len(MANIFEST)} hook targets fit" in lines
+    assert f"  {len(OF_SGLANG) - 1} of {len(OF_SGLANG)} patch targets fit" in lines
+    assert lines[-1].startswith("  needs torch 2.99.0 (here ")

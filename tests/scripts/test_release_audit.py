@@ -29,11 +29,15 @@ WHEEL = {
     "sglang/srt/mem_cache/unified_radix_cache.py": "class UnifiedRadixCache:\n    def lock(self): ...",
     "sglang/srt/managers/schedule_batch.py": BATCH,
     "sglang/srt/server_args.py": "class ServerArgs:\n    page_size: int\n    def __post_init__(self):\n        self.x = 1",
+    "sglang/srt/arg_groups/resolution_hooks.py": "_NAMES = {'first_step'}\ndef register_resolution_hook(name): ...",
+    "sglang/srt/mem_cache/base_prefix_cache.py": "class TreeLock:\n    receipt: int",
     "sglang/srt/platforms/cpu.py": "class Cpu:\n    def get_pool(self): ...",
 }
 PACKAGE = {
     "hooks/sglang_types.py": "class Req:\n    rid: str\n    kv: int\n    longflow_row: int\n    def finished(self): ...",
     "hooks/slots.py": "from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache\ndef f(tree):\n    tree.lock()",
+    "core/tree.py": "def f(lock):\n    lock.receipt = 1",
+    "hooks/server_args.py": "FIRST = 'first_step'\nregister_resolution_hook(FIRST)(print)",
     "hooks/manifest.py": "_A = 'sglang.srt.server_args.ServerArgs'\nT = f'{_A}.__post_init__'",
     "settings/compatibility.py": "_ONE = (('page_size', 'a', 'b'),)",
     "platform/cpu.py": "from sglang.srt.platforms.cpu import Cpu\nclass Ours(Cpu):\n    def get_pool(self): ...",
@@ -74,6 +78,8 @@ def test_nothing_is_missing(tmp_path):
         (("server_args.py", "page_size", "page"), "ServerArgs has no field page_size"),
         (("server_args.py", "self.x = 1", "pass"), "__post_init__: does nothing there"),
         (("server_args.py", "self.x = 1", "self.x = m.defstruct()"), "ServerArgs is a Struct"),
+        (("resolution_hooks.py", "'first_step'", "'other_step'"), "have no step first_step"),
+        (("base_prefix_cache.py", "receipt", "params"), "core/tree.py: TreeLock has no receipt"),
         (("cpu.py", "get_pool", "get_kv_pool"), "Ours.get_pool overrides nothing"),
     ],
 )
