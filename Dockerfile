@@ -1,8 +1,8 @@
 # syntax=docker/dockerfile:1.7
 # An SGLang server with KV budgets. docs/deploy/docker.md says how to run it.
 #
-#   docker build -t sglang-longflow:0.2.0 .                       for NVIDIA GPUs, CUDA 13
-#   docker build -t sglang-longflow:0.2.0-cpu --target cpu .      for trying it out, without a GPU
+#   docker build -t sglang-longflow:0.3.0 .                       for NVIDIA GPUs, CUDA 13
+#   docker build -t sglang-longflow:0.3.0-cpu --target cpu .      for trying it out, without a GPU
 #
 # A pip configuration (a mirror, a proxy) can be handed in: --secret id=pip,src=pip.conf
 
@@ -27,7 +27,7 @@ RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --no-index --wheel-d
 # ---- for trying it out: SGLang from PyPI at the pinned versions, CUDA libraries included (9 GB),
 # because SGLang's own packages are built against that torch
 FROM ${PYTHON_IMAGE} AS cpu
-ARG VERSION=0.2.0
+ARG VERSION=0.3.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="sglang-longflow" \
       org.opencontainers.image.description="SGLang with a fixed KV budget per request (CPU, for trying it out)" \
@@ -79,7 +79,7 @@ CMD ["serve", "--config", "/etc/longflow/config.yaml", "--host", "0.0.0.0", "--p
 
 # ---- for GPUs: SGLang's own image, whose packages stay as they are
 FROM ${SGLANG_IMAGE} AS gpu
-ARG VERSION=0.2.0
+ARG VERSION=0.3.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="sglang-longflow" \
       org.opencontainers.image.description="SGLang with a fixed KV budget per request" \

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sglang_longflow.planner.geometry import PlanError
     from sglang_longflow.planner.plan import Plan
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "Budget",
