@@ -6,7 +6,8 @@
     python scripts/nightly.py --python .venv/bin/python        # the one of that environment
 
 Steps, in this order: `newest` finds the release, `audit` reads its wheel with
-scripts/check_release.py, `install` makes an environment, `doctor`, `stock` is a server through our
+scripts/check_release.py, `older` has it read older releases, whose seams it must name,
+`install` makes an environment, `doctor`, `stock` is a server through our
 CPU platform without the plugin, `off` one with the plugin and no budget, `budget` with a budget:
 on a release that is in `TESTED_SGLANG` it must keep within it, on any other it must not start.
 `core` are end-to-end tests (CORE); on a release that is not tested they run in a copy of the tree
@@ -49,6 +50,17 @@ CORE = tuple(
     for name in ("parity", "prefix", "tokens", "longflow_oracle", "http", "hooks_stop_the_start")
 )
 MODEL = ROOT / "sglang_longflow/reasoner/model"
+#: Seams of older releases that the audit must see; else it says nothing by what it does not find.
+OLDER = {
+    "0.5.22": ("Scheduler has no send_abort_output",),
+    "0.5.17": (
+        "default prefix tree: RadixCache",
+        "PrefillBudget is missing",
+        "get_prefill_adder_class: is missing",
+        "has no ALLOC_FOR_DECODE_FUNCS",
+        "Req has no extend_end",
+    ),
+}
 TEST_TOOLS = ("pytest", "hypothesis", "requests", "accelerate", "gguf")
 BUDGET_TOKENS, OUTPUT_TOKENS = 96, 200
 START_S, ANSWER_S, STOP_S, REFUSE_S, CORE_S = 600, 120, 60, 300, 2700
@@ -116,36 +128,43 @@ def call(*command: str | Path, timeout_s: float, cwd: Path, **more: str) -> tupl
         return status, out.read()
 
 
+def download(run: Run, release: str) -> Path:
+    """The wheel of a release, or of the newest, from the package index."""
+    folder = run.work / "wheels" / (release or "newest")
+    shutil.rmtree(folder, ignore_errors=True)
+    wanted = f"sglang=={release}" if release else "sglang"
+    command = ("-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", "-d", folder)
+    status, out = call(sys.executable, *command, wanted, timeout_s=600, cwd=run.work)
+    found = list(folder.glob("sglang-*.whl"))
+    if status or len(found) != 1:
+        raise StepFailed(f"{wanted} was not downloaded: {last_line(out)}")
+    return found[0]
+
+
 def newest(run: Run) -> str:
     """Downloads the wheel of the release that was asked for, or of the newest."""
-    folder = run.work / "wheels"
     if run.python is not None and not run.release:
         code = "import importlib.metadata as m; print(m.version('sglang'))"
         status, out = call(run.python, "-c", code, timeout_s=60, cwd=run.work)
         if status:
             raise StepFailed(f"no SGLang in the environment of {run.python}")
         run.release = out.split()[-1]
-    wanted = f"sglang=={run.release}" if run.release else "sglang"
-    shutil.rmtree(folder, ignore_errors=True)
-    command = ("-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", "-d", folder)
-    status, out = call(sys.executable, *command, wanted, timeout_s=600, cwd=run.work)
-    found = list(folder.glob("sglang-*.whl"))
-    if status or len(found) != 1:
-        raise StepFailed(f"{wanted} was not downloaded: {last_line(out)}")
-    run.wheel, run.release = found[0], found[0].name.split("-")[1]
+    run.wheel = download(run, run.release)
+    run.release = run.wheel.name.split("-")[1]
     known = "tested" if run.tested else f"not tested ({', '.join(TESTED_SGLANG)} is)"
     return f"SGLang {run.release}, {known}"
+
+
+def check_release(run: Run, wheel: Path) -> tuple[int, str]:
+    script = ROOT / "scripts/check_release.py"
+    more = {"timeout_s": 300, "cwd": run.work, "PYTHONPATH": str(ROOT)}
+    return call(sys.executable, script, wheel, **more)
 
 
 def audit(run: Run) -> str:
     """What of the hooks and of what handlers touch is not there."""
     assert run.wheel is not None
-    status, out = call(
-        *(sys.executable, ROOT / "scripts/check_release.py", run.wheel),
-        timeout_s=300,
-        cwd=run.work,
-        PYTHONPATH=str(ROOT),
-    )
+    status, out = check_release(run, run.wheel)
     run.details.append(f"### Audit\n\n```\n{out.strip()}\n```\n")
     if "hook targets fit" not in out:
         raise StepFailed(f"the wheel could not be read: {last_line(out)}")
@@ -154,6 +173,16 @@ def audit(run: Run) -> str:
     if status and run.tested:
         raise StepFailed(says)
     return says
+
+
+def older(run: Run) -> str:
+    """The audit is red on releases that were served, or passed over, and says by what."""
+    for release, seams in OLDER.items():
+        status, out = check_release(run, download(run, release))
+        unseen = [seam for seam in seams if seam not in out]
+        if unseen or not status:
+            raise StepFailed(f"{release}, status {status}: not seen: {', '.join(unseen) or '-'}")
+    return f"{sum(map(len, OLDER.values()))} seams of {' and '.join(OLDER)} seen"
 
 
 def install(run: Run) -> str:
@@ -396,6 +425,7 @@ def _test_model(run: Run) -> str:
 STEPS: dict[str, tuple[Callable[[Run], str], str]] = {
     "newest": (newest, ""),
     "audit": (audit, "wheel"),
+    "older": (older, ""),
     "install": (install, "release"),
     "doctor": (doctor, "python"),
     "stock": (stock, "python"),
