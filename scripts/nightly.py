@@ -5,13 +5,12 @@
     python scripts/nightly.py --release 0.5.23 --work /tmp/n   # that one; where it is installed
     python scripts/nightly.py --python .venv/bin/python        # the one of that environment
 
-Steps, in this order: `newest` finds the release, `audit` reads its wheel with
-scripts/check_release.py, `older` has it read older releases, whose seams it must name,
-`install` makes an environment, `doctor`, `stock` is a server through our
-CPU platform without the plugin, `off` one with the plugin and no budget, `budget` with a budget:
-on a release that is in `TESTED_SGLANG` it must keep within it, on any other it must not start.
-`core` are end-to-end tests (CORE); on a release that is not tested they run in a copy of the tree
-that calls it tested, and say how far a port would be.
+In this order: `newest` finds the release; `audit` reads its wheel with scripts/check_release.py;
+`older` has that read older releases, whose seams it must name; `install` makes an environment;
+`doctor`; `stock` is a server through our CPU platform without the plugin; `off` has the plugin and
+no budget; `budget` has one: on a release that is in `TESTED_SGLANG` it must keep within it, on any
+other it must not start. `core` are end-to-end tests (CORE); on a release that is not tested they
+run in a copy of the tree that calls it tested, and say how far a port would be.
 
 A step that fails does not keep those behind it from running, unless they need what it makes. The
 report (`--report`, Markdown) begins with the first line that failed. Ends with 1 if a step failed.
@@ -511,6 +510,9 @@ def main(argv: list[str] | None = None) -> int:
     if options.python:
         names = [name for name in names if name != "install"]
     outcomes = carried_out(run, names)
+    for file in (options.report, options.title):
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
     if options.report:
         options.report.write_text(markdown(run, outcomes), encoding="utf-8")
     if options.title:

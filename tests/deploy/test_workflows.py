@@ -38,7 +38,7 @@ def test_actionlint_is_content(tools):
 @pytest.mark.parametrize(
     ("name", "old", "new", "kind"),
     [
-        ("nightly", "needs: release", "needs: nothing", "job-needs"),
+        ("release", "needs: version", "needs: nothing", "job-needs"),
         ("release", "attestations: write", "attestation: write", "permissions"),
         ("check", 'model: "false"', 'modell: "false"', "action"),
         ("test", "matrix.python }}\n    runs-on", "matrix.pyton }}\n    runs-on", "expression"),
