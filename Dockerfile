@@ -7,7 +7,7 @@
 # A pip configuration (a mirror, a proxy) can be handed in: --secret id=pip,src=pip.conf
 
 # SGLang 0.5.23 with torch 2.14 for CUDA 13 (driver 580 or newer). By tag alone: its digest is not
-# known yet. Pin it before a release: --build-arg SGLANG_IMAGE=lmsysorg/sglang:v0.5.23@sha256:...
+# known yet, and scripts/release_notes.py refuses a release without it.
 ARG SGLANG_IMAGE=lmsysorg/sglang:v0.5.23
 ARG PYTHON_IMAGE=python:3.12.12-slim-bookworm@sha256:593bd06efe90efa80dc4eee3948be7c0fde4134606dd40d8dd8dbcade98e669c
 

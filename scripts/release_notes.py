@@ -4,7 +4,8 @@
     python scripts/release_notes.py v0.2.0 > notes.md
 
 Prints the section of CHANGELOG.md. Ends with 1 if the tag is not the version of the package, of
-the Helm chart or of CITATION.cff, or where the changelog has no dated section for it.
+the Helm chart or of CITATION.cff, where the changelog has no dated section for it, or where the
+Dockerfile names a base by its tag alone: the tag may name another image tomorrow.
 """
 
 from __future__ import annotations
@@ -37,6 +38,16 @@ def problems(version: str, root: Path = ROOT) -> list[str]:
     ]
 
 
+def unpinned(dockerfile: str) -> list[str]:
+    """Base images of a Dockerfile that have no digest, and how to learn it."""
+    bases = re.findall(r"^ARG (\w+_IMAGE)=(\S+)$", dockerfile, re.M)
+    return [
+        f"Dockerfile: {name}={base} has no digest; `docker buildx imagetools inspect {base}` has it"
+        for name, base in bases
+        if not re.search(r"@sha256:[0-9a-f]{64}$", base)
+    ]
+
+
 def notes(version: str, changelog: str) -> str:
     """The text below the dated heading of a version; empty if there is none."""
     heading = rf"^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d$"
@@ -49,7 +60,10 @@ def main() -> int:
     parser.add_argument("tag", help="such as v0.2.0")
     version = parser.parse_args().tag.removeprefix("v")
     text = notes(version, (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))
-    wrong = problems(version)
+    wrong = [
+        *problems(version),
+        *unpinned((ROOT / "Dockerfile").read_text(encoding="utf-8")),
+    ]
     if not text:
         wrong.append(f"CHANGELOG.md: no section '## [{version}] - DATE' with text")
     for line in wrong:

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from programs import load_program
 from sglang_longflow import __version__
 from sglang_longflow.server.settings import read_settings
+from sglang_longflow.settings.release import TESTED_SGLANG
 
 pytestmark = pytest.mark.deploy
 ROOT = Path(__file__).parents[2]
@@ -45,13 +47,16 @@ def test_hadolint_would_complain(tools, tmp_path):
     assert done.returncode == 1 and "DL3002" in done.stdout
 
 
-def test_bases_are_pinned():
+def test_bases_are_pinned_or_keep_the_release_back():
     bases = re.findall(r"^ARG \w+_IMAGE=(.+)$", DOCKERFILE, re.M)
     assert len(bases) == 2
-    for base in bases:
-        # SGLang's by the tag of its release, which the Dockerfile says; its digest is not known.
-        digest = "(@sha256:[0-9a-f]{64})" + ("?" if base.startswith("lmsysorg/sglang:v") else "")
-        assert re.fullmatch(r"[\w./-]+:[\w.-]+" + digest, base), base
+    digest = r"(@sha256:[0-9a-f]{64})?"
+    assert all(re.fullmatch(r"[\w./-]+:[\w.-]+" + digest, base) for base in bases), bases
+    # By a tag alone while a line is being prepared; release_notes.py then refuses the release.
+    without = [base for base in bases if "@" not in base]
+    assert set(without) <= {f"lmsysorg/sglang:v{TESTED_SGLANG[-1]}"}
+    refused = load_program("scripts/release_notes.py").unpinned(DOCKERFILE)
+    assert len(refused) == len(without) and all(b in line for b, line in zip(without, refused))
     used = set(re.findall(r"^FROM (\S+)", DOCKERFILE, re.M))
     assert used == {"${SGLANG_IMAGE}", "${PYTHON_IMAGE}"}
 
