@@ -1,5 +1,5 @@
 # sglang-longflow: `make` lists the targets. Everything they need is installed on the first run.
-#   PYTHON=python3.12   interpreter for the environment (default: the best of 3.12, 3.13, 3.11 found)
+#   PYTHON=python3.12   interpreter for the environment (default: the first of 3.12, 3.11, 3.13 found)
 #   VENV=.venv          where the environment lies
 #   PYTEST_ARGS=...     passed on to pytest, such as PYTEST_ARGS='-k budget -x'
 #   TOOLS=.tools        where the tools of the deployment tests lie

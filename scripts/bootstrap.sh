@@ -126,6 +126,12 @@ rm -f "$STAMP"
 
 say "installing SGLang, PyTorch and the tools: about 5 minutes and 9 GB the first time"
 pip_run -c "$CONSTRAINTS" "pip==$PIP_PIN" setuptools || die "pip could not be set up, see above"
+# SGLang 0.5.23 pins outlines_core 0.1.26, which has no wheel for Python 3.13: pip builds it.
+if "$VENV/bin/python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 13))'; then
+  command -v cargo >/dev/null ||
+    die "SGLang 0.5.23 on Python 3.13 needs Rust (cargo), for outlines_core; or set PYTHON=python3.12"
+  pip_run -c "$CONSTRAINTS" outlines_core || die "outlines_core could not be built, see above"
+fi
 # No build isolation: the pinned setuptools builds the project, nothing else is fetched.
 pip_run --no-build-isolation -c "$CONSTRAINTS" -e '.[dev,demo,eval]' ||
   die "installing the packages failed, see above; run the same command again to go on"

@@ -16,7 +16,7 @@ find_python() {
     echo "$PYTHON"
     return
   fi
-  for name in python3.12 python3.13 python3.11 python3; do
+  for name in python3.12 python3.11 python3.13 python3; do
     while read -r path; do
       if usable "$path"; then
         echo "$path"
