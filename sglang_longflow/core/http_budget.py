@@ -50,6 +50,8 @@ PLACES: dict[str, str | None] = {
     "ollama_chat": "",
     "ollama_generate": "",
     "v1_score_request": "",
+    "v1_decisions_request": "",
+    "systemone_decisions": "",
     "v1_rerank_request": "",
     "openai_v1_embeddings": None,
     "openai_v1_classify": None,
@@ -120,14 +122,15 @@ def merge(params: Any, asked: Mapping[str, Any]) -> Any:
     return {**params, **asked}
 
 
-def apply_headers(obj: Any, server_args: Any) -> None:
+def apply_headers(obj: Any, preferred: Mapping[str, Any] | None) -> None:
     """Put what the headers ask for into a request's ``sampling_params``: a dict, a list, or None.
 
-    SGLang's --preferred-sampling-params count where a request has no ``custom_params``.
+    SGLang's --preferred-sampling-params, `preferred`, count where a request has no
+    ``custom_params``.
     """
     if not (asked := asked_by_headers()):
         return
-    preferred = server_args.preferred_sampling_params or {}
+    preferred = preferred or {}
 
     def with_asked(params: Any) -> Any:
         if not isinstance(params, dict | None):

@@ -78,7 +78,7 @@ async def generate_request(
     original: Original, self: TokenizerManager, obj: Any, request: Any = None
 ) -> AsyncIterator[Any]:
     """Around ``TokenizerManager.generate_request``, through which every response passes."""
-    apply_headers(obj, self.server_args)
+    apply_headers(obj, self.preferred_sampling_params)
     has_budgets = config_from(self.server_args) is not None
     if has_budgets:
         inbox.guard_answers(self)

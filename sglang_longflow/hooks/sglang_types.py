@@ -122,6 +122,7 @@ class TokenizerManager(Protocol):
     server_args: Any
     model_config: Any
     sampling_params_class: Any
+    preferred_sampling_params: Any
     server_status: Any
     gracefully_exit: bool
     is_pause: bool

@@ -297,7 +297,7 @@ def test_headers_reach_every_prompt_of_a_request(given, wanted):
     obj = SimpleNamespace(sampling_params=given)
     token = http_budget._asked.set({"kv_budget": 64})
     try:
-        http_budget.apply_headers(obj, SimpleNamespace(preferred_sampling_params=None))
+        http_budget.apply_headers(obj, None)
     finally:
         http_budget._asked.reset(token)
     assert obj.sampling_params == wanted and json.dumps(given) == before
@@ -308,7 +308,7 @@ def test_an_operators_preferred_params_stay():
     obj = SimpleNamespace(sampling_params={})
     token = http_budget._asked.set({"kv_budget": 64})
     try:
-        http_budget.apply_headers(obj, SimpleNamespace(preferred_sampling_params=preferred))
+        http_budget.apply_headers(obj, preferred)
     finally:
         http_budget._asked.reset(token)
     assert obj.sampling_params["custom_params"] == {"thinking_budget": 9, "kv_budget": 64}

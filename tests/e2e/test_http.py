@@ -242,7 +242,7 @@ def test_no_request_ends_the_server(server):
         time.sleep(0.3)
         for params in KILLERS:
             status, answer = generate(server, LONG, sampling_params=params)
-            assert status == 200 or "message" in json.dumps(answer), (params, status, answer)
+            assert status == 200 or answer.get("error") or answer.get("message"), (params, answer)
             assert generate(server, new_tokens=3)[0] == 200, params
         status, _ = server.request("/dump_expert_distribution_record", {}, timeout_s=30)
         assert generate(server, new_tokens=3)[0] == 200
