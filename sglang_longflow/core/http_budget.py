@@ -53,6 +53,7 @@ PLACES: dict[str, str | None] = {
     "v1_decisions_request": "",
     "systemone_decisions": "",
     "v1_rerank_request": "",
+    "openai_v1_audio_transcriptions": "",  # multipart: SGLang takes fields that it names
     "openai_v1_embeddings": None,
     "openai_v1_classify": None,
     "encode_request": None,

@@ -324,6 +324,23 @@ def test_a_disagreement_is_a_budget_error():
 
 
 # SGLang's own app
+#: Routes that answer no request for tokens or scores: an operator's, and those that only read text.
+NO_ANSWERS = {
+    *("add_external_corpus", "remove_external_corpus", "flush_cache", "freeze_gc_async"),
+    *("attach_hicache_storage_backend", "clear_hicache_storage_backend", "configure_logging"),
+    *("start_profile_async", "stop_profile_async", "set_trace_level", "set_internal_state"),
+    *(f"{verb}_expert_distribution_record_async" for verb in ("start", "stop", "dump")),
+    *(f"update_weights_from_{source}" for source in ("disk", "tensor", "distributed", "ipc")),
+    *("begin_weight_update", "end_weight_update", "update_weight_version", "check_weights"),
+    *("init_weights_update_group", "destroy_weights_update_group", "get_weights_by_name"),
+    *("init_weights_send_group_for_remote_instance", "send_weights_to_remote_instance"),
+    *("release_memory_occupation", "resume_memory_occupation", "slow_down", "pd_role_switch"),
+    *("load_lora_adapter", "load_lora_adapter_from_tensors", "unload_lora_adapter"),
+    *("open_session", "close_session", "abort_request", "pause_generation"),
+    *("continue_generation", "v1_cancel_responses", "ollama_show"),
+    *("parse_function_call_request", "separate_reasoning_request", "anthropic_v1_count_tokens"),
+    *("openai_v1_tokenize", "openai_v1_detokenize"),
+}
 
 
 @pytest.mark.sglang
@@ -334,6 +351,7 @@ def test_every_endpoint_that_is_named_exists():
     assert set(http_budget.PLACES) - names == set()
     posts = {r.name for r in app.routes if {"POST", "PUT"} & set(getattr(r, "methods", None) or ())}
     assert set(http_budget.PLACES) <= posts
+    assert posts - set(http_budget.PLACES) == NO_ANSWERS, "does a new route generate?"
     # As the server makes it: some of the app's routes have neither path nor name.
     made = http_budget.BudgetFields(app, app.routes, CONFIG, print)
     assert set(made.endpoints.values()) == set(http_budget.PLACES)
