@@ -50,7 +50,7 @@ def run_by_hand(pool_tokens, arrivals, **rules):
 
 
 #: Two requests. The second one's hit ends inside the first one's credited node and splits it.
-SPLIT = (10, [(0, "ab", 9, 5), (3, "ab", 4, 10)])
+SPLIT = (8, [(0, "abc", 7, 5), (2, "abc", 2, 9)])
 #: "abcdef" is cached and unlocked. Then an owner and a keeper of it arrive in one pass.
 ONE_PASS = (16, [(0, "abcdef", 1, 8), (4, "abcdefx", 20, 8), (4, "abcdefy", 7, 20)])
 

@@ -167,11 +167,14 @@ class Simulation:
         No request joins a chunk that was shortened for the window: one chunked request at a time.
     end_by_length : bool
         A chunk that was run to the end of its prompt is the last one, whatever SGLang's limit said.
+    beside : callable or None
+        Makes a request of its own kind from a random number generator: half of the traffic.
     """
 
     held_hits = True
     close_chunk = True
     end_by_length = True
+    beside = None
 
     def __init__(self, pool_tokens, *, chunk=None, radix=True):
         self.total = pool_tokens
@@ -320,10 +323,20 @@ class Simulation:
                 r.must_cut = r.budget.must_cut(len(r.prompt)) and r.max_new > 0
                 self.fresh.append(r)
 
-    def launch_decode(self):
-        rows = self.running
+    def ends_with_last_result(self, r):
+        """``Scheduler._reqs_finishing_inflight``: by its length, so it takes no further step."""
+        launched = self.last is not None and any(r is one for one in self.last[1])
+        return launched and r.outputs + 1 >= r.max_new
+
+    def make_room(self, rows):
+        """The decode memory check: the rows that decode; none of them is ever retracted."""
         required = slots_required([r.resident_row() for r in rows], freed)
         assert required <= self.room(), "the decode memory check asks for retraction"
+        return rows
+
+    def launch_decode(self):
+        """Returns the rows that took a step."""
+        rows = self.make_room([r for r in self.running if not self.ends_with_last_result(r)])
         for r in rows:  # `hooks.slots._insert_prompts`
             if r.resident_row().step is Step.CUT:
                 self.cache_unfinished(r)
@@ -353,7 +366,8 @@ class Simulation:
                 r.slots, r.tree_slots = mine + kept, 0
                 r.owned, r.must_cut = True, False
                 assert len(r.slots) == r.budget.tokens
-            assert len(r.slots) <= r.budget.tokens
+            assert r.budget.is_full or len(r.slots) <= r.budget.tokens
+        return rows
 
     def process(self, batch):
         """The result of a batch, one launch later."""
@@ -382,8 +396,7 @@ class Simulation:
             self.launch_prefill(chosen)
             batch = ("prefill", [r for r in chosen if r.end == len(r.prompt)])
         elif self.running:
-            self.launch_decode()
-            batch = ("decode", list(self.running))
+            batch = ("decode", list(self.launch_decode()))
         else:
             batch = None
         self.peak_running = max(self.peak_running, len(self.running))
@@ -419,15 +432,19 @@ def make_request(rng, pool_tokens, families, scale, policies, keeps):
 
 
 def simulate(seed, *, steps, pool_tokens, scale, chunk=None, radix=True, policies=(STREAMING,),
-             keeps=0.3, families=3, **rules):  # fmt: skip
+             keeps=0.3, families=3, kind=Simulation, **rules):  # fmt: skip
+    """One run of random traffic on a simulation of `kind`."""
     rng = random.Random(seed)
-    sim = Simulation(pool_tokens, chunk=chunk, radix=radix)
+    sim = kind(pool_tokens, chunk=chunk, radix=radix)
     vars(sim).update(rules)
     bodies = [[(f, i) for i in range(rng.randint(1, 2 * scale))] for f in range(families)]
     sent = 0
     for _ in range(steps):
         while len(sim.waiting) < 4 and rng.random() < 0.6:
-            request = make_request(rng, pool_tokens, bodies, scale, policies, keeps)
+            if sim.beside is not None and rng.random() < 0.5:
+                request = sim.beside(rng)
+            else:
+                request = make_request(rng, pool_tokens, bodies, scale, policies, keeps)
             if request is not None:
                 sim.waiting.append(request)
                 sent += 1
