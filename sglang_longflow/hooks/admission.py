@@ -182,7 +182,12 @@ def _add_chunked_req(original: Original, self: PrefillAdder, req: Req) -> Any:
     """Around ``PrefillAdder.add_chunked_req``: the next chunk of the one chunked request."""
     row = bounded_row(req)
     if row is None:
-        return original(self, req)
+        unfinished = original(self, req)
+        if unfinished is not None:
+            # With the policy shortest-prefill-first others may join this pass. SGLang counts what
+            # this chunk takes alone, and a prefill whose slots are gone ends the scheduler.
+            self.memory_budget.total_offset += len(req.full_untruncated_fill_ids) - req.extend_end
+        return unfinished
     need = _need(self, req, row.budget, lock_held=True)
     before = self.memory_budget.total_offset
     result = _stock_counts_prompt_only(original, self, req)

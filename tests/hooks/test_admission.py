@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from real_adder import without_a_server
 from real_tree import real_tree
 from sglang_longflow.core import runtime
 from sglang_longflow.core.contracts import KVBudget, KVRow
@@ -90,14 +91,7 @@ class Request:
 @pytest.fixture(autouse=True)
 def active(monkeypatch):
     """A process with a budget; SGLang's own configuration is only there in a server."""
-    from sglang.srt.managers import schedule_policy
-
-    monkeypatch.setattr(schedule_policy.PrefillAdder, "_replay_len", lambda self, req, n: 0)
-    counts = "_account_prefill_cache_admission"  # hits for the metrics
-    monkeypatch.setattr(schedule_policy.PrefillAdder, counts, lambda self, req, n: None)
-    monkeypatch.setattr(
-        schedule_policy, "get_schedule", lambda: SimpleNamespace(schedule_policy="fcfs")
-    )
+    without_a_server(monkeypatch)
     monkeypatch.setattr(runtime, "_current", runtime.Runtime(LongFlowConfig(kv_budget=100)))
 
 
@@ -160,3 +154,16 @@ def test_embeddings_and_tokens_are_not_prefilled_in_one_batch(pools):
     assert adder.add_one_req(second, True, None) is AddReqResult.OTHER
     adder.add_one_req(third, True, None)
     assert adder.can_run_list == [first, third]
+
+
+def test_the_rest_of_a_chunked_prompt_with_full_kv_is_reserved(pools):
+    """With shortest-prefill-first others join its pass, and SGLang counts its chunk alone."""
+    from sglang.srt.managers.schedule_policy import AddReqResult
+
+    adder = pools.adder(available=300, chunk=64)
+    adder.chunked_req_limit = 16
+    chunked = Request(280, 10, 0, pools.node(0), hit=64)  # 200 more after this chunk
+    assert adder.add_chunked_req(chunked) is chunked
+    shorter = Request(20, 200, 100, pools.node(0))
+    assert adder.add_one_req(shorter, True, None) is AddReqResult.NO_TOKEN
+    assert adder.can_run_list == [chunked]
