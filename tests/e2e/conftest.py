@@ -14,10 +14,20 @@ def starts(request):
     """Servers, whoever starts them, import SGLang once; with REAL_START in a module they do not."""
     import harness
 
+    harness.ENDED.clear()
     with harness.environment(
         **harness.fast_start(not getattr(request.module, "REAL_START", False))
     ):
         yield
+
+
+@pytest.fixture(autouse=True)
+def engine_lives(starts):
+    """A test that shares its engine with one that saw it end fails; it would wait forever."""
+    import harness
+
+    assert not harness.ENDED, harness.ENDED[-1]
+    yield
 
 
 @pytest.fixture(scope="session")

@@ -168,6 +168,29 @@ def fast_start(chosen: bool = True) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(paths)}
 
 
+#: Why no test of this module can go on with its engine.
+ENDED: list[str] = []
+
+
+class EndsTheTest:
+    """SGLang's handler of a process that ended kills pytest, and what that process wrote is lost.
+
+    This one fails the test. A process of the fork server says that it was 255 whatever it was: what
+    reports an error ends the fork server, its parent, with a SIGQUIT.
+    """
+
+    def __init__(self, tokenizer_manager):
+        self._manager = tokenizer_manager
+
+    def sigterm_handler(self, signum=None, frame=None) -> None:
+        self._manager.gracefully_exit = True
+
+    def running_phase_sigquit_handler(self, signum=None, frame=None) -> None:
+        self._manager._subprocess_watchdog.stop()
+        ENDED.append("a process of the engine ended; what it wrote is in the output of the test")
+        raise SystemExit(ENDED[-1])  # asyncio would keep an Exception for itself
+
+
 def _stop(engine) -> None:
     """End this engine's processes only; `Engine.shutdown` kills every child of this process."""
     watchdog = engine.tokenizer_manager._subprocess_watchdog
@@ -248,6 +271,8 @@ def engine(
     starts = contextlib.nullcontext() if own_imports else _fork_server()
     with environment(**STRICT, LONGFLOW_PROBE_FILE=str(report_file), **(env or {})), starts:
         running = cls(**{**defaults, **arguments})
+    running.tokenizer_manager.signal_handler_class = EndsTheTest
+    ENDED.clear()
     try:
         yield running
     finally:
