@@ -71,6 +71,10 @@ VARIANTS: dict[str, Variant] = {
     "D": _variant(96, 1500, "--chunked-prefill-size", "128", *_EVERYTHING),
     "E": _variant(64, 1500, *_NO_OVERLAP, *_EVERYTHING, policy="longflow"),
     "F": _variant(64, 1500, "--disable-radix-cache", "--chunked-prefill-size", "128"),
+    # Long prompts come in many small chunks, and shorter ones pass them.
+    "G": _variant(
+        64, 1000, "--chunked-prefill-size", "48", "--schedule-policy", "shortest-prefill-first"
+    ),
     # The same sizes without a budget: what ends this one is SGLang's own.
     "stock": _variant(0, 2048, *_EVERYTHING),
     "stock-no-radix": _variant(0, 2048, "--disable-radix-cache"),
