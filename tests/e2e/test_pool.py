@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 import harness
@@ -115,3 +117,31 @@ def test_a_retracted_row_starts_over(endless):
         results, _ = run(engine, 6, 64, 120)
         assert sum(item["meta_info"]["num_retractions"] for item in results) > 0
         assert all(item["meta_info"]["kv_resident_tokens"] <= 64 for item in results)
+
+
+def test_shorter_requests_leave_a_long_prompt_its_slots(endless):
+    """They pass it while it is prefilled in chunks; SGLang itself counts its next chunk alone."""
+    with harness.engine(
+        endless,
+        probe=True,
+        kv_budget=96,
+        kv_budget_allow_full=True,
+        max_total_tokens=1000,
+        chunked_prefill_size=64,
+        schedule_policy="shortest-prefill-first",
+    ) as engine:
+
+        async def scene():
+            long = engine.async_generate(
+                input_ids=prompt(800, 1), sampling_params=greedy(5, kv_budget=0)
+            )
+            waiting = [asyncio.ensure_future(long)]
+            await asyncio.sleep(0.03)  # its first chunks run
+            for i in range(20):
+                short = dict(input_ids=prompt(30, 2 + i), sampling_params=greedy(150))
+                waiting.append(asyncio.ensure_future(engine.async_generate(**short)))
+            return await asyncio.gather(*waiting)
+
+        found = engine.loop.run_until_complete(scene())
+        assert [len(one["output_ids"]) for one in found] == [5] + [150] * 20
+        assert engine.probe_report()["retractions"] == 0
