@@ -255,6 +255,7 @@ TILES = [
 #: Programs that score a row, how many slots of it at a time, how many heads, and their warps.
 CHUNKS = [
     (16, 256, 8, 1),
+    (16, 256, 16, 1),
     (16, 256, 32, 1),
     (8, 512, 8, 2),
     (4, 1024, 8, 4),
@@ -285,28 +286,31 @@ def chunks(base: LaunchConfig):
 
 
 def sweep(batches: list[int], replays: int) -> None:
-    """Print how long the cuts of the work take for full rows of 3,200, one thing after another."""
+    """Print how long the cuts of the work take for rows of 3,200, one thing after another: full
+    rows, rows that still grow, and full rows under the default policy."""
     for batch in batches:
         inputs = Inputs((32, 8, 128), batch, 3200)
         rival = measure(inputs.flashinfer(), replays).median
-        print(f"SWEEP batch={batch}: FlashInfer {rival:.1f} us; full, not full, cut")
+        print(f"SWEEP batch={batch}: FlashInfer {rival:.1f} us; full, not full, novel, cut")
         base = inputs.default_config()
         for stage in (tiles, splits, chunks):
             found = {}
             for config in dict.fromkeys([base, *stage(base)]):
                 try:
+                    kinds = (dict(full=True), dict(full=False), dict(novel=True))
                     times = [
-                        measure(inputs.longflow(full=full, config=config), replays).median
-                        for full in (True, False)
+                        measure(inputs.longflow(config=config, **kind), replays).median
+                        for kind in kinds
                     ]
                 except triton.runtime.errors.OutOfResources as error:
                     print(f"batch {batch} {config}: {error}", file=sys.stderr)
                     continue
                 found[config] = [time / rival for time in times]
-            base = min(found, key=found.__getitem__)
-            for config, (full, growing) in found.items():
+            base = min(found, key=lambda config: sum(found[config]))
+            for config, ratios in found.items():
                 mark = "*" if config == base else " "
-                print(f"{mark} {full:.3f}x {growing:.3f}x {_text(config)}", flush=True)
+                text = " ".join(f"{ratio:.3f}x" for ratio in ratios)
+                print(f"{mark} {text} {_text(config)}", flush=True)
 
 
 def _text(config: LaunchConfig) -> str:
