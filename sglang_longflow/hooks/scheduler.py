@@ -10,8 +10,9 @@ from sglang.srt.runtime_context import get_parallel
 
 from sglang_longflow.core import runtime
 from sglang_longflow.core.counters import row_capacity, unplanned_rows
-from sglang_longflow.errors import ConfigError, UnsupportedSetup
+from sglang_longflow.errors import ConfigError, HookNotApplied, UnsupportedSetup
 from sglang_longflow.hooks import metrics, slots, start_check, verify
+from sglang_longflow.hooks.server_args import is_on, require_checked
 from sglang_longflow.hooks.sglang_types import Original, Scheduler
 from sglang_longflow.settings import compatibility
 from sglang_longflow.settings.resolved import resolved
@@ -23,7 +24,7 @@ def init(original: Original, self: Scheduler, server_args: Any, *args: Any, **kw
     """Around ``Scheduler.__init__``: what an operator can change ends the server with one line."""
     try:
         return _init(original, self, server_args, *args, **kwargs)
-    except (ConfigError, UnsupportedSetup) as error:
+    except (ConfigError, UnsupportedSetup, HookNotApplied) as error:
         start_check.stop_server(str(error))
 
 
@@ -33,11 +34,14 @@ def _init(original: Original, self: Scheduler, server_args: Any, *args: Any, **k
         return original(self, server_args, *args, **kwargs)
     settings = resolved(server_args)
     compatibility.refuse_release()
-    compatibility.refuse_flags(settings)
+    require_checked(server_args, state.config)
+    compatibility.refuse_resolved(settings, is_on)
     verify.require_all()
+    verify.require_reached(type(self))
     slots.register_alloc_for_decode(settings.device)
     original(self, server_args, *args, **kwargs)
     verify.require_patches()
+    _check_parts(self, settings.device)
     _check_pools(self, state)
     ranks = get_parallel()
     if settings.enable_metrics and ranks.tp_rank == 0:
@@ -81,6 +85,19 @@ def _warn_if_unplanned(scheduler: Scheduler, state: runtime.Runtime) -> None:
     fits = row_capacity(scheduler.max_total_num_tokens, state.config.kv_budget)
     if unplanned := unplanned_rows(state.config.kv_planned_rows, fits):
         logger.warning("longflow: %s", unplanned)
+
+
+def _check_parts(scheduler: Scheduler, device_type: str) -> None:
+    """What SGLang asks for at each step must be ours; others may have come after us."""
+    from sglang_longflow.hooks.admission import BudgetAdder
+
+    adder = scheduler.get_prefill_adder_class()
+    if not issubclass(adder, BudgetAdder):
+        raise HookNotApplied(
+            f"Scheduler.get_prefill_adder_class: {adder.__module__}.{adder.__qualname__} admits "
+            f"requests, and knows no budget; remove the plugin that it comes from"
+        )
+    slots.require_alloc_for_decode(device_type)
 
 
 def _check_pools(scheduler: Scheduler, state: runtime.Runtime) -> None:

@@ -106,11 +106,23 @@ def register_alloc_for_decode(device_type: str) -> None:
     """
     found = ALLOC_FOR_DECODE_FUNCS[device_type]
     if found is not alloc_for_decode_default:
-        raise UnsupportedSetup(
-            f"ALLOC_FOR_DECODE_FUNCS[{device_type!r}]: {found.__module__}.{found.__qualname__} "
-            f"allocates decode steps already; remove that plugin, or drop --kv-budget"
-        )
+        _refuse_alloc_for_decode(device_type, found)
     ALLOC_FOR_DECODE_FUNCS[device_type] = functools.partial(alloc_for_decode, found)
+
+
+def require_alloc_for_decode(device_type: str) -> None:
+    """Raise UnsupportedSetup if another plugin took the place of `alloc_for_decode` since."""
+    found = ALLOC_FOR_DECODE_FUNCS[device_type]
+    if getattr(found, "func", None) is not alloc_for_decode:
+        _refuse_alloc_for_decode(device_type, found)
+
+
+def _refuse_alloc_for_decode(device_type: str, found: Any) -> None:
+    name = f"{found.__module__}.{getattr(found, '__qualname__', type(found).__name__)}"
+    raise UnsupportedSetup(
+        f"ALLOC_FOR_DECODE_FUNCS[{device_type!r}]: {name} allocates decode steps; remove that "
+        f"plugin, or drop --kv-budget"
+    )
 
 
 def alloc_for_decode(original: Original, batch: ScheduleBatch, token_per_req: int) -> Any:

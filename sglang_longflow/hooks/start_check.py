@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -21,9 +22,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sglang_longflow.errors import HookNotApplied
+from sglang_longflow.errors import HookNotApplied, UnsupportedSetup
 from sglang_longflow.hooks import verify
 from sglang_longflow.settings.flags import budget_words
+
+#: This package's entry points: its plugin, and its platform for machines without a GPU.
+PLUGIN, PLATFORM = "longflow", "longflow_cpu"
 
 
 def stop(message: str) -> NoReturn:
@@ -51,9 +55,55 @@ def runs_sglang(argv: Sequence[str]) -> bool:
 def _given_budget(process: Any) -> str:
     """The budget in the server arguments that a process was started with; else empty."""
     given = (*getattr(process, "_args", ()), *getattr(process, "_kwargs", {}).values())
-    ours = [one for one in given if type(one).__module__.split(".")[0] == "sglang"]
+    ours = [one for one in given if _is_sglangs(type(one))]
     budgets = [getattr(one, "kv_budget", None) for one in ours]
     return next((f"kv_budget={tokens}" for tokens in budgets if tokens is not None), "")
+
+
+def _is_sglangs(kind: type) -> bool:
+    """Whether a class is SGLang's, or derived from one of SGLang's."""
+    return any(base.__module__.split(".")[0] == "sglang" for base in kind.__mro__)
+
+
+def require_survival(settings: Any, names: Sequence[str], value: Any) -> None:
+    """Settings are handed to other processes by pickling: attributes `names` must come through.
+
+    Raises
+    ------
+    HookNotApplied
+        One does not have `value` on the other side.
+    """
+    there = pickle.loads(pickle.dumps(settings))
+    for name in names:
+        if getattr(there, name, None) != value:
+            raise HookNotApplied(
+                f"{name}={value}: is lost when {type(settings).__name__} is handed to another "
+                f"process, so the scheduler would keep full KV"
+            )
+
+
+def require_plugin_in_children(word: str) -> None:
+    """Refuse variables that keep this plugin out of the processes which this one starts.
+
+    They were other ones when it was loaded here.
+
+    Raises
+    ------
+    UnsupportedSetup
+    """
+    from sglang.srt.environ import envs
+
+    plugins, platform = envs.SGLANG_PLUGINS.get(), envs.SGLANG_PLATFORM.get()
+    found = ""
+    if plugins and PLUGIN not in [name.strip() for name in plugins.split(",")]:
+        found = f"SGLANG_PLUGINS={plugins!r}"
+    elif platform and platform != PLATFORM:
+        found = f"SGLANG_PLATFORM={platform!r}"
+    if found:
+        raise UnsupportedSetup(
+            f"{word}: {found} keeps this plugin out of the scheduler, which would keep full KV; "
+            f"unset it"
+        )
 
 
 # who must have one
@@ -125,15 +175,15 @@ def _settings_made() -> bool:
 
 
 def _check_settings(word: str) -> None:
+    try:
+        verify.require_all()
+    except HookNotApplied as error:
+        stop(f"{word}: {error}")
     if not _settings_made():
         stop(
             f"{word}: SGLang made its settings past the plugin, so the server would keep full KV; "
             f"run longflow doctor"
         )
-    try:
-        verify.require_all()
-    except HookNotApplied as error:
-        stop(f"{word}: {error}")
     release()
 
 
@@ -151,7 +201,7 @@ def _check_scheduler(word: str) -> None:
     from sglang_longflow.core import runtime  # late: torch, which a plugin's loading does not need
 
     if runtime.current() is None:
-        raise HookNotApplied(
+        stop_server(
             f"{word}: the plugin is not active in this scheduler's process, so it would keep full "
             f"KV; run longflow doctor"
         )

@@ -76,7 +76,13 @@ def check_target(row: Hook | Patch) -> HookStatus:
 def check_hook(hook: Hook, *, applied: bool = True) -> HookStatus:
     """Check one hook; with ``applied=False`` only that the target exists as expected."""
     status = check_target(hook)
-    if status.problem or not applied or _wrapped_by(_resolve(hook.target), hook.handler()):
+    if status.problem or not applied:
+        return status
+    try:
+        handler = hook.handler()
+    except ImportError as error:  # of something of SGLang's that it uses
+        return HookStatus(hook, f"its handler cannot be imported: {error}")
+    if _wrapped_by(_resolve(hook.target), handler):
         return status
     return HookStatus(hook, "not applied: SGLang did not wrap the target (see its log)")
 
@@ -108,6 +114,43 @@ def check_patches(*, load: bool = False) -> list[HookStatus]:
 def check_extensions() -> list[HookStatus]:
     """Check that SGLang's extension points that the plugin uses are there, as expected."""
     return [check_target(row) for row in EXTENSIONS]
+
+
+def check_reached(kind: type) -> list[HookStatus]:
+    """Check that a class derived from one of SGLang's overrides no method that a hook is on.
+
+    ``__init__`` is left out: a hook on it is what asks.
+    """
+    return [
+        HookStatus(hook, f"{kind.__module__}.{kind.__qualname__} overrides it past the plugin")
+        for hook in MANIFEST
+        if _overrides(kind, hook) and not _wrapped_by(_own(kind, hook), hook.handler())
+    ]
+
+
+def _overrides(kind: type, hook: Hook) -> bool:
+    parent_path, name = hook.target.rsplit(".", 1)
+    if name == "__init__" or not parent_path.rpartition(".")[2][0].isupper():
+        return False
+    parent = pkgutil.resolve_name(parent_path)
+    return kind is not parent and issubclass(kind, parent)
+
+
+def _own(kind: type, hook: Hook) -> Callable[..., Any]:
+    value = inspect.getattr_static(kind, hook.target.rsplit(".", 1)[1])
+    return value.__func__ if isinstance(value, classmethod | staticmethod) else value
+
+
+def require_reached(kind: type) -> None:
+    """Stop a server whose objects are of a class that goes past our hooks.
+
+    Raises
+    ------
+    HookNotApplied
+        Names each method and the class that overrides it.
+    """
+    if broken := check_reached(kind):
+        raise HookNotApplied(f"{len(broken)} hook(s) did not land: {_details(broken)}")
 
 
 def _is_loaded(patch: Patch) -> bool:

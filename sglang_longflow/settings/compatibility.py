@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +34,18 @@ class FlagRule:
     fix: str
 
 
+@dataclass(frozen=True)
+class VariableRule:
+    """A variable of SGLang that must not be on together with a KV budget."""
+
+    name: str
+    feature: str
+
+    @property
+    def fix(self) -> str:
+        return f"unset {self.name}"
+
+
 def _unset(value: Any) -> bool:
     return not value
 
@@ -46,6 +60,32 @@ _NOT_SET = (
     ("radix_cache_backend", "another radix cache", "drop --radix-cache-backend"),
     ("enable_mixed_chunk", "mixing prefill and decode in a batch", "drop --enable-mixed-chunk"),
     ("enable_dp_attention", "data-parallel attention", "drop --enable-dp-attention"),
+    ("enable_prefill_cp", "context parallelism of prefill", "drop --enable-prefill-cp"),
+    ("enable_kv_cache_sharding", "one row on several GPUs", "drop --enable-kv-cache-sharding"),
+    (
+        "enable_unified_cache_external_linker",
+        "a prefix cache in another store",
+        "drop --enable-unified-cache-external-linker",
+    ),
+    ("enable_page_major_kv_layout", "a page-major pool", "drop --enable-page-major-kv-layout"),
+    ("prefill_only_disable_kv_cache", "no KV cache", "drop --prefill-only-disable-kv-cache"),
+    # They run a whole decode step without the attention backend.
+    ("enable_nvidia_megakernel", "NVIDIA's megakernel", "drop --enable-nvidia-megakernel"),
+    ("enable_amd_monokernel", "AMD's monokernels", "drop --enable-amd-monokernel"),
+    # They keep what they report by slot, and a slot has several tokens, one after the other.
+    (
+        "enable_return_routed_experts",
+        "reporting the experts of each token",
+        "drop --enable-return-routed-experts",
+    ),
+    (
+        "enable_return_indexer_topk",
+        "reporting an indexer's choice for each token",
+        "drop --enable-return-indexer-topk",
+    ),
+    # They bound, or capture anew, the decode graphs whose sizes the backend adds to.
+    ("enable_paged_experts", "paging experts in", "drop --enable-paged-experts"),
+    ("enable_pd_role_switch", "prefill/decode disaggregation", "drop --enable-pd-role-switch"),
     ("enable_two_batch_overlap", "two-batch overlap", "drop --enable-two-batch-overlap"),
     ("enable_pdmux", "PD multiplexing", "drop --enable-pdmux"),
     ("enable_unified_memory", "unified memory", "drop --enable-unified-memory"),
@@ -73,6 +113,8 @@ _ONE = (
     ("page_size", "a page of several tokens", "set --page-size 1"),
     ("pp_size", "pipeline parallelism", "set --pp-size 1"),
     ("dcp_size", "decode context parallelism", "set --dcp-size 1"),
+    ("attn_dp_size", "data-parallel attention", "set --attn-dp-size 1"),
+    ("attn_cp_size", "context parallelism of attention", "set --attn-cp-size 1"),
     ("tokenizer_worker_num", "more than one tokenizer worker", "set --tokenizer-worker-num 1"),
 )
 #: Attention backends with pages of several tokens, whatever --page-size says; fa4 on some cards.
@@ -86,7 +128,20 @@ _BACKEND_FIELDS = {
     "prefill_attention_backend": "set --prefill-attention-backend flashinfer",
     "decode_attention_backend": "set --decode-attention-backend flashinfer",
 }
+#: SGLang's own: "none" or "null" turns them off.
+_NONE = (
+    (
+        "elastic_ep_backend",
+        "expert parallelism that grows and shrinks",
+        "drop --elastic-ep-backend",
+    ),
+    ("kv_canary", "a check that no slot is overwritten", "drop --kv-canary"),
+    ("decoupled_spec_role", "speculative decoding", "drop --decoupled-spec-role"),
+    ("disaggregation_mode", "prefill/decode disaggregation", "drop --disaggregation-mode"),
+)
 _PAGES = "an attention backend with pages of several tokens, whatever --page-size says,"
+#: CUDA graphs that a phase may have.
+_GRAPHS = {"prefill": ("disabled",), "decode": ("full", "disabled")}
 FLAG_RULES: tuple[FlagRule, ...] = (
     # Before page_size: they set it, and --page-size 1 would not help.
     *(
@@ -95,6 +150,10 @@ FLAG_RULES: tuple[FlagRule, ...] = (
     ),
     *(FlagRule(field, _unset, feature, fix) for field, feature, fix in _NOT_SET),
     *(FlagRule(field, lambda v: v in (None, 1), feature, fix) for field, feature, fix in _ONE),
+    *(
+        FlagRule(field, lambda v: v in (None, "none", "null"), feature, fix)
+        for field, feature, fix in _NONE
+    ),
     FlagRule(
         "kv_cache_dtype",  # what the kernels read
         lambda v: v in (None, "auto", "bf16", "bfloat16", "fp8_e4m3"),
@@ -108,20 +167,14 @@ FLAG_RULES: tuple[FlagRule, ...] = (
         "drop --device",
     ),
     FlagRule(
-        "disaggregation_mode",
-        lambda v: v in (None, "null"),
-        "prefill/decode disaggregation",
-        "drop --disaggregation-mode",
-    ),
-    FlagRule(
         "cuda_graph_backend_prefill",
-        lambda v: v in (None, "disabled"),
+        lambda v: v in (None, *_GRAPHS["prefill"]),
         "a CUDA graph of prefill",
         "drop --cuda-graph-backend-prefill",
     ),
     FlagRule(
         "cuda_graph_backend_decode",
-        lambda v: v in (None, "full", "disabled"),
+        lambda v: v in (None, *_GRAPHS["decode"]),
         "a CUDA graph of decode in pieces",
         "set --cuda-graph-backend-decode full",
     ),
@@ -132,6 +185,17 @@ FLAG_RULES: tuple[FlagRule, ...] = (
         f"set --chunked-prefill-size to at least {MIN_CHUNKED_PREFILL_SIZE}, or -1",
     ),
 )
+VARIABLE_RULES: tuple[VariableRule, ...] = (
+    VariableRule("SGLANG_RUST_SERVER", "SGLang's HTTP server in Rust"),
+    # It replays what the backend reads before a step; ours is new in every step.
+    VariableRule(
+        "SGLANG_ENABLE_METADATA_GLUE_GRAPH", "a CUDA graph of what the attention backend prepares"
+    ),
+    # A prompt's cut and the overwriting begin when the first row needs them.
+    VariableRule(
+        "SGLANG_CRASH_ON_TRITON_LOAD_AFTER_READY", "ending the server at a kernel's first use"
+    ),
+)
 
 
 def _paged_by_the_card(server_args: Any) -> list[FlagRule]:
@@ -140,6 +204,43 @@ def _paged_by_the_card(server_args: Any) -> list[FlagRule]:
         return []
     return [
         FlagRule(field, lambda v: v != "fa4", _PAGES, fix) for field, fix in _BACKEND_FIELDS.items()
+    ]
+
+
+def _typed_graphs(value: Any) -> dict[str, Any]:
+    """The graph of each phase in a ``--cuda-graph-config`` as it was typed: JSON, or its object."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return {}  # SGLang says what is wrong with it
+    if not isinstance(value, Mapping):
+        return {}
+    phases = {phase: value.get(phase) for phase in _GRAPHS}
+    return {
+        phase: given.get("backend") for phase, given in phases.items() if isinstance(given, Mapping)
+    }
+
+
+def _graph_conflicts(graphs: Mapping[str, Any]) -> list[Problem]:
+    """Graphs by phase, of ``cuda_graph_config``: it wins over every other word on them."""
+    return [
+        Problem(
+            f"cuda_graph_config: a CUDA graph of {phase} of kind {kind!r} is not supported with a "
+            f"KV budget",
+            f'set {phase} to {{"backend": "{_GRAPHS[phase][0]}"}} in --cuda-graph-config',
+        )
+        for phase, kind in graphs.items()
+        if kind is not None and kind not in _GRAPHS[phase]
+    ]
+
+
+def variable_conflicts(is_on: Callable[[str], Any]) -> list[Problem]:
+    """Each variable of SGLang that does not go with a KV budget; `is_on` says whether it is on."""
+    return [
+        Problem(f"{rule.name}=1: {rule.feature} is not supported with a KV budget", rule.fix)
+        for rule in VARIABLE_RULES
+        if is_on(rule.name)
     ]
 
 
@@ -155,6 +256,7 @@ def flag_conflicts(server_args: Any) -> list[Problem]:
         for rule in rules
         if not rule.is_fine(getattr(server_args, rule.field, None))
     ]
+    conflicts += _graph_conflicts(_typed_graphs(getattr(server_args, "cuda_graph_config", None)))
     if getattr(server_args, "enable_priority_scheduling", False) and not getattr(
         server_args, "disable_priority_preemption", False
     ):
@@ -174,9 +276,24 @@ def refuse_release() -> None:
         raise UnsupportedSetup(message)
 
 
-def refuse_flags(server_args: Any) -> None:
-    """Raise UnsupportedSetup for the first conflicting server argument or SGLang variable."""
-    refuse_first(flag_conflicts(server_args))
+def refuse_resolved(settings: Any, is_on: Callable[[str], Any]) -> None:
+    """Raise UnsupportedSetup for the first thing in SGLang's worked-out settings, or its variables.
+
+    Parameters
+    ----------
+    settings : object
+        The view of `settings.resolved`.
+    is_on : callable
+        Whether a variable of SGLang is on, by its name.
+    """
+    conflicts = variable_conflicts(is_on) + flag_conflicts(settings)
+    if runs_on_gpu(settings):
+        chosen = getattr(settings, "cuda_graph_config", None)
+        graphs = {phase: getattr(chosen, phase, None) for phase in _GRAPHS}
+        conflicts += _graph_conflicts(
+            {phase: getattr(graph, "backend", None) for phase, graph in graphs.items()}
+        )
+    refuse_first(conflicts)
 
 
 def kernel_conflict(query_heads: int, kv_heads: int, head_dim: int, v_head_dim: int) -> str:

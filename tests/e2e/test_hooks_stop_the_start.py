@@ -12,17 +12,22 @@ import pytest
 
 import broken_sglang
 import harness
+from sglang_longflow.settings.release import TESTED_SGLANG
 
 pytestmark = pytest.mark.e2e
 REAL_START = True
 ROOT = Path(__file__).parents[2]
+UNTESTED = "0.5.99"
 
 
 @pytest.mark.parametrize(
     ("how", "words"),
     [
         ("missing", "target is missing"),
-        ("changed", "expected (self, selected_indices), found (self, indices, reserve)"),
+        (
+            "changed",
+            "signature changed: expected (self, selected_indices), found (self, indices, reserve)",
+        ),
         ("bypassed", "kv_budget=64: the plugin is not active in this scheduler's process"),
     ],
 )
@@ -39,10 +44,9 @@ def test_a_missing_or_changed_target_stops_the_start_with_its_name(tiny_models, 
     assert result.returncode != 0
     assert "STARTED" not in output
     if how == "bypassed":
-        assert f"HookNotApplied: {words}" in output
+        assert f"longflow: error: {words}" in output
         return
-    assert f"HookNotApplied: 1 hook(s) did not land: {broken_sglang.TARGET}: " in output
-    assert words in output
+    assert f"longflow: error: 1 hook(s) did not land: {broken_sglang.TARGET}: {words}" in output
 
 
 SGLANG = str(Path(sys.executable).with_name("sglang"))
@@ -54,9 +58,9 @@ def test_an_untested_release_refuses_the_budget_in_one_line(
     tiny_models, tmp_path, command, in_file
 ):
     """The real SGLang, whose metadata names another release."""
-    metadata = tmp_path / "sglang-0.5.23.dist-info" / "METADATA"
+    metadata = tmp_path / f"sglang-{UNTESTED}.dist-info" / "METADATA"
     metadata.parent.mkdir()
-    metadata.write_text("Metadata-Version: 2.1\nName: sglang\nVersion: 0.5.23\n")
+    metadata.write_text(f"Metadata-Version: 2.1\nName: sglang\nVersion: {UNTESTED}\n")
     (tmp_path / "server.yaml").write_text("kv-budget: 96\n")
     asked = ["--config", str(tmp_path / "server.yaml")] if in_file else ["--kv-budget", "96"]
     paths = os.pathsep.join(map(str, (tmp_path, ROOT, ROOT / "kernels")))
@@ -71,5 +75,6 @@ def test_an_untested_release_refuses_the_budget_in_one_line(
     )
     line = result.stderr.strip().splitlines()[-1]
     assert result.returncode != 0 and "Traceback" not in result.stderr
-    assert line.startswith("longflow: error: SGLang 0.5.23/0.5.17: not tested with KV budgets")
+    found = f"SGLang {UNTESTED}/{TESTED_SGLANG[-1]}: not tested with KV budgets"
+    assert line.startswith(f"longflow: error: {found}")
     assert f"or drop {'kv-budget in ' if in_file else '--kv-budget'}" in line

@@ -110,7 +110,7 @@ def row(folder, place, step, line, prompt=7):
     prefilled = prompt + min(step, 0)
     request = SimpleNamespace(
         origin_input_ids=[0] * prompt,
-        extend_range=SimpleNamespace(end=prefilled),
+        extend_end=prefilled,
         decode_batch_idx=max(step, 0),
     )
     assert step_of(request) == step
@@ -132,9 +132,7 @@ def store(tmp_path):
 
 
 def test_a_retracted_row_goes_on_at_its_token():
-    request = SimpleNamespace(
-        origin_input_ids=[0] * 7, extend_range=SimpleNamespace(end=7 + 3), decode_batch_idx=0
-    )
+    request = SimpleNamespace(origin_input_ids=[0] * 7, extend_end=7 + 3, decode_batch_idx=0)
     assert step_of(request) == 3
     request.decode_batch_idx = 2
     assert step_of(request) == 5
