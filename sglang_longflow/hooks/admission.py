@@ -197,7 +197,8 @@ def _add_chunked_req(original: Original, self: PrefillAdder, req: Req) -> Any:
     _end_chunk(self, req)
     if req.extend_end == len(req.full_untruncated_fill_ids):
         return None  # `_end_chunk` ran to the end of the prompt after SGLang had cut it short
-    if self.rem_chunk_tokens is not None:
+    if self.rem_chunk_tokens is not None and self.chunked_req_limit is None:
         # `_end_chunk` may have shortened the chunk: no second request may be chunked in its place.
+        # With a limit, SGLang left room on purpose, and lets only whole prompts in.
         self.rem_chunk_tokens = min(self.rem_chunk_tokens, 0)
     return result

@@ -84,6 +84,7 @@ class PrefillAdder(Protocol):
     can_run_list: list[Req]
     rem_input_tokens: int
     rem_chunk_tokens: int | None
+    chunked_req_limit: int | None
     rem_total_tokens: int
     memory_budget: Any  # PrefillBudget: total_offset, current_offset
     tree_cache: Any

@@ -167,3 +167,17 @@ def test_the_rest_of_a_chunked_prompt_with_full_kv_is_reserved(pools):
     shorter = Request(20, 200, 100, pools.node(0))
     assert adder.add_one_req(shorter, True, None) is AddReqResult.NO_TOKEN
     assert adder.can_run_list == [chunked]
+
+
+def test_shorter_prompts_join_the_pass_of_a_long_one_with_a_budget(pools, monkeypatch):
+    """With shortest-prefill-first; a prompt that would be cut into chunks has to wait."""
+    without_a_server(monkeypatch, "shortest-prefill-first")
+    adder = pools.adder(available=5000, chunk=64)
+    adder.chunked_req_limit = 16
+    chunked = Request(280, 10, 100, pools.node(0), hit=64)
+    assert adder.add_chunked_req(chunked) is chunked
+    shorter, longer = Request(20, 5, 100, pools.node(0)), Request(90, 5, 200, pools.node(0))
+    adder.add_one_req(shorter, True, None)
+    adder.add_one_req(longer, True, None)
+    assert adder.can_run_list == [chunked, shorter]
+    assert adder.new_chunked_req is None
