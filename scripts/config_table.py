@@ -176,7 +176,7 @@ def yaml_keys() -> str:
 
 
 def refused() -> str:
-    from sglang_longflow.settings.compatibility import FLAG_RULES
+    from sglang_longflow.settings.compatibility import FLAG_RULES, VARIABLE_RULES
 
     rows = [(f"`{rule.field}`", rule.feature, rule.fix) for rule in FLAG_RULES]
     rows.append(
@@ -186,7 +186,15 @@ def refused() -> str:
             "add --disable-priority-preemption",
         )
     )
-    return table(("Argument", "What it turns on", "What to do"), rows)
+    rows.append(
+        (
+            "`cuda_graph_config`",
+            "a CUDA graph of prefill, or one of decode in pieces",
+            'set prefill to {"backend": "disabled"}, decode to {"backend": "full"}',
+        )
+    )
+    rows += [(f"`{rule.name}`", rule.feature, rule.fix) for rule in VARIABLE_RULES]
+    return table(("Argument or variable", "What it turns on", "What to do"), rows)
 
 
 def read_variables(tree: ast.AST) -> Iterator[str]:

@@ -295,9 +295,12 @@ HELPERS = {
     "server_args:before_defaults",
     "server_args:engine_settings",
     "server_args:give_to_engine",
+    "server_args:is_on",
     "server_args:register_steps",
+    "server_args:require_checked",
     "slots:alloc_for_decode",  # registered by register_alloc_for_decode
     "slots:register_alloc_for_decode",
+    "slots:require_alloc_for_decode",
     "admission:live_row",
     "metrics:count_refusal",
     "metrics:local_counts",

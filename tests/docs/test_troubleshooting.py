@@ -31,7 +31,7 @@ SERVING = [
 #: Their messages are for people outside the code.
 KINDS = ("ConfigError", "BudgetError", "BenchError", "UnsupportedSetup", "HookNotApplied",
          "ServerEnded", "Problem", "RuntimeError", "ValueError", "HTTPException",
-         "stop")  # fmt: skip
+         "stop", "stop_server")  # fmt: skip
 FEWEST_LETTERS = 8
 
 

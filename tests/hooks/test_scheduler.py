@@ -6,11 +6,14 @@ import signal
 from types import SimpleNamespace
 
 import pytest
+from sglang.srt.managers.schedule_policy import PrefillAdder as StockAdder
 
 from sglang_longflow.core.runtime import Runtime
 from sglang_longflow.errors import ConfigError, HookNotApplied, UnsupportedSetup
 from sglang_longflow.hooks import scheduler as hook
 from sglang_longflow.hooks import start_check
+from sglang_longflow.hooks.admission import BudgetAdder
+from sglang_longflow.hooks.server_args import require_checked
 from sglang_longflow.settings.config import LongFlowConfig
 
 pytestmark = pytest.mark.sglang
@@ -47,7 +50,7 @@ def test_a_pool_of_another_size_than_planned_is_told(monkeypatch, planned, warns
     assert len(said) == warns and all(text in line for line in said)
 
 
-@pytest.mark.parametrize("kind", [ConfigError, UnsupportedSetup])
+@pytest.mark.parametrize("kind", [ConfigError, UnsupportedSetup, HookNotApplied])
 def test_what_an_operator_can_change_ends_the_server_with_one_line(monkeypatch, capsys, kind):
     """SGLang would log a traceback of it, and then end the server in the same way."""
     sent = []
@@ -65,8 +68,37 @@ def test_what_an_operator_can_change_ends_the_server_with_one_line(monkeypatch, 
 
 def test_what_is_a_fault_of_ours_keeps_its_traceback(monkeypatch):
     def activate(server_args):
-        raise HookNotApplied("one")
+        raise RuntimeError("one")
 
     monkeypatch.setattr(hook.runtime, "activate", activate)
-    with pytest.raises(HookNotApplied):
+    with pytest.raises(RuntimeError, match="one"):
         hook.init(None, SimpleNamespace(), SimpleNamespace())
+
+
+@pytest.mark.parametrize(
+    ("adder", "words"),
+    [
+        (BudgetAdder, ""),
+        (type("Theirs", (BudgetAdder,), {}), ""),
+        (StockAdder, "sglang.srt.managers.schedule_policy.PrefillAdder admits requests"),
+    ],
+)
+def test_whoever_admits_requests_must_know_budgets(monkeypatch, adder, words):
+    monkeypatch.setattr(hook.slots, "require_alloc_for_decode", lambda device: None)
+    fake = SimpleNamespace(get_prefill_adder_class=lambda: adder)
+    if not words:
+        return hook._check_parts(fake, "cpu")
+    with pytest.raises(HookNotApplied, match=words):
+        hook._check_parts(fake, "cpu")
+
+
+@pytest.mark.parametrize("left_out", ["", "_longflow_declared", "_longflow_checked"])
+def test_settings_that_nobody_judged_make_no_scheduler(left_out):
+    config = LongFlowConfig(kv_budget=96)
+    marks = {name: 96 for name in ("_longflow_declared", "_longflow_checked") if name != left_out}
+    if not left_out:
+        return require_checked(SimpleNamespace(**marks), config)
+    with pytest.raises(HookNotApplied, match=r"^kv_budget=96: SGLang worked these settings out"):
+        require_checked(SimpleNamespace(**marks), config)
+    with pytest.raises(HookNotApplied):  # judged for another budget
+        require_checked(SimpleNamespace(_longflow_declared=64, _longflow_checked=64), config)

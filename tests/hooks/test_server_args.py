@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sglang_longflow.errors import ConfigError, UnsupportedSetup
-from sglang_longflow.hooks import server_args
+from sglang_longflow.errors import ConfigError, HookNotApplied, UnsupportedSetup
+from sglang_longflow.hooks import server_args, verify
 from sglang_longflow.server.preflight import find_model
-from sglang_longflow.settings import device, preflight
+from sglang_longflow.settings import compatibility, device, preflight
 from sglang_longflow.settings.flags import FLAG_NAMES
 from sglang_longflow.settings.problem import Problem
 from sglang_longflow.settings.refused_models import language_model
@@ -69,6 +69,13 @@ VALUES = {
     "device": [None, "cpu", "cuda"],
 }
 some_settings = st.dictionaries(st.sampled_from(sorted(VALUES)), st.integers(0, 99), max_size=6)
+
+
+#: Variables of SGLang that a start with a budget reads.
+VARIABLES = (
+    *("SGLANG_PLUGINS", "SGLANG_PLATFORM"),
+    *(rule.name for rule in compatibility.VARIABLE_RULES),
+)
 
 
 class Arch(enum.Enum):
@@ -131,13 +138,14 @@ def sglang(monkeypatch):
     """The little of SGLang that a start reads, by module."""
     contents = {
         "configs.model_config": {"AttentionArch": Arch},
-        "environ": {"envs": SimpleNamespace(SGLANG_RUST_SERVER=SimpleNamespace(get=bool))},
+        "environ": {"envs": SimpleNamespace(**dict.fromkeys(VARIABLES, SimpleNamespace(get=bool)))},
         "arg_groups.overrides": {"declare_resolution": declare},
         "arg_groups.model_override_base": {
             "resolving_view": View,
             "model_config_of": model_config,
         },
     }
+    monkeypatch.setattr(verify, "require_all", lambda: None)
     modules = {}
     for name, content in contents.items():
         module = modules[name] = ModuleType(f"sglang.srt.{name}")
@@ -227,6 +235,7 @@ def test_what_sglang_decided_is_judged_not_what_was_typed(models):
     """Its own steps may set what does not go with a budget."""
     values = {**DEFAULTS, "model_path": models["plain"], "kv_budget": 96}
     record = Record(**values, _resolved_overrides=[("model", {"page_size": 64})])
+    setattr(record, server_args.DECLARED, 96)
     with pytest.raises(UnsupportedSetup, match=r"^page_size=64: .*; set --page-size 1"):
         server_args.after_resolution(record, lambda record: None)
     assert record.page_size is None and not hasattr(record, server_args.CHECKED)
@@ -265,9 +274,42 @@ def test_an_engine_gets_the_exception_and_a_command_line_its_line(models):
     assert said.startswith("model_type='llama': MLA attention")
 
 
-@pytest.mark.parametrize("model", ["dummy", "None"])
-def test_a_model_that_has_no_config_is_not_looked_at(model):
-    assert getattr(started({"model_path": model, "kv_budget": 96}), server_args.CHECKED) == 96
+def test_settings_without_our_defaults_are_not_judged_fine(models):
+    """The first step ran without us: another plugin's stands around it, and calls nobody."""
+    record = Record(**{**DEFAULTS, "model_path": models["plain"], "kv_budget": 96})
+    with pytest.raises(HookNotApplied, match="in its step handle_missing_default_values"):
+        server_args.after_resolution(record, lambda record: None)
+    assert not hasattr(record, server_args.CHECKED)
+
+
+def test_our_defaults_are_declared_once(models):
+    record = started({"model_path": models["plain"], "kv_budget": 96, "device": "cpu"})
+    declared = list(record._resolved_overrides)
+    server_args.before_defaults(record, lambda record: None)
+    assert record._resolved_overrides == declared
+
+
+@pytest.mark.parametrize("name", [rule.name for rule in compatibility.VARIABLE_RULES])
+def test_variables_of_sglang_that_do_not_go_with_a_budget(models, sglang, name):
+    setattr(sglang["environ"].envs, name, SimpleNamespace(get=lambda: True))
+    values = {"model_path": models["plain"], "kv_budget": 96}
+    said = the_server_says(values)
+    assert said.startswith(f"{name}=1: ") and said.endswith(f"; unset {name}")
+    assert the_server_says({**values, "kv_budget": None}) == ""
+
+
+def test_a_record_that_takes_no_attribute_is_named(models):
+    class Closed:
+        __slots__ = ("model_path",)
+
+        def __init__(self, model_path, **_):
+            self.model_path = model_path
+
+    assert server_args.engine_settings(Closed, model_path="m").model_path == "m"
+    with pytest.raises(HookNotApplied, match=r"^kv_budget=96: SGLang's Closed takes no settings"):
+        server_args.engine_settings(Closed, model_path="m", kv_budget=96)
+    with pytest.raises(HookNotApplied, match=r"^kv_policy=tova: SGLang's Closed takes no"):
+        server_args.engine_settings(Closed, model_path="m", kv_policy="tova")
 
 
 def test_a_problem_of_an_error_has_its_fix():

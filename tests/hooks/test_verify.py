@@ -11,6 +11,7 @@ import torch
 
 from sglang_longflow.errors import HookNotApplied
 from sglang_longflow.hooks import verify
+from sglang_longflow.hooks.extensions import EXTENSIONS
 from sglang_longflow.hooks.manifest import MANIFEST, PATCHES
 
 
@@ -64,8 +65,9 @@ def apply(hook, with_handler=handler):
     cls.plain = wrap(cls.plain, with_handler)
 
 
-def require(monkeypatch, *hooks):
+def require(monkeypatch, *hooks, extensions=()):
     monkeypatch.setattr(verify, "MANIFEST", hooks)
+    monkeypatch.setattr(verify, "EXTENSIONS", extensions)
     verify.require_all()
 
 
@@ -168,6 +170,46 @@ def test_empty_cells_of_a_closure_are_no_crash(hook):
 
     sys.modules["longflow_fake_sglang"].Target.plain = make()
     assert "not applied" in verify.check_hook(hook).problem
+
+
+def test_a_handler_that_cannot_be_imported_is_a_problem_like_others(hook):
+    """It uses something of SGLang's that is gone."""
+    apply(hook)
+    status = verify.check_hook(dataclasses.replace(hook, handler_path="no_such_module:handler"))
+    assert status.problem.startswith("its handler cannot be imported: No module named 'sglang_lon")
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "problem"),
+    [
+        ("plain", ("self",), ""),
+        ("plain", ("budget",), "signature changed"),
+        ("gone", ("self",), "target is missing"),
+    ],
+)
+def test_an_extension_point_that_is_not_as_known_stops_the_start(
+    monkeypatch, hook, name, parameters, problem
+):
+    apply(hook)
+    target = f"longflow_fake_sglang.Target.{name}"
+    row = dataclasses.replace(EXTENSIONS[0], target=target, parameters=parameters)
+    if not problem:
+        return require(monkeypatch, hook, extensions=(row,))
+    with pytest.raises(HookNotApplied, match=rf"^1 hook\(s\) did not land: {target}: {problem}"):
+        require(monkeypatch, hook, extensions=(row,))
+
+
+def test_a_derived_class_that_overrides_a_hooked_method_is_named(monkeypatch, hook):
+    apply(hook)
+    monkeypatch.setattr(verify, "MANIFEST", (hook,))
+    stock = sys.modules["longflow_fake_sglang"].Target
+    verify.require_reached(stock)
+    verify.require_reached(type("Same", (stock,), {}))
+    verify.require_reached(type("Alien", (), {"plain": Target.plain}))
+    theirs = type("Theirs", (stock,), {"plain": Target.plain, "__module__": "their.package"})
+    said = rf"^1 hook\(s\) did not land: {hook.target}: their.package.Theirs overrides it past"
+    with pytest.raises(HookNotApplied, match=said):
+        verify.require_reached(theirs)
 
 
 # The real manifest

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a budget server sets where the operator left it open, and which flags it refuses."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +21,11 @@ OPEN = dict(
 )
 REFERENCE = LongFlowConfig(kv_budget=64)
 TRITON = LongFlowConfig(kv_budget=64, kv_decode_kernel="triton")
+
+
+def refuse(settings):
+    """As a scheduler does, with no variable of SGLang's on."""
+    compatibility.refuse_resolved(settings, lambda name: False)
 
 
 @pytest.fixture(params=[False, True], ids=["cpu", "cuda"])
@@ -112,12 +118,33 @@ def test_heads_that_the_kernel_does_not_take_are_named(heads, message):
         ("kv_cache_dtype", "fp8_e5m2", "set --kv-cache-dtype fp8_e4m3"),
         ("kv_cache_dtype", "nvfp4", "set --kv-cache-dtype fp8_e4m3"),
         ("device", "xpu", "drop --device"),
+        ("attn_dp_size", 2, "set --attn-dp-size 1"),
+        ("attn_cp_size", 2, "set --attn-cp-size 1"),
+        ("enable_prefill_cp", True, "drop --enable-prefill-cp"),
+        ("enable_kv_cache_sharding", True, "drop --enable-kv-cache-sharding"),
+        (
+            "enable_unified_cache_external_linker",
+            True,
+            "drop --enable-unified-cache-external-linker",
+        ),
+        ("enable_page_major_kv_layout", True, "drop --enable-page-major-kv-layout"),
+        ("prefill_only_disable_kv_cache", True, "drop --prefill-only-disable-kv-cache"),
+        ("enable_nvidia_megakernel", True, "drop --enable-nvidia-megakernel"),
+        ("enable_amd_monokernel", True, "drop --enable-amd-monokernel"),
+        ("enable_return_routed_experts", True, "drop --enable-return-routed-experts"),
+        ("enable_return_indexer_topk", True, "drop --enable-return-indexer-topk"),
+        ("enable_paged_experts", True, "drop --enable-paged-experts"),
+        ("enable_pd_role_switch", True, "drop --enable-pd-role-switch"),
+        ("elastic_ep_backend", "nixl", "drop --elastic-ep-backend"),
+        ("kv_canary", "raise", "drop --kv-canary"),
+        ("decoupled_spec_role", "verifier", "drop --decoupled-spec-role"),
+        ("disaggregation_mode", "decode", "drop --disaggregation-mode"),
     ],
 )
 def test_a_flag_that_does_not_go_with_a_budget_is_named_with_its_fix(field, value, fix):
     assert compatibility.flag_conflicts(SimpleNamespace()) == []
     with pytest.raises(UnsupportedSetup, match=rf"^{field}={value!r}: .*{fix}"):
-        compatibility.refuse_flags(SimpleNamespace(**{field: value}))
+        refuse(SimpleNamespace(**{field: value}))
 
 
 @pytest.mark.parametrize(
@@ -129,10 +156,72 @@ def test_a_flag_that_does_not_go_with_a_budget_is_named_with_its_fix(field, valu
         ("page_size", 1),
         ("kv_cache_dtype", "fp8_e4m3"),
         ("device", "cuda"),
+        ("attn_dp_size", 1),
+        ("elastic_ep_backend", "none"),
+        ("kv_canary", "none"),
+        ("decoupled_spec_role", "null"),
+        ("disaggregation_mode", "null"),
+        ("cuda_graph_config", '{"decode": {"backend": "full", "max_bs": 8}}'),
+        ("cuda_graph_config", {"prefill": {"backend": "disabled"}}),
+        ("cuda_graph_config", {"prefill": {"max_bs": 8}, "decode": 3}),
+        ("cuda_graph_config", "{"),  # SGLang says what is wrong with it
     ],
 )
 def test_flags_that_go_with_a_budget_pass(field, value):
-    compatibility.refuse_flags(SimpleNamespace(**{field: value}))
+    refuse(SimpleNamespace(**{field: value}))
+
+
+@pytest.mark.parametrize(
+    ("phase", "kind", "fix"),
+    [
+        ("prefill", "breakable", "disabled"),
+        ("prefill", "full", "disabled"),
+        ("decode", "x", "full"),
+    ],
+)
+def test_a_graph_of_the_json_is_named_too(monkeypatch, phase, kind, fix):
+    """It wins over the flags; and so does what SGLang made of it, where there are graphs."""
+    words = (
+        rf"^cuda_graph_config: a CUDA graph of {phase} of kind '{kind}' .*\"backend\": \"{fix}\""
+    )
+    given = {phase: {"backend": kind}}
+    for typed in (given, json.dumps(given)):
+        with pytest.raises(UnsupportedSetup, match=words):
+            refuse(SimpleNamespace(cuda_graph_config=typed))
+    made = SimpleNamespace(
+        prefill=SimpleNamespace(backend="disabled"), decode=SimpleNamespace(backend="full")
+    )
+    for cards in (0, 1):
+        monkeypatch.setattr(device, "gpu_count", lambda cards=cards: cards)
+        refuse(SimpleNamespace(cuda_graph_config=made))
+        other = SimpleNamespace(**{**vars(made), phase: SimpleNamespace(backend=kind)})
+        if not cards:
+            refuse(SimpleNamespace(cuda_graph_config=other))
+            continue
+        with pytest.raises(UnsupportedSetup, match=words):
+            refuse(SimpleNamespace(cuda_graph_config=other))
+
+
+def test_variables_are_asked_by_name():
+    on = {"SGLANG_ENABLE_METADATA_GLUE_GRAPH"}
+    with pytest.raises(UnsupportedSetup) as caught:
+        compatibility.refuse_resolved(SimpleNamespace(), on.__contains__)
+    assert str(caught.value) == (
+        "SGLANG_ENABLE_METADATA_GLUE_GRAPH=1: a CUDA graph of what the attention backend prepares "
+        "is not supported with a KV budget; unset SGLANG_ENABLE_METADATA_GLUE_GRAPH"
+    )
+
+
+@pytest.mark.sglang
+def test_what_is_refused_is_sglangs():
+    """A misspelt field would be refused for nobody."""
+    import msgspec
+    from sglang.srt.environ import Envs
+    from sglang.srt.server_args import ServerArgs
+
+    fields = {field.name for field in msgspec.structs.fields(ServerArgs)}
+    assert {rule.field for rule in compatibility.FLAG_RULES} <= fields
+    assert {rule.name for rule in compatibility.VARIABLE_RULES} <= set(vars(Envs))
 
 
 @pytest.mark.parametrize("backend", compatibility.PAGED_BACKENDS)
@@ -148,18 +237,18 @@ def test_flags_that_go_with_a_budget_pass(field, value):
 def test_a_backend_that_forces_pages_is_named_instead_of_the_page_size(backend, field, fix, pages):
     """SGLang sets its pages over --page-size 1, so that advice cannot help."""
     with pytest.raises(UnsupportedSetup) as caught:
-        compatibility.refuse_flags(SimpleNamespace(**{field: backend, **pages}))
+        refuse(SimpleNamespace(**{field: backend, **pages}))
     message = str(caught.value)
     assert message.startswith(f"{field}={backend!r}: an attention backend with pages")
     assert message.endswith(fix) and "set --page-size 1" not in message
 
 
 def test_fa4_is_named_where_the_card_gave_it_pages():
-    compatibility.refuse_flags(SimpleNamespace(attention_backend="fa4", page_size=1))
+    refuse(SimpleNamespace(attention_backend="fa4", page_size=1))
     with pytest.raises(UnsupportedSetup, match=r"^attention_backend='fa4': an attention backend"):
-        compatibility.refuse_flags(SimpleNamespace(attention_backend="fa4", page_size=128))
+        refuse(SimpleNamespace(attention_backend="fa4", page_size=128))
     with pytest.raises(UnsupportedSetup, match=r"^page_size=128: .*set --page-size 1"):
-        compatibility.refuse_flags(SimpleNamespace(attention_backend="fa3", page_size=128))
+        refuse(SimpleNamespace(attention_backend="fa3", page_size=128))
 
 
 @pytest.mark.sglang
