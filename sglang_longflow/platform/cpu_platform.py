@@ -7,6 +7,7 @@ from typing import Any
 
 from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.interface import PlatformEnum, SRTPlatform
+from torch.profiler import ProfilerActivity
 
 
 class LongFlowCpuPlatform(CpuDeviceMixin, SRTPlatform):
@@ -20,6 +21,13 @@ class LongFlowCpuPlatform(CpuDeviceMixin, SRTPlatform):
     def get_device(self, device_id: int = 0) -> str:
         """A name: SGLang takes what this returns for the value of --device."""
         return "cpu"
+
+    def get_torch_profiler_activity_str(self) -> str:
+        """SGLang asks platforms of others for their own; without one /start_profile ends it."""
+        return "CPU"
+
+    def get_torch_profiler_activity(self) -> ProfilerActivity:
+        return ProfilerActivity.CPU
 
     def init_backend(self) -> None:
         from sglang_longflow.platform.cpu_grammar import apply_reasoners_masks_on_a_cpu

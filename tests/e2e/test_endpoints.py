@@ -24,6 +24,7 @@ BOXES = {"type": "array", "items": {"type": "boolean"}, "minItems": 60, "maxItem
 TOOL = {
     "name": "count",
     "description": "Counts what is in boxes",
+    "strict": True,  # its arguments follow the schema
     "parameters": {
         "type": "object",
         "properties": {"boxes": BOXES},
@@ -38,7 +39,7 @@ def server(tiny_with_tokenizer):
     arguments = ["--model-path", str(tiny_with_tokenizer), "--dtype", "float32"]
     arguments += [f"--max-total-tokens={POOL}", "--served-model-name=tiny"]
     arguments += [f"--kv-budget={BUDGET}", "--kv-budget-allow-full"]
-    arguments += ["--tool-call-parser=qwen25", "--random-seed=1"]
+    arguments += ["--tool-call-parser=pythonic", "--random-seed=1"]
     # Random weights would fill JSON with blanks, which a grammar allows.
     arguments += ["--constrained-json-disable-any-whitespace", "--enable-response-store"]
     with harness.Server(arguments) as running:
@@ -74,7 +75,7 @@ def given_up(server) -> int:
 
 CHOICE = {"model": "tiny", "input": LONG}
 CHOICE["questions"] = [
-    {"id": "a", "type": "choice", "options": [{"name": "x"}, {"name": "y"}]},
+    {"id": "a", "type": "choice", "question": "Which?", "options": [{"name": "x"}, {"name": "y"}]},
     {"id": "b", "type": "score", "question": "How full?", "levels": ["empty", "half", "full"]},
     {"id": "c", "type": "yes_no", "question": "Is box 3 empty?"},
 ]
@@ -167,7 +168,7 @@ def test_grammars_hold_beyond_the_budget(server, grammar):
 def test_tools_are_called_beyond_the_budget(server, stream):
     body = {**CHAT, "max_tokens": 600, "temperature": 0, "custom_params": {"kv_budget": 64}}
     body["tools"] = [{"type": "function", "function": TOOL}]
-    body["tool_choice"] = {"type": "function", "function": {"name": "count"}}
+    body |= {"tool_choice": "required", "parallel_tool_calls": False}
     if not stream:
         status, answer = server.request("/v1/chat/completions", body)
         assert status == 200, answer
@@ -302,6 +303,16 @@ def test_weights_are_loaded_again_in_a_pause(server, tiny_with_tokenizer):
         assert status == 200 and answer["success"], answer
         assert server.request("/continue_generation", {})[0] == 200
         assert beside.result()["output_ids"] == alone["output_ids"]
+
+
+def test_a_profile_is_written_beside_a_full_row(server, tmp_path):
+    with ThreadPoolExecutor() as pool:
+        beside = pool.submit(generate, server, 300)
+        where = {"output_dir": str(tmp_path), "activities": ["CPU"]}
+        assert server.request("/start_profile", where, timeout_s=60)[0] == 200
+        assert beside.result()["meta_info"]["kv_resident_tokens"] == 48
+        assert server.request("/stop_profile", {})[0] == 200
+    assert [file for file in tmp_path.rglob("*") if file.is_file() and file.stat().st_size > 1000]
 
 
 def test_a_new_weight_version_may_abort_what_runs(server):
