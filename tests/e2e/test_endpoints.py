@@ -276,12 +276,12 @@ CALLS: tuple[tuple[str, dict | None, set[int]], ...] = (
 
 def test_operators_calls_leave_a_running_row_alone(server):
     with ThreadPoolExecutor() as pool:
-        alone = generate(server, 1500)
-        beside = pool.submit(generate, server, 1500)
+        alone = generate(server, 700)
+        beside = pool.submit(generate, server, 700)
         for path, body, statuses in CALLS:
             if beside.done():
                 assert beside.result()["output_ids"] == alone["output_ids"]
-                beside = pool.submit(generate, server, 1500)
+                beside = pool.submit(generate, server, 700)
             status, answer = server.request(path, body, timeout_s=60)
             assert status in statuses, (path, status, answer)
         assert beside.result()["output_ids"] == alone["output_ids"]
@@ -307,12 +307,13 @@ def test_weights_are_loaded_again_in_a_pause(server, tiny_with_tokenizer):
 
 def test_a_profile_is_written_beside_a_full_row(server, tmp_path):
     with ThreadPoolExecutor() as pool:
-        beside = pool.submit(generate, server, 300)
+        beside = pool.submit(generate, server, 60)
         where = {"output_dir": str(tmp_path), "activities": ["CPU"]}
         assert server.request("/start_profile", where, timeout_s=60)[0] == 200
         assert beside.result()["meta_info"]["kv_resident_tokens"] == 48
         assert server.request("/stop_profile", {})[0] == 200
-    assert [file for file in tmp_path.rglob("*") if file.is_file() and file.stat().st_size > 1000]
+    written = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert written and all(file.stat().st_size > 1000 for file in written)
 
 
 def test_a_new_weight_version_may_abort_what_runs(server):
