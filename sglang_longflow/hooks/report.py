@@ -57,6 +57,9 @@ def _spread(meta_info: dict[str, Any]) -> None:
     reports = meta_info.pop(CUSTOMIZED_INFO_KEY, None)
     latest = next((entry for entry in reversed(reports or []) if entry), None)
     if latest:
+        # A stream's list is the one that SGLang gathers in, and copies for every chunk: 16,000
+        # entries at a long answer's end. Where it cuts by tokens, this is a slice of that list.
+        reports[:] = [latest]
         meta_info.update(latest)
 
 

@@ -38,6 +38,20 @@ def test_a_slice_is_as_long_as_the_tokens_it_goes_with():
         assert "longflow" not in meta
 
 
+def test_what_sglang_gathers_for_a_stream_does_not_grow():
+    """It copies the list for each chunk; what it adds to a chunk without a report is the last."""
+    req = request(1)
+    reports, gathered = LatestReport(req), []
+    for start, stop in ((0, 1), (1, 9), (9, 14)):
+        req.output_ids_through_stop = [2] * stop
+        gathered += reports[start:stop]
+        _spread({"longflow": gathered})
+        assert len(gathered) == 1
+    aborted = {"longflow": list(gathered)}
+    _spread(aborted)
+    assert aborted["kv_resident_tokens"] == 10 + 14 - 1
+
+
 def test_a_message_without_new_tokens_has_a_report():
     meta = {"longflow": LatestReport(request(8))[8:8]}
     _spread(meta)
