@@ -44,10 +44,13 @@ check: env ## lint, types and unit tests: under a minute, the loop while you wor
 
 # In the files' own order: xdist would keep files of few tests for the end, and those are the servers
 # of minutes, run by one worker while the other has nothing left.
-.PHONY: test
-test: env ## all tests that need no GPU, the end-to-end ones included
+.PHONY: test test-rest
+test-rest: PART = --rest
+test-rest: ## those of `make test` that `make check` leaves out
+test: ## all tests that need no GPU, the end-to-end ones included
+test test-rest: env
 	@model="$${LONGFLOW_TEST_MODEL:-$$("$(VENV)/bin/python" -m sglang_longflow.demo.model --path)}"; \
-	LONGFLOW_TEST_MODEL="$$model" exec "$(VENV)/bin/python" -m pytest -m "not gpu and not deploy" \
+	LONGFLOW_TEST_MODEL="$$model" exec "$(VENV)/bin/python" -m pytest -m "not gpu and not deploy" $(PART) \
 	  $(or $(strip $(PYTEST_ARGS)),-n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder)
 
 .PHONY: tools

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared by all tests: Triton's interpreter, one random state, and `--unit` (`make check`)."""
+"""Shared by all tests: Triton's interpreter, a random state, `--unit` and `--rest` (Makefile)."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 NO_GPU = os.environ.get("LONGFLOW_TEST_DEVICE", "cpu") == "cpu"
 #: What `--unit` leaves out. A file that says so in its `pytestmark` is not even imported.
 NOT_UNIT = ("sglang", "slow", "e2e", "deploy", "gpu")
+NOT_UNIT_FOLDERS = ("e2e", "deploy")
 WHOLE_FILE = re.compile(rf"^pytestmark = (?:\[\s*)?pytest\.mark\.(?:{'|'.join(NOT_UNIT)})\b", re.M)
 
 
@@ -75,6 +76,22 @@ def pytest_addoption(parser) -> None:
     parser.addoption(
         "--unit", action="store_true", help="what needs seconds and no SGLang: `make check`"
     )
+    parser.addoption(
+        "--rest", action="store_true", help="what `--unit` leaves out: `make test-rest`"
+    )
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    if config.getoption("rest"):
+        unit = [item for item in items if is_unit(item)]
+        config.hook.pytest_deselected(items=unit)
+        items[:] = [item for item in items if not is_unit(item)]
+
+
+def is_unit(item) -> bool:
+    """Whether `--unit` runs it."""
+    marked = any(item.get_closest_marker(mark) for mark in NOT_UNIT)
+    return not marked and not set(NOT_UNIT_FOLDERS) & set(item.path.parent.parts)
 
 
 def pytest_configure(config) -> None:
@@ -89,7 +106,7 @@ def pytest_ignore_collect(collection_path, config) -> bool | None:
     if not config.getoption("unit"):
         return None
     if collection_path.is_dir():
-        return collection_path.name in ("e2e", "deploy") or None
+        return collection_path.name in NOT_UNIT_FOLDERS or None
     if collection_path.suffix != ".py":
         return None
     return bool(WHOLE_FILE.search(collection_path.read_text(encoding="utf-8"))) or None

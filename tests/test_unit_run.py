@@ -2,6 +2,7 @@
 """`make check` cannot import SGLang in silence."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,3 +49,21 @@ def test_a_marked_test_is_left_out(tmp_path):
 def test_a_marked_file_is_not_even_imported(tmp_path):
     done = unit_run(tmp_path, "pytestmark = pytest.mark.e2e\nimport pytest, no_such_module\n")
     assert done.returncode == 5 and "no tests ran" in done.stdout, done.stdout
+
+
+def test_every_test_is_in_one_of_the_two_runs(tmp_path):
+    for folder, mark in ((".", ""), (".", "@pytest.mark.slow"), ("e2e", "")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        name = f"test_{len(list(tmp_path.rglob('test_*')))}.py"
+        text = f"import pytest\n{mark}\ndef test_it(): pass\n"
+        (tmp_path / folder / name).write_text(text)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n  slow: it is\n")
+    found = {}
+    for part in ("--unit", "--rest"):
+        command = [sys.executable, "-m", "pytest", "-p", "conftest", part, "--co", "-q", "."]
+        env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        found[part] = set(re.findall(r"^\S+(?=::)", done.stdout, re.M))
+    assert found == {"--unit": {"test_0.py"}, "--rest": {"test_1.py", "e2e/test_2.py"}}
+    steps = (Path(__file__).parents[1] / ".ci/run").read_text(encoding="utf-8")
+    assert re.findall(r"^phase \w+ make (check|test\S*)$", steps, re.M) == ["check", "test-rest"]
