@@ -27,8 +27,8 @@ def sglang_metrics() -> set[str]:
     """Series names by SGLang's source, where `Gauge`, `Counter` and `Histogram` are called."""
     package = Path(importlib.util.find_spec("sglang").origin).parent
     found = set()
-    for source in ("srt/observability/metrics_collector.py", "srt/utils/common.py"):
-        for call in ast.walk(ast.parse((package / source).read_text())):
+    for source in sorted((package / "srt/observability").rglob("*.py")):
+        for call in ast.walk(ast.parse(source.read_text())):
             if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
                 continue
             name = next((word.value for word in call.keywords if word.arg == "name"), None)
