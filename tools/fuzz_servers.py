@@ -73,7 +73,7 @@ VARIANTS: dict[str, Variant] = {
     "F": _variant(64, 1500, "--disable-radix-cache", "--chunked-prefill-size", "128"),
     # Long prompts come in many small chunks, and shorter ones pass them.
     "G": _variant(
-        64, 1000, "--chunked-prefill-size", "48", "--schedule-policy", "shortest-prefill-first"
+        64, 1000, "--chunked-prefill-size", "64", "--schedule-policy", "shortest-prefill-first"
     ),
     # The same sizes without a budget: what ends this one is SGLang's own.
     "stock": _variant(0, 2048, *_EVERYTHING),
