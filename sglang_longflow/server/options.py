@@ -36,6 +36,34 @@ EXPECTED = {
     "switch": "true or false",
 }
 
+#: Arguments of SGLang 0.5.17 that 0.5.23 no longer has, and what to do. The names that come nearest
+#: to some of them mean something else.
+_GONE = {
+    "--collect-tokens-histogram": "drop it: SGLang always counts them",
+    "--cuda-graph-bs": "set --cuda-graph-bs-decode",
+    "--cuda-graph-max-bs": "set --cuda-graph-max-bs-decode",
+    "--disable-piecewise-cuda-graph": "set --disable-prefill-cuda-graph",
+    "--dsa-prefill-cp-mode": "set --cp-strategy",
+    "--elastic-ep-rejoin": "set --elastic-ep-join-mode recover",
+    "--enable-breakable-cuda-graph": "set --cuda-graph-backend-prefill breakable",
+    "--enable-dsa-prefill-context-parallel": "set --enable-prefill-cp",
+    "--enable-gdn-replayssm-spec": "set --enable-linear-replayssm-spec",
+    "--enable-nsa-prefill-context-parallel": "set --enable-prefill-cp",
+    "--enable-prefill-context-parallel": "set --enable-prefill-cp",
+    "--enforce-piecewise-cuda-graph": "set --cuda-graph-backend-prefill tc_piecewise",
+    "--mamba-scheduler-strategy": "set --mamba-radix-cache-strategy",
+    "--nsa-decode-backend": "set --dsa-decode-backend",
+    "--nsa-prefill-backend": "set --dsa-prefill-backend",
+    "--nsa-prefill-cp-mode": "set --cp-strategy",
+    "--piecewise-cuda-graph-max-tokens": "set --cuda-graph-max-bs-prefill",
+    "--piecewise-cuda-graph-tokens": "set --cuda-graph-bs-prefill",
+    "--prefill-cp-mode": "set --cp-strategy",
+    "--prefill-round-robin-balance": "drop it",
+    "--speculative-dflash-draft-window-size": "set --speculative-draft-window-size",
+    "--stream-output": "set --incremental-streaming-output",
+    "--torchao-config": "choose another --quantization",
+}
+
 
 @dataclass(frozen=True)
 class Option:
@@ -325,13 +353,21 @@ def make_parser(judge_choices: bool = True) -> argparse.ArgumentParser:
     return parser
 
 
+def gone(name: str) -> str:
+    """What to do in place of an argument that this SGLang no longer has; empty for all others."""
+    fix = _GONE.get("--" + name.lstrip("-").replace("_", "-"), "")
+    return f"SGLang {TESTED_SGLANG[-1]} no longer has it; {fix}" if fix else ""
+
+
 def refuse_shortened(words: Sequence[str]) -> None:
-    """Raise ConfigError for the beginning of a flag of ours, which is looked for in full, and for
-    the flag of `longflow plan` that begins one of SGLang's."""
+    """Raise ConfigError for the beginning of a flag of ours, which is looked for in full, for what
+    SGLang no longer has, and for the flag of `longflow plan` that begins one of SGLang's."""
     ours = [flag.option for flag in FLAGS]
     known = {name for option in server_options() for name in option.flags}
     for word in words:
         flag = word.partition("=")[0]
+        if flag.startswith("--") and (fix := gone(flag)):
+            raise ConfigError(f"{flag}: {fix}")
         if flag == "--gpu":  # would be taken for --gpu-id-step
             raise ConfigError(
                 "--gpu: a flag of longflow plan and render; drop it, or choose the cards of a "

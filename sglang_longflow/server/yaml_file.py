@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_longflow.errors import ConfigError
-from sglang_longflow.server.options import EXPECTED, Option, server_options
+from sglang_longflow.server.options import EXPECTED, Option, gone, server_options
 from sglang_longflow.settings.files import read_bytes
 from sglang_longflow.settings.nearest import nearest
 
@@ -53,6 +53,8 @@ def yaml_arguments(path: Path) -> list[str]:
     for key, value in content.items():
         option = by_key.get(str(key).replace("-", "_"))
         if option is None or option.name == "config":
+            if fix := gone(str(key)):
+                raise ConfigError(f"{path}: {_shown(key)}: {fix}")
             known = [name.replace("_", "-") for name in by_key]
             close = nearest(str(key).replace("_", "-"), known)
             raise ConfigError(f"{path}: unknown key {_shown(key)}{close}")

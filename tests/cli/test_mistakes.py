@@ -48,6 +48,8 @@ MISTAKES = [
     ("M:llama --kv-bugdet=3200", 0, "--kv-bugdet: no argument", "did you mean --kv-budget?"),
     ("M:llama --kv-bud 3200", 0, "--kv-bud: no argument", "did you mean --kv-budget or"),
     ("M:llama --max-runing-requests 4", 0, "--max-runing-requests: no arg", "did you mean --max"),
+    ("M:llama --cuda-graph-max-bs 8", 0, "--cuda-graph-max-bs: SGLang 0.5.23", "bs-decode"),
+    ("M:llama --disable-piecewise-cuda-graph", 0, "--disable-piecewise", "set --disable-prefill-"),
     ("M:llama --foreign 1", 0, "--foreign: no argument", "go behind --"),
     ("M:llama --kv-budget 96 --gpu h100", 0, "--gpu: a flag of longflow plan", "drop it, or"),
     ("M:llama --kv-budget", 0, "--kv-budget: expected one argument", ""),
