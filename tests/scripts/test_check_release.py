@@ -46,7 +46,7 @@ SEAMS = [
         "retraction_order: other parameters: new server_args",
     ),
     # none yet
-    ("constrained/xgrammar_backend.py", "def _allocate_token", "def _new", "_bitmask: is missing"),
+    ("constrained/xgrammar_backend.py", "def apply_vocab_mask(", "def mask(", "_mask: is missing"),
     ("managers/scheduler.py", "mm_input_error:", "error:", "without mm_input_error; new error"),
 ]
 
