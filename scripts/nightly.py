@@ -509,6 +509,7 @@ def main(argv: list[str] | None = None) -> int:
     names = [name for name in STEPS if name in ("newest", *options.steps)]
     if options.python:
         names = [name for name in names if name != "install"]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server is left behind
     outcomes = carried_out(run, names)
     for file in (options.report, options.title):
         if file:
