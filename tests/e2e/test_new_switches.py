@@ -22,10 +22,17 @@ SWITCHES: dict[str, tuple[dict[str, object], dict[str, str]]] = {
             "schedule_policy": "shortest-prefill-first",
             "radix_eviction_policy": "slru",
             "radix_eviction_policy_config": {"protected_threshold": 4},
-            "retraction_policy": "priority",
             "chunked_prefill_size": 64,
         },
         {"SGLANG_ENABLE_DELAY_SAMPLE": "1"},
+    ),
+    "retraction by priority": (
+        {
+            "retraction_policy": "priority",
+            "enable_priority_scheduling": True,
+            "disable_priority_preemption": True,
+        },
+        {},
     ),
 }
 
