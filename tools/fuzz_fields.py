@@ -129,6 +129,20 @@ SAMPLING: dict[str, st.SearchStrategy] = {
     "stop_token_ids": st.one_of(st.lists(st.one_of(token_ids, wrong_token_ids), max_size=3), junk),
     "stop_regex": st.one_of(bad_regex, st.lists(bad_regex, max_size=2)),
     **grammars,
+    "ebnf_full_assistant": st.booleans(),
+    "beam_width": pick(None, 1, 2, 0, -1, 2**40, 1.5, "a"),
+    "watermark": st.one_of(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "enabled": pick(True, True, False, None, "a"),
+                "key": pick("a", "", "\ud800", "x" * 300, 5),
+                "context_window": pick(1, 4, 0, -1, 2**40, 1.5),
+                "unknown_field": junk,
+            },
+        ),
+        junk,
+    ),
     "ignore_eos": st.booleans(),
     "skip_special_tokens": st.booleans(),
     "spaces_between_special_tokens": st.booleans(),
