@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import io
 import json
 import os
@@ -407,8 +408,10 @@ def write_page(found: list[Found], check: bool) -> None:
     if not check:
         PAGE.write_text(new, encoding="utf-8")
     elif new != old:
+        lines = difflib.unified_diff(old.splitlines(), new.splitlines(), "page", "now", "", "", 0)
         sys.exit(
-            f"{PAGE.relative_to(ROOT)} is out of date: run python scripts/compile_kernels.py --docs"
+            "\n".join(lines) + f"\n{PAGE.relative_to(ROOT)} is out of date: "
+            f"run python scripts/compile_kernels.py --docs"
         )
 
 
