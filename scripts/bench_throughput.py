@@ -53,6 +53,7 @@ _DECODE = re.compile(
     r".*?graph: (True|False), gen throughput \(token/s\): ([\d.]+), #queue-req: (\d+)"
 )
 _RETRACTED = re.compile(r"KV cache pool is full.*?#retracted_reqs: (\d+)")
+_POOL = re.compile(r"max_total_num_tokens=(\d+)")
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,16 @@ def load_points(file: Path, only: list[str], systems: list[str]) -> list[Point]:
 
 
 class Log:
-    """The scheduler's lines in the server's output, with the time they arrived."""
+    """The scheduler's lines in the server's output, with the time they arrived.
+
+    Attributes
+    ----------
+    pool : int
+        Tokens of the pool as the scheduler made it; 0 until it says so.
+    """
 
     def __init__(self, file: Path | None = None):
+        self.pool = 0
         self.decode: list[dict] = []
         self.retracted: list[tuple[float, int]] = []
         self._rest = b""
@@ -124,6 +132,8 @@ class Log:
                 )
             elif found := _RETRACTED.search(text):
                 self.retracted.append((time.monotonic(), int(found.group(1))))
+            elif found := _POOL.search(text):
+                self.pool = int(found.group(1))
 
     def flush(self) -> None:
         if self._file:
@@ -213,6 +223,15 @@ def pool_of(system: str, args: argparse.Namespace) -> int:
     return args.pool_of.get(system, args.pool)
 
 
+def check_pool(system: str, asked: int, made: int) -> None:
+    """Refuse a smaller pool than `asked` tokens: SGLang takes what memory is left, and goes on."""
+    if made < asked:
+        raise SystemExit(
+            f"{system}: its pool holds {made:,} tokens, not {asked:,}: the servers that run at "
+            "once do not fit this device. Name fewer --systems, or smaller pools with --pool-of"
+        )
+
+
 def server_of(system: str, args: argparse.Namespace, points: list[Point]) -> tuple[Server, Log]:
     port = free_port("127.0.0.1", 31000 + 100 * SYSTEMS.index(system))
     arguments = [
@@ -253,7 +272,9 @@ def run(args: argparse.Namespace) -> list[dict]:
         for system in systems:
             servers[system] = server_of(system, args, points)
         for system in systems:
-            servers[system][0].wait_ready(args.start_timeout)
+            server, log = servers[system]
+            server.wait_ready(args.start_timeout)
+            check_pool(system, pool_of(system, args), log.pool)
             print(f"{system} is ready after {time.monotonic() - args.began:.0f} s", flush=True)
         for point in points:
             left = args.stop_after - (time.monotonic() - args.began) if args.stop_after else None

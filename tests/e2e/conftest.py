@@ -56,6 +56,14 @@ def tiny_models(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def endless(tmp_path_factory) -> Path:
+    """A tiny random Llama that has no token to end an answer with."""
+    import harness
+
+    return harness.build_tiny_model("llama", tmp_path_factory.mktemp("endless"), eos_token_id=None)
+
+
+@pytest.fixture(scope="session")
 def tiny_with_tokenizer(smollm2, tmp_path_factory) -> Path:
     """A tiny random Llama with SmolLM2's tokenizer and chat template."""
     from transformers import AutoTokenizer

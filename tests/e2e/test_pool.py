@@ -8,19 +8,9 @@ import asyncio
 import pytest
 
 import harness
-from harness import greedy, prompt
+from harness import COULD_END, greedy, prompt
 
 pytestmark = pytest.mark.e2e
-
-
-#: SGLang admits requests with ``ignore_eos`` by their whole length, and never too many. Others it
-#: expects to end early; these could, but their model has no token that ends an answer.
-COULD_END = {"ignore_eos": False}
-
-
-@pytest.fixture(scope="module")
-def endless(tmp_path_factory):
-    return harness.build_tiny_model("llama", tmp_path_factory.mktemp("endless"), eos_token_id=None)
 
 
 @pytest.fixture(scope="module")

@@ -119,7 +119,9 @@ def test_what_the_kernels_do_not_take_is_refused_by_name():
         ask(q[:, :3], cache)
     with pytest.raises(ValueError, match="head_dim=32"):
         ask(q[..., :32], cache)
-    with pytest.raises(ValueError, match=r"k_cache is torch\.bfloat16: expected one of \(torch\.float32,"):
+    with pytest.raises(
+        ValueError, match=r"k_cache is torch\.bfloat16: expected one of \(torch\.float32,"
+    ):
         ask(q, cache.bfloat16())
     with pytest.raises(ValueError, match="contiguous within a token"):
         ask(q.transpose(0, 1).contiguous().transpose(0, 1), cache)

@@ -289,6 +289,11 @@ def cold(engine) -> None:
         time.sleep(0.05)
 
 
+#: SGLang admits requests with ``ignore_eos`` by their whole length, and never too many. Others it
+#: expects to end early; these could, and never do where the model is ``endless``.
+COULD_END = {"ignore_eos": False}
+
+
 def greedy(new_tokens: int, **custom_params) -> dict:
     """Sampling parameters of a greedy request; keywords are its ``custom_params``."""
     params = {"temperature": 0, "max_new_tokens": new_tokens, "ignore_eos": True}
