@@ -67,6 +67,7 @@ GEOMETRIES = {
 def model_folder(geometry: str) -> Path:
     """A new folder with nothing but the geometry's config.json."""
     folder = Path(tempfile.mkdtemp(prefix=f"{geometry}-"))
-    common = dict(torch_dtype="bfloat16", hidden_act="silu", bos_token_id=1, eos_token_id=2)
+    # No token ends an answer: its length is what was asked for, and SGLang does not know that.
+    common = dict(torch_dtype="bfloat16", hidden_act="silu", bos_token_id=1, eos_token_id=None)
     (folder / "config.json").write_text(json.dumps({**GEOMETRIES[geometry], **common}))
     return folder

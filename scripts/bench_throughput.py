@@ -148,7 +148,8 @@ def bodies(point: Point, vocab_size: int, seed: int) -> list[dict]:
         done = int(generator.random() * point.output) if index < point.wave else 0
         length = point.input + (done if point.stagger == "prompt" else 0)
         ids = [generator.randrange(10, vocab_size - 10) for _ in range(length)]
-        sampling = dict(temperature=0, max_new_tokens=point.output - done, ignore_eos=True)
+        # No ignore_eos: SGLang would admit by whole lengths, which it does not know of real requests.
+        sampling: dict = dict(temperature=0, max_new_tokens=point.output - done)
         if point.system in POLICIES:
             sampling["custom_params"] = {"kv_budget": point.budget}
         made.append(dict(input_ids=ids, sampling_params=sampling, stream=True))

@@ -93,16 +93,13 @@ def _cut(batch: int, num_kv_heads: int, head_dim: int, num_sms: int, itemsize: i
     splits = 1
     while splits < 64 and 2 * splits * programs <= 4 * num_sms:
         splits *= 2
-    # One warp scores 256 slots without waiting for another; a small batch reads all heads at once.
-    cut = dict(max_splits=splits, chunks=16, chunk_slots=256, voters=8, choose_warps=1)
-    if splits > 1:
-        cut.update(voters=32)
-    if splits > 2:
-        cut.update(chunks=32, chunk_slots=128)
+    # One warp scores 128 slots of all heads without waiting for another. With 256 it spills registers
+    # under Triton 3.8 where novelty is added, which 3.6 avoids.
+    cut = dict(max_splits=splits, chunks=32, chunk_slots=128, voters=32, choose_warps=1)
     if splits > 16:
         cut.update(min_split_tokens=128, choose_warps=4)
     if head_dim * itemsize > 256:
-        return LaunchConfig(block_n=32, num_stages=2, **cut)
+        return LaunchConfig(block_n=32, num_stages=2, **(cut | dict(chunk_slots=64)))
     plain = itemsize == 2 and head_dim in (64, 128)  # others would spill
     if splits <= 2:
         # Four programs with small tiles share a multiprocessor, or two with large ones. Small ones
