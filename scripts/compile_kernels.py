@@ -87,7 +87,7 @@ class Gpu:
 
 
 GPUS = {
-    "sm_90": Gpu(GPUTarget("cuda", 90, 32), "H100, H200", 227 * KIB, 132, ran="3.6"),
+    "sm_90": Gpu(GPUTarget("cuda", 90, 32), "H100, H200", 227 * KIB, 132, ran="3.6 and 3.8"),
     "sm_100": Gpu(GPUTarget("cuda", 100, 32), "B200", 227 * KIB, 148),
     "sm_120": Gpu(GPUTarget("cuda", 120, 32), "RTX PRO 6000, RTX 5090", 99 * KIB, 188),
     "gfx942": Gpu(GPUTarget("hip", "gfx942", 64), "MI300X, MI325X", 64 * KIB, 304),
