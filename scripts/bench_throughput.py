@@ -148,7 +148,7 @@ def bodies(point: Point, vocab_size: int, seed: int) -> list[dict]:
         done = int(generator.random() * point.output) if index < point.wave else 0
         length = point.input + (done if point.stagger == "prompt" else 0)
         ids = [generator.randrange(10, vocab_size - 10) for _ in range(length)]
-        # No ignore_eos: SGLang would admit by whole lengths, which it does not know of real requests.
+        # No ignore_eos: SGLang would admit by whole lengths, which no real request tells it.
         sampling: dict = dict(temperature=0, max_new_tokens=point.output - done)
         if point.system in POLICIES:
             sampling["custom_params"] = {"kv_budget": point.budget}

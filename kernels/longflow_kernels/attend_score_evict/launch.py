@@ -93,8 +93,8 @@ def _cut(batch: int, num_kv_heads: int, head_dim: int, num_sms: int, itemsize: i
     splits = 1
     while splits < 64 and 2 * splits * programs <= 4 * num_sms:
         splits *= 2
-    # One warp scores 128 slots of all heads without waiting for another. With 256 it spills registers
-    # under Triton 3.8 where novelty is added, which 3.6 avoids.
+    # One warp scores 128 slots of all heads without waiting for another. With 256 Triton 3.8 spills
+    # registers where novelty is added (3.6 does not).
     cut = dict(max_splits=splits, chunks=32, chunk_slots=128, voters=32, choose_warps=1)
     if splits > 16:
         cut.update(min_split_tokens=128, choose_warps=4)
