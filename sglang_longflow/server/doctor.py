@@ -15,7 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sglang_longflow.errors import LongFlowError
 from sglang_longflow.server.preflight import ModelLook, check_model, kv_facts
@@ -25,6 +25,9 @@ from sglang_longflow.settings import device
 from sglang_longflow.settings.installed import reinstall_command
 from sglang_longflow.settings.problem import Problem
 from sglang_longflow.settings.release import FIX, TESTED_SGLANG, line, untested_sglang
+
+if TYPE_CHECKING:
+    from sglang_longflow.hooks.verify import HookStatus
 
 PLUGIN, PLATFORM = "longflow", "longflow_cpu"
 TORCH_SERIES = "2.14"
@@ -195,6 +198,7 @@ def check_hooks() -> list[Check]:
         load_plugins()
         after = verify.check_all(applied=True)
         patches = verify.check_patches(load=True)
+        extensions = verify.check_extensions()
         reason = telling()
     broken = [status for status in before if status.problem]
     if not broken:
@@ -210,13 +214,20 @@ def check_hooks() -> list[Check]:
         detail = f"{status.problem}: {reason}" if reason else status.problem
         fix = "see SGLANG_PLUGINS and SGLANG_PLATFORM above"
         rows.append(Check(f"hook {status.hook.target}", "fail", detail, fix))
-    gone = [status for status in patches if status.problem]
-    if not gone:
-        rows.append(Check("patch targets", "ok", f"{len(patches)} of {len(patches)} as expected"))
-    for status in gone:
-        fix = "pip install --force-reinstall sglang==0.5.23 (it brings what it works with)"
-        rows.append(Check(f"patch {status.hook.target}", "fail", status.problem, fix))
+    rows += _targets("extension", "extension points", extensions)
+    rows += _targets("patch", "patch targets", patches)
     return rows
+
+
+def _targets(kind: str, kinds: str, found: list[HookStatus]) -> list[Check]:
+    """A row for all that are as expected, or one for each that is not."""
+    fix = "pip install --force-reinstall sglang==0.5.23 (it brings what it works with)"
+    gone = [
+        Check(f"{kind} {status.hook.target}", "fail", status.problem, fix)
+        for status in found
+        if status.problem
+    ]
+    return gone or [Check(kinds, "ok", f"{len(found)} of {len(found)} as expected")]
 
 
 def check_device() -> list[Check]:

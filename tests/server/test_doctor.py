@@ -26,7 +26,9 @@ def test_doctor_json(capsys):
     assert all(set(row) == {"name", "status", "detail", "fix"} for row in report["checks"])
     failed = [row for row in report["checks"] if row["status"] == "fail"]
     assert [row["fix"] for row in failed] == ["set --page-size 1"]
-    assert {"hook targets", "hooks applied", "device"} <= {row["name"] for row in report["checks"]}
+    names = {row["name"] for row in report["checks"]}
+    assert {"hook targets", "hooks applied", "extension points", "patch targets"} <= names
+    assert "device" in names
 
 
 @pytest.mark.sglang
@@ -43,6 +45,24 @@ def test_doctor_names_a_missing_hook_target(monkeypatch, capsys):
     assert "hooks applied" not in rows
     assert doctor.run([], device=True, as_json=False) == 1
     assert "would not work here" in capsys.readouterr().out
+
+
+@pytest.mark.sglang
+@pytest.mark.parametrize(
+    ("table", "kind", "others"),
+    [("EXTENSIONS", "extension", "patch targets"), ("PATCHES", "patch", "extension points")],
+)
+def test_doctor_names_what_else_the_plugin_needs_of_sglang(monkeypatch, table, kind, others):
+    from sglang_longflow.hooks import verify
+
+    rows = getattr(verify, table)
+    target = "sglang.srt.mem_cache.allocation.no_such_function"
+    gone = dataclasses.replace(rows[0], target=target, device="")
+    monkeypatch.setattr(verify, table, (gone, *rows[1:]))
+    found = by_name(doctor.check_hooks())
+    row = found[f"{kind} {target}"]
+    assert row.status == "fail" and "missing" in row.detail
+    assert found[others].status == "ok"
 
 
 @pytest.mark.parametrize(
