@@ -20,9 +20,9 @@ import aiohttp
 from fuzz_call import SESSIONS, Call
 
 #: An accepted request with a short answer is answered or refused within this time.
-ANSWER_LIMIT_S = 90.0
+ANSWER_LIMIT_S = 300.0
 IDLE_LIMIT_S = 30.0
-CANARY_LIMIT_S = 45.0
+CANARY_LIMIT_S = 300.0
 #: Answers that each of the askers compares between two checkpoints, and when it gives that up.
 LEAST_COMPARED = 2
 MOST_ASKED = 100
@@ -247,7 +247,7 @@ class Judge:
         self.alive()
 
     async def _told(self, method: str, path: str, body: Any = None) -> str:
-        outcome = await self.client.ask(method, path, body, 60)
+        outcome = await self.client.ask(method, path, body, ANSWER_LIMIT_S)
         if outcome.status != "200":
             self.alive()
             raise Guilty(

@@ -56,16 +56,16 @@ def error_line(capsys, argv: list[str]) -> str:
 @pytest.mark.parametrize("argv", [["--help"], ["--version"], ["plan", "--help"]])
 def test_help_is_fast_and_imports_nothing_heavy(argv):
     code = (
-        "import sys, time; start = time.perf_counter()\n"
+        "import sys, time; start = time.process_time()\n"
         "from sglang_longflow.cli.main import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit as end: assert not end.code, end.code\n"
         "heavy = {'torch', 'sglang', 'transformers', 'httpx', 'rich'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
-        "print(time.perf_counter() - start)"
+        "print(time.process_time() - start)"
     )
     seconds = []
-    for _ in range(3):  # the best of three: the machine may be busy
+    for _ in range(3):  # seconds of computing, the best of three: the machine may be busy
         done = subprocess.run(
             [sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True
         )
@@ -482,8 +482,8 @@ def test_last_error(lines, expected):
 
 def test_errors_have_no_traceback(capsys, monkeypatch):
     monkeypatch.setattr(serve, "run", lambda argv: (_ for _ in ()).throw(ConfigError("a\n  b")))
-    start = time.monotonic()
-    assert main(["serve"]) == 2 and time.monotonic() - start < 1
+    start = time.process_time()
+    assert main(["serve"]) == 2 and time.process_time() - start < 1
     assert capsys.readouterr().err == "longflow serve: error: a b\n"
 
 

@@ -43,7 +43,8 @@ def answering():
         (200, "has no pool"),
     ],
 )
-def test_what_is_said_of_a_server(answering, status, text):
+def test_what_is_said_of_a_server(answering, monkeypatch, status, text):
+    monkeypatch.setattr(console, "LOOK_TIMEOUT_S", 300.0)
     answering.status = status
     problem = console.problem_with(f"http://127.0.0.1:{answering.server_port}")
     assert text in problem and bool(problem) == bool(text)

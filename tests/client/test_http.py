@@ -34,7 +34,7 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             return
         if self.path == "/silent":
-            self.server.over.wait(5)
+            self.server.over.wait(300)
             return
         self.send_response(418 if self.path == "/no" else 200)
         if self.path == "/broken-off":
@@ -108,7 +108,7 @@ def test_what_is_no_answer(server, path):
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://no.such.host.invalid", "no address"])
 def test_where_nobody_is(url):
     with pytest.raises(NoResponse) as found:
-        ask(url, timeout_s=5)
+        ask(url, timeout_s=300)
     assert str(found.value)
 
 
@@ -127,8 +127,8 @@ def https(server, tmp_path):
 
 def test_a_certificate_is_checked_unless_told_not_to(https):
     with pytest.raises(NoResponse, match="CERTIFICATE_VERIFY_FAILED"):
-        ask(https, timeout_s=5)
-    assert ask(https, timeout_s=5, verify=False).status_code == 200
+        ask(https, timeout_s=300)
+    assert ask(https, timeout_s=300, verify=False).status_code == 200
 
 
 def test_a_stream_that_breaks_off_while_it_is_read(server):

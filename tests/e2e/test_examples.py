@@ -28,7 +28,7 @@ def server(tiny_with_tokenizer):
 def run(name: str, *arguments: str) -> str:
     """What an example prints; it must end well."""
     command = [sys.executable, "-W", "ignore", str(EXAMPLES / name), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

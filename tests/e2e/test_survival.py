@@ -7,7 +7,6 @@ Under the probe, which ends the scheduler at the first slot that is lost or shar
 from __future__ import annotations
 
 import asyncio
-import time
 
 import pytest
 
@@ -114,9 +113,7 @@ def test_a_row_that_outgrew_the_pool_ends_where_it_is_retracted(engine):
         assert last["meta_info"]["completion_tokens"] > 1300
         return await engine.async_generate(input_ids=prompt(9, 6), sampling_params=greedy(5))
 
-    start = time.monotonic()
-    after = engine.loop.run_until_complete(scene())
+    after = engine.loop.run_until_complete(asyncio.wait_for(scene(), 600))
     assert len(after["output_ids"]) == 5
-    assert time.monotonic() - start < 120
     report = engine.probe_report()
     assert report["idle_available"] + report["idle_evictable"] == report["total"]

@@ -97,7 +97,7 @@ def test_sglang_exits_after_the_last_open_response(monkeypatch, state):
         await asyncio.sleep(0.05)
         assert not calls and state.draining
         state.open_responses = 0
-        await asyncio.wait_for(task, 1)
+        await asyncio.wait_for(task, 300)
         assert calls == [manager]
 
     asyncio.run(scenario())
@@ -113,7 +113,7 @@ def test_what_sglang_does_not_drain_is_not_waited_for(monkeypatch, state, case):
         manager, task, calls = watch(monkeypatch, state, budget=case != "stock", status=status)
         state.open_responses = 1
         manager.gracefully_exit = True
-        await asyncio.wait_for(task, 1)
+        await asyncio.wait_for(task, 300)
         assert calls == [manager]
 
     asyncio.run(scenario())

@@ -42,9 +42,9 @@ def run(warm):
         paths = os.pathsep.join(map(str, (folder, ROOT, ROOT / "kernels")))
         environment = {**os.environ, "PYTHONPATH": paths}
         if not real:
-            return warm.run(list(words), environment, timeout_s=120)
+            return warm.run(list(words), environment, timeout_s=600)
         return subprocess.run(
-            [sys.executable, *words], capture_output=True, text=True, timeout=120, env=environment
+            [sys.executable, *words], capture_output=True, text=True, timeout=600, env=environment
         )
 
     return run

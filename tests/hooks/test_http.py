@@ -2,6 +2,7 @@
 """Our routes on a FastAPI app of their own: bounds, one-line errors, headers. No scheduler."""
 
 import asyncio
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -9,10 +10,13 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from sglang_longflow.hooks import http
+from sglang_longflow.monitor import snapshots
 from sglang_longflow.monitor.snapshots import SchedulerSilent, Snapshots
 from sglang_longflow.monitor.what_if import RunningServer
 from sglang_longflow.planner.geometry import load_geometry
 
+#: How long an answer is waited for: always long enough, or too short for one that is held.
+PATIENT_S, IMPATIENT_S = 300.0, 0.1
 SETTINGS = {"device_name": "cpu", "device_memory_bytes": None, "weights_bytes": 0}
 SETTINGS |= {"kv_policy": "longflow-novel", "kv_victims": "layer"}
 SETTINGS |= {"kv_protect_sink_tokens": 0, "kv_protect_recent_tokens": 0}
@@ -24,12 +28,13 @@ def asked():
 
     class Asked:
         count = 0
-        delay_s = 0.0
+        held = False  # in one long step
         answer = {"settings": SETTINGS, "requests": [{"rid": "<script>alert(1)</script>\ud800"}]}
 
         async def __call__(self):
             self.count += 1
-            await asyncio.sleep(self.delay_s)
+            while self.held:
+                await asyncio.sleep(0.01)
             if isinstance(self.answer, Exception):
                 raise self.answer
             return self.answer
@@ -43,7 +48,7 @@ def asked():
 def client(asked):
     app = FastAPI()
     state = app.state.longflow = http.HttpState(asked.manager, {})
-    state.snapshots = Snapshots(asked, state.ended, 0, 0.1)
+    state.snapshots = Snapshots(asked, state.ended, 0, PATIENT_S)
     state.server = RunningServer(load_geometry("qwen3-1.7b"), 5000, 1, "bfloat16", "auto")
     app.include_router(http.router)
     with TestClient(app) as running:
@@ -69,7 +74,15 @@ def test_every_answer_is_guarded(client):
     assert client.get("/longflow/stats").headers["Cache-Control"] == "no-store"
 
 
-def test_stats_are_shared(client, asked):
+def hold(client, asked, held: bool) -> None:
+    asked.held = held
+    client.app.state.longflow.snapshots._patience_s = IMPATIENT_S if held else PATIENT_S
+
+
+def test_stats_are_shared(client, asked, monkeypatch):
+    ticks = itertools.count()  # twenty looks within a second, however long they take
+    clock = SimpleNamespace(monotonic=lambda: next(ticks) / 1000)
+    monkeypatch.setattr(snapshots, "time", clock)
     for _ in range(20):
         assert client.get("/longflow/stats").status_code == 200
     assert asked.count == 1
@@ -132,7 +145,7 @@ def test_schedulers_without_a_budget_are_a_503(client, asked):
 
 def test_a_busy_scheduler_is_no_error(client, asked):
     """In its first long step, and in a later one."""
-    asked.delay_s = 0.5
+    hold(client, asked, True)
     told = client.get("/longflow/stats")
     assert told.status_code == 200 and told.headers["Cache-Control"] == "no-store"
     found = told.json()
@@ -140,14 +153,15 @@ def test_a_busy_scheduler_is_no_error(client, asked):
     assert found["server"] == {"model": "tiny", "longflow": http.__version__, "schedulers": None}
     answer = client.get("/longflow/plan?budget=96")
     assert answer.status_code == 503 and "first long step" in answer.json()["message"]
-    asked.delay_s = 0
+    hold(client, asked, False)
     while (found := client.get("/longflow/stats?max_age_s=0").json())["state"] != "ok":
         assert asked.count < 3
     assert found["settings"] == SETTINGS
-    asked.delay_s = 0.5
+    hold(client, asked, True)
     found = client.get("/longflow/stats?max_age_s=0").json()
     assert found["state"] == "busy" and found["age_s"] >= 0.1 and found["settings"] == SETTINGS
     assert client.get("/longflow/plan?budget=96").status_code == 200
+    hold(client, asked, False)
 
 
 def test_only_a_process_that_has_ended_is_a_503(client, asked):
@@ -161,7 +175,7 @@ def test_only_a_process_that_has_ended_is_a_503(client, asked):
     asked.manager._subprocess_watchdog = SimpleNamespace(
         _processes=[scheduler, detokenizer], _names=["scheduler_0", "detokenizer"]
     )
-    asked.delay_s = 0.5
+    hold(client, asked, True)
     assert client.get("/longflow/stats").status_code == 200
     scheduler.exitcode = -9
     for path in ("stats?max_age_s=0", "plan?budget=96"):

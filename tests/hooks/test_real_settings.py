@@ -86,7 +86,7 @@ def answers(tmp_path_factory) -> dict[str, dict[str, object]]:
     (folder / "config.json").write_text(json.dumps(CONFIG))
     (folder / "model.safetensors").touch()
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM, str(folder), json.dumps(CASES)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

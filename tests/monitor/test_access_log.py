@@ -40,7 +40,7 @@ def logged():
     address = f"http://127.0.0.1:{free.getsockname()[1]}"
 
     def send(*requests: str) -> list[str]:
-        with httpx.Client(trust_env=False) as client:
+        with httpx.Client(trust_env=False, timeout=300) as client:
             for method, path in (request.split() for request in requests):
                 client.request(method, address + path)
         return [line.split('"')[1] + line.split('"')[2] for line in lines]

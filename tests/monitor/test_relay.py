@@ -37,7 +37,7 @@ class Upstream(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append((self.path, body, self.headers.get("Authorization")))
         if body["prompt"] == "wait":
-            self.connection.settimeout(20)
+            self.connection.settimeout(300)
             self.server.left.append(self.connection.recv(1))  # b"" once the relay hangs up
             return
         if body["prompt"] == "refuse":
@@ -54,7 +54,7 @@ class Upstream(BaseHTTPRequestHandler):
         for number in range(2):
             self.wfile.write(b"d\r\ndata: {}%5d\r\n" % number)
             if number == 0:
-                self.server.go_on.wait(20)
+                self.server.go_on.wait(300)
         if body["prompt"] == "endless":
             with contextlib.suppress(OSError):
                 while True:
@@ -172,7 +172,7 @@ def test_a_server_that_is_gone_is_a_502():
 
 def post(relay, body, path="/v1/completions", **headers):
     """The connection, which may stream, and the head of its answer; headers by `_` for `-`."""
-    connection = http.client.HTTPConnection(relay.removeprefix("http://"), timeout=20)
+    connection = http.client.HTTPConnection(relay.removeprefix("http://"), timeout=300)
     sent = {"Content-Type": "application/json", "Origin": relay, "Sec-Fetch-Site": "same-origin"}
     sent |= {name.replace("_", "-"): value for name, value in headers.items()}
     data = json.dumps(body).encode() if isinstance(body, dict) else body
@@ -240,8 +240,9 @@ def test_no_other_route_takes_a_prompt(relay, path):
     connection.close()
 
 
-def test_a_body_over_the_limit_is_refused_in_words(relay, upstream):
+def test_a_body_over_the_limit_is_refused_in_words(relay, upstream, monkeypatch):
     """The sender gets to read it although it is still sending."""
+    monkeypatch.setattr("sglang_longflow.monitor.relay.DRAIN_S", 300.0)
     before = len(upstream.asked)
     connection, answer = post(relay, b"x" * (hand_on.MAX_BODY_BYTES + 1))
     assert answer.status == 413 and "4,194,304 bytes" in json.loads(answer.read())["message"]
@@ -251,8 +252,9 @@ def test_a_body_over_the_limit_is_refused_in_words(relay, upstream):
 
 def test_a_body_that_trickles_is_given_up(relay, monkeypatch):
     monkeypatch.setattr(hand_on, "BODY_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("sglang_longflow.monitor.relay.DRAIN_S", 300.0)
     host, port = relay.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as client:
+    with socket.create_connection((host, int(port)), timeout=300) as client:
         head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: 500\r\n"
         client.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode())
         for _ in range(10):
@@ -276,23 +278,23 @@ def test_the_server_is_let_go_when_the_page_leaves(relay, upstream):
     upstream.left.clear()
     host, port = relay.removeprefix("http://").split(":")
     before = len(upstream.asked)
-    client = socket.create_connection((host, int(port)), timeout=20)
+    client = socket.create_connection((host, int(port)), timeout=300)
     head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: 18\r\n"
     client.sendall(f'{head}Content-Type: application/json\r\n\r\n{{"prompt": "wait"}}'.encode())
-    until(lambda: len(upstream.asked) > before, 20)
+    until(lambda: len(upstream.asked) > before)
     assert upstream.left == []
     client.close()
-    until(lambda: upstream.left == [b""], 20)
+    until(lambda: upstream.left == [b""])
 
 
 def test_a_page_that_reads_nothing_is_let_go(relay, upstream, monkeypatch):
     """Not kept for ever with an answer that fills every buffer."""
-    monkeypatch.setattr("sglang_longflow.monitor.relay._Handler.timeout", 0.3)
+    monkeypatch.setattr("sglang_longflow.monitor.relay._Handler.timeout", 2.0)
     upstream.go_on.set()
     upstream.left.clear()
     connection, answer = post(relay, {"prompt": "endless"})
     assert answer.status == 200
-    until(lambda: upstream.left == [b""], 20)
+    until(lambda: upstream.left == [b""])
     connection.close()
 
 
@@ -319,7 +321,7 @@ def test_a_taken_port_is_named(capsys, relay):
 def raw(relay, head: str, body: bytes = b"") -> list[bytes]:
     """Status lines of all that is answered to what is sent on one connection."""
     port = int(relay.rpartition(":")[2])
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=300) as connection:
         connection.sendall(head.replace("PORT", str(port)).encode("latin-1") + body)
         connection.shutdown(socket.SHUT_WR)
         found = b""

@@ -5,10 +5,20 @@ import asyncio
 import contextlib
 import logging
 
+import pytest
+
+import virtual_time
 from sglang_longflow.monitor import sampler as module
+from sglang_longflow.monitor import snapshots
 from sglang_longflow.monitor.history import Local
 from sglang_longflow.monitor.sampler import Sampler, WhileServing
 from sglang_longflow.monitor.snapshots import SchedulerSilent, Snapshots
+
+
+@pytest.fixture
+def play(monkeypatch):
+    """``play(run)``: `run()` to its end, by a clock that no busy machine moves."""
+    return lambda run: virtual_time.run(monkeypatch, run, module, snapshots)
 
 
 def stats(uptime_s: float) -> dict:
@@ -63,7 +73,7 @@ class Clock:
         return self.sampler.history.table(self.at_s, 20, 5)["columns"]
 
 
-def test_readings_become_columns():
+def test_readings_become_columns(play):
     async def run():
         clock = Clock(Server())
         await clock.sample()
@@ -75,10 +85,10 @@ def test_readings_become_columns():
         assert [last[f"{name}_tokens"] for name in slots] == [20, 3, 0, 5, 10, 60]
         assert columns["refused_requests"][-2:] == [7, 0]
 
-    asyncio.run(run())
+    play(run)
 
 
-def test_errors_are_logged_once_and_sampling_goes_on(caplog):
+def test_errors_are_logged_once_and_sampling_goes_on(caplog, play):
     async def run():
         server = Server()
         clock = Clock(server)
@@ -94,11 +104,11 @@ def test_errors_are_logged_once_and_sampling_goes_on(caplog):
         assert (await clock.sample())["running_requests"][-1] is None
 
     with caplog.at_level(logging.ERROR):
-        asyncio.run(run())
+        play(run)
     assert [str(record.exc_info[1]) for record in caplog.records] == ["disk full", "broken"]
 
 
-def test_a_busy_scheduler_is_a_gap_and_is_not_asked_again():
+def test_a_busy_scheduler_is_a_gap_and_is_not_asked_again(play):
     async def run():
         server = Server()
         clock = Clock(server)
@@ -109,24 +119,27 @@ def test_a_busy_scheduler_is_a_gap_and_is_not_asked_again():
         assert columns["running_requests"] == [2, None, None, None]
         assert server.questions == 2
 
-    asyncio.run(run())
+    play(run)
 
 
-def test_it_runs_while_the_app_does(monkeypatch):
+def test_it_runs_while_the_app_does(monkeypatch, play):
     """At whole intervals, past an error that nothing else has caught, until the shutdown."""
     monkeypatch.setattr(module, "INTERVAL_S", 0.02)
-    server = Server()
-    sampler = Sampler(Snapshots(server.ask, min_interval_s=0).get, server.local)
     at: list[float] = []
-    original = sampler.history.record
 
-    def record(at_s, reading, local):
-        at.append(at_s)
-        if len(at) == 2:
-            raise RuntimeError("a bug")
-        original(at_s, reading, local)
+    def watched() -> Sampler:
+        server = Server()
+        sampler = Sampler(Snapshots(server.ask, min_interval_s=0).get, server.local)
+        original = sampler.history.record
 
-    sampler.history.record = record
+        def record(at_s, reading, local):
+            at.append(at_s)
+            if len(at) == 2:
+                raise RuntimeError("a bug")
+            original(at_s, reading, local)
+
+        sampler.history.record = record
+        return sampler
 
     async def app(scope, receive, send):
         await receive()
@@ -142,13 +155,14 @@ def test_it_runs_while_the_app_does(monkeypatch):
             told.append(message["type"])
 
         served = asyncio.create_task(
-            WhileServing(app, sampler.run)({"type": "lifespan"}, inbox.get, send)
+            WhileServing(app, watched().run)({"type": "lifespan"}, inbox.get, send)
         )
         await asyncio.sleep(0.05)
         assert at == []  # not before the app has started
         inbox.put_nowait({"type": "lifespan.startup"})
-        while len(at) < 5:
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(20):
+            while len(at) < 5:
+                await asyncio.sleep(0.01)
         inbox.put_nowait({"type": "lifespan.shutdown"})
         await served
         count = len(at)
@@ -156,11 +170,11 @@ def test_it_runs_while_the_app_does(monkeypatch):
         assert len(at) == count and asyncio.all_tasks() == before
         assert told == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
-    asyncio.run(asyncio.wait_for(run(), 20))
+    play(run)
     assert at == sorted(at)
 
 
-def test_a_sleep_that_ends_early_leaves_no_gap(monkeypatch):
+def test_a_sleep_that_ends_early_leaves_no_gap(monkeypatch, play):
     """Every interval has its reading, although the clock is a moment behind at each."""
     readings: list[float] = []
 
@@ -185,5 +199,5 @@ def test_a_sleep_that_ends_early_leaves_no_gap(monkeypatch):
         await sampler.run()
 
     with contextlib.suppress(asyncio.CancelledError):
-        asyncio.run(run())
+        play(run)
     assert [at_s - 1_800_000_000 for at_s in readings] == [5, 10, 15, 20, 25]

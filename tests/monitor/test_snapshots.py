@@ -3,10 +3,13 @@
 
 import asyncio
 import json
+import sys
 import time
 
 import pytest
 
+import virtual_time
+from sglang_longflow.monitor import snapshots as module
 from sglang_longflow.monitor.snapshots import (
     MOST_ID_CHARACTERS,
     SchedulerSilent,
@@ -14,6 +17,12 @@ from sglang_longflow.monitor.snapshots import (
     merge,
     not_known,
 )
+
+
+@pytest.fixture
+def play(monkeypatch):
+    """``play(run)``: `run()` to its end, by a clock that no busy machine moves."""
+    return lambda run: virtual_time.run(monkeypatch, run, module, sys.modules[__name__])
 
 
 def stats_of(look) -> dict:
@@ -39,7 +48,7 @@ class Scheduler:
         return {"question": len(self.asked)}
 
 
-def test_viewers_share_one_question():
+def test_viewers_share_one_question(play):
     async def run():
         scheduler = Scheduler(0.05)
         snapshots = Snapshots(scheduler, min_interval_s=0)
@@ -51,10 +60,10 @@ def test_viewers_share_one_question():
         await asyncio.sleep(0.06)
         assert stats_of(await snapshots.get(0.05)) == {"question": 2}
 
-    asyncio.run(run())
+    play(run)
 
 
-def test_an_answer_is_never_older_than_asked_for():
+def test_an_answer_is_never_older_than_asked_for(play):
     """With age 0 the question is sent after the call, also while another one is under way."""
 
     async def run():
@@ -67,10 +76,10 @@ def test_an_answer_is_never_older_than_asked_for():
         assert late.snapshot.asked_at >= called_at
         assert stats_of(await early)["question"] == 1 and stats_of(late)["question"] == 2
 
-    asyncio.run(run())
+    play(run)
 
 
-def test_questions_keep_their_distance():
+def test_questions_keep_their_distance(play):
     async def run():
         scheduler = Scheduler()
         snapshots = Snapshots(scheduler, min_interval_s=0.05)
@@ -79,10 +88,10 @@ def test_questions_keep_their_distance():
         gaps = [b - a for a, b in zip(scheduler.asked, scheduler.asked[1:])]
         assert len(gaps) == 3 and min(gaps) >= 0.049
 
-    asyncio.run(run())
+    play(run)
 
 
-def test_a_busy_schedulers_last_answer_is_told_with_its_age():
+def test_a_busy_schedulers_last_answer_is_told_with_its_age(play):
     """However long a step takes, and however new an answer is asked for."""
 
     async def run():
@@ -104,10 +113,10 @@ def test_a_busy_schedulers_last_answer_is_told_with_its_age():
         await asyncio.sleep(0.4)
         assert stats_of(await snapshots.get(0))["question"] >= 2
 
-    asyncio.run(run())
+    play(run)
 
 
-def test_before_the_first_answer_nothing_is_known():
+def test_before_the_first_answer_nothing_is_known(play):
     async def run():
         snapshots = Snapshots(Scheduler(0.2), min_interval_s=0, patience_s=0.05)
         look = await snapshots.get()
@@ -119,10 +128,10 @@ def test_before_the_first_answer_nothing_is_known():
         merged = merge([state("a", 500, 64, 64)], {"model": "m"})
         assert set(told) - {"state", "age_s"} == set(merged)  # the same fields
 
-    asyncio.run(run())
+    play(run)
 
 
-def test_a_scheduler_that_has_ended_is_named_at_once():
+def test_a_scheduler_that_has_ended_is_named_at_once(play):
     async def run():
         reason = ""
         snapshots = Snapshots(Scheduler(60), lambda: reason, min_interval_s=0, patience_s=0.05)
@@ -133,10 +142,10 @@ def test_a_scheduler_that_has_ended_is_named_at_once():
             await snapshots.get()
         assert time.monotonic() - begin < 0.04
 
-    asyncio.run(run())
+    play(run)
 
 
-def test_a_viewer_that_goes_away_takes_no_answer_along():
+def test_a_viewer_that_goes_away_takes_no_answer_along(play):
     async def run():
         snapshots = Snapshots(Scheduler(0.05), min_interval_s=0)
         leaving = asyncio.create_task(snapshots.get())
@@ -145,10 +154,10 @@ def test_a_viewer_that_goes_away_takes_no_answer_along():
         leaving.cancel()
         assert stats_of(await staying) == {"question": 1}
 
-    asyncio.run(run())
+    play(run)
 
 
-def test_a_failed_question_is_told_and_the_next_one_asked():
+def test_a_failed_question_is_told_and_the_next_one_asked(play):
     async def run():
         answers = iter([SchedulerSilent("no budget"), {"fine": 1}])
 
@@ -163,7 +172,7 @@ def test_a_failed_question_is_told_and_the_next_one_asked():
             await snapshots.get()
         assert stats_of(await snapshots.get()) == {"fine": 1}
 
-    asyncio.run(run())
+    play(run)
 
 
 def state(rid: str, seq_len: int, kv_len: int, kv_budget: int) -> dict:

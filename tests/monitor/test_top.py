@@ -66,6 +66,7 @@ class Recorded(ThreadingHTTPServer):
         self.looks = 0
         self.key = ""
         self.answer: tuple[int, str] | None = None
+        self.failures: int | None = None  # so many times `answer`, then the stats again
         super().__init__(("127.0.0.1", 0), Handler)
 
     @property
@@ -82,8 +83,10 @@ class Handler(BaseHTTPRequestHandler):
         status, body = 200, json.dumps(stats)
         if self.server.key and self.headers.get("Authorization") != f"Bearer {self.server.key}":
             status, body = 401, '{"error":"Unauthorized"}'
-        if self.server.answer:
+        if self.server.answer and self.server.failures != 0:
             status, body = self.server.answer
+            if self.server.failures is not None:
+                self.server.failures -= 1
         self.send_response(status)
         self.end_headers()
         self.wfile.write(body.encode())
@@ -149,7 +152,7 @@ def test_lines_where_there_is_no_terminal(server):
     with watching(command, stdout=subprocess.PIPE, text=True) as running:
         lines = [running.stdout.readline() for _ in range(3)]
         running.send_signal(signal.SIGINT)
-        assert running.wait(10) == 0
+        assert running.wait(300) == 0
     assert "- tokens/s" in lines[0]
     assert all("25 tokens/s, 0 overwritten/s" in line for line in lines[1:])
 
@@ -162,7 +165,7 @@ def test_json(server, capsys):
 
 def read_until(screen: int, text: str) -> str:
     """What a terminal was sent, up to `text`."""
-    seen, deadline = "", time.monotonic() + 20
+    seen, deadline = "", time.monotonic() + 300
     while text not in seen:
         assert time.monotonic() < deadline, seen
         seen += re.sub(r"\x1b\[[\d;]*m", "", os.read(screen, 65536).decode(errors="replace"))
@@ -186,7 +189,7 @@ def test_a_screen_that_outlives_the_server(server):
         os.write(screen, b"\x1b[A")  # an arrow is none of its keys
         server.answer = None
         running.send_signal(signal.SIGINT)
-        assert running.wait(10) == 0
+        assert running.wait(300) == 0
     os.close(screen)
 
 
@@ -200,7 +203,7 @@ def test_a_key_ends_it_and_the_terminal_is_as_before(server):
         read_until(screen, "sorted by id")
         assert termios.tcgetattr(end) != before
         os.write(screen, b"q")
-        assert running.wait(10) == 0
+        assert running.wait(300) == 0
     assert termios.tcgetattr(end) == before
     os.close(end)
     os.close(screen)
@@ -279,33 +282,34 @@ def test_an_idle_screen_says_so():
 
 def test_lines_go_on_while_the_server_does_not_answer(server, monkeypatch, capsys):
     """Until it has been silent for so long that it must be gone."""
-    monkeypatch.setattr(top, "GONE_AFTER_S", 1.0)
     server.answer = (503, '{"message": "its process has ended"}')
-
-    def answer_again():
-        server.answer = None
-
-    threading.Timer(0.4, answer_again).start()
+    server.failures = 2
     args = argparse.Namespace(api_key=None)
+    monkeypatch.setattr(top, "GONE_AFTER_S", 300.0)
     assert top._next(args, server.url, 0.2)["uptime_s"] >= 100
-    assert "no answer: url=" in capsys.readouterr().err
-    server.answer = (503, '{"message": "its process has ended"}')
+    assert capsys.readouterr().err.count("no answer: url=") == 2
+    server.failures = None
+    monkeypatch.setattr(top, "GONE_AFTER_S", 0.5)
     with pytest.raises(NoAnswer, match="has ended"):
         top._next(args, server.url, 0.2)
 
 
 def test_what_a_server_does_in_a_few_words(server):
     doing = "3 running, 4 waiting, 1,0"
-    assert client.activity(server.url).startswith(doing)
+
+    def activity(url: str) -> str:
+        return client.activity(url, timeout_s=300)  # it answers, however busy this machine is
+
+    assert activity(server.url).startswith(doing)
     server.answer = (200, json.dumps(STATS | BUSY))
-    assert client.activity(server.url).endswith("; busy: last answer 7 s ago")
+    assert activity(server.url).endswith("; busy: last answer 7 s ago")
     server.answer = (200, json.dumps(UNKNOWN))
-    assert client.activity(server.url) == "busy: no answer yet"
+    assert activity(server.url) == "busy: no answer yet"
     server.answer = (404, "{}")  # stock SGLang
-    assert client.activity(server.url) == "at work"
+    assert activity(server.url) == "at work"
     server.answer = (503, "{}")
-    assert "too busy" in client.activity(server.url)
-    assert "too busy" in client.activity("http://127.0.0.1:9")
+    assert "too busy" in activity(server.url)
+    assert "too busy" in activity("http://127.0.0.1:9")
 
 
 def test_keys(server, capsys, monkeypatch):

@@ -41,7 +41,7 @@ def test_nothing_heavy_is_imported():
         "print(sorted({'sglang', 'torch', 'yaml', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600
     )
     assert done.stdout == "[]\n"
 

@@ -26,7 +26,7 @@ def census() -> dict:
     return {"objects": dict(objects), "bytes": psutil.Process().memory_info().rss}
 
 
-def ask(file: Path, timeout_s: float = 60) -> dict:
+def ask(file: Path, timeout_s: float = 300) -> dict:
     """The scheduler's census; `file` is its LONGFLOW_CENSUS_FILE."""
     file.unlink(missing_ok=True)
     asked, deadline = file.with_suffix(".ask"), time.monotonic() + timeout_s

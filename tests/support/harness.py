@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -256,7 +257,7 @@ def engine(
 
             def probe_report(self) -> dict:
                 """What happened since the last report, once the scheduler idles."""
-                asked, deadline = time.time(), time.monotonic() + 30
+                asked, deadline = time.time(), time.monotonic() + 300
                 while report_file.stat().st_mtime <= asked:
                     assert time.monotonic() < deadline, "the scheduler did not become idle"
                     time.sleep(0.05)
@@ -283,7 +284,7 @@ def engine(
 
 def cold(engine) -> None:
     """Empty the radix cache; SGLang refuses while a request's last step is still running."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not engine.flush_cache().success:
         assert time.monotonic() < deadline, "the cache could not be flushed"
         time.sleep(0.05)
@@ -338,7 +339,7 @@ class Server:
                 start_new_session=True,
             )
 
-    def wait_ready(self, timeout_s: float = 400) -> Server:
+    def wait_ready(self, timeout_s: float = 900) -> Server:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
@@ -355,7 +356,7 @@ class Server:
         self,
         path: str,
         body: dict | None = None,
-        timeout_s: float = 300,
+        timeout_s: float | None = 600,
         headers: dict[str, str] | None = None,
     ):
         """(status, parsed JSON or text)."""
@@ -378,7 +379,7 @@ class Server:
         assert status == 200, answer
         return answer
 
-    def stats(self, timeout_s: float = 60) -> dict:
+    def stats(self, timeout_s: float = 300) -> dict:
         """What the schedulers say now; of a busy machine's long step the end is waited for."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
@@ -387,6 +388,33 @@ class Server:
             if found["state"] == "ok":
                 return found
         raise TimeoutError(self.tail())
+
+    @contextlib.contextmanager
+    def busy_with(self, *bodies: dict, headers: dict[str, str] | None = None):
+        """Requests of /generate, each with its ``rid``, that run until the end of the block.
+
+        However long that takes: one that ends before is sent again.
+        """
+        over = threading.Event()
+
+        def keep(body: dict) -> None:
+            while not over.is_set():
+                status, _ = self.request("/generate", body, timeout_s=None, headers=headers)
+                if status != 200:
+                    over.wait(0.1)
+
+        threads = [threading.Thread(target=keep, args=(body,)) for body in bodies]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            # Again and again: a thread may be about to send.
+            while any(thread.is_alive() for thread in threads):
+                for body in bodies:
+                    self.request("/abort_request", {"rid": body["rid"]}, headers=headers)
+                threads[0].join(0.2)
 
     def stop(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -413,5 +441,5 @@ def longflow_eval(
     command = [sys.executable, "-W", "ignore", "-m", "sglang_longflow.cli", "eval", *arguments]
     root = Path(__file__).parents[2]
     return subprocess.run(
-        command, capture_output=True, text=True, cwd=root, timeout=420, env=env, preexec_fn=limit
+        command, capture_output=True, text=True, cwd=root, timeout=900, env=env, preexec_fn=limit
     )

@@ -38,7 +38,7 @@ class Fake:
     """Answers like a healthy server; a test replaces one thing after the quiet start."""
 
     def __init__(self) -> None:
-        self.process, self.log = Process(), Log()
+        self.process, self.log, self.over = Process(), Log(), asyncio.Event()
         self.stats: dict[str, Any] = STATS
         self.answer: Callable[[dict], Any] = self.right
 
@@ -56,7 +56,7 @@ class Fake:
 
     async def fuzzed(self, request: web.Request, what: str) -> web.Response:
         if what == "hang":
-            await asyncio.sleep(3)
+            await self.over.wait()
         if what == "kill":
             self.process.code = -9
             request.transport.close()
@@ -89,14 +89,13 @@ async def judged(change: Callable[[Fake], None], calls: list[Call]) -> fuzz_run.
             change(fake)
             return await fuzz_run.Run(fake, judge, workers=2, check_every=4).run(calls)
     finally:
+        fake.over.set()
         await runner.cleanup()
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(fuzz_judge, "IDLE_LIMIT_S", 0.5)
-    monkeypatch.setattr(fuzz_judge, "ANSWER_LIMIT_S", 2.0)
-    monkeypatch.setattr(fuzz_judge, "CANARY_LIMIT_S", 1.0)
     monkeypatch.setattr(fuzz_run, "LAST_WORDS_S", 0.0)
     names = {1: "http", 2: "sglang::scheduler"}
     monkeypatch.setattr(fuzz_judge, "sglang_processes", lambda pid: dict(names))
@@ -130,9 +129,11 @@ def test_a_scheduler_that_was_replaced(quick):
 
 def test_a_request_without_an_answer(monkeypatch):
     send = fuzz_judge.Client.send
-    monkeypatch.setattr(
-        fuzz_judge.Client, "send", lambda self, call, limit_s=1.0: send(self, call, min(limit_s, 1))
-    )
+
+    def impatient(self, call, limit_s=fuzz_judge.ANSWER_LIMIT_S):
+        return send(self, call, 1.0 if call.body == {"fuzz": "hang"} else limit_s)
+
+    monkeypatch.setattr(fuzz_judge.Client, "send", impatient)
     report = run(what="hang")
     assert kind(report) == "hang" and len(report.finding.open_calls) == 1
 
@@ -169,7 +170,7 @@ def test_a_retracted_row_with_a_budget_may_answer_otherwise():
     def change(fake: Fake) -> None:
         def other(body: dict) -> Any:
             found = Fake.right(body)
-            if body["sampling_params"]["custom_params"]["kv_budget"] and fake.asked < 40:
+            if body["sampling_params"]["custom_params"]["kv_budget"] and fake.asked < 1000:
                 fake.asked += 1
                 found["meta_info"]["num_retractions"] = 1
                 found["output_ids"][-1] = 0

@@ -193,7 +193,7 @@ def test_a_signal_does_not_wait_for_long_answers(monkeypatch):
     def ask_one(url, variant, budget, question, drawn):
         if question == 0:
             raise SystemExit(143)
-        assert released.wait(60), "the server was never ended"
+        assert released.wait(600), "the server was never ended"
 
     monkeypatch.setattr("sglang_longflow.measure.accuracy.ask.ask_one", ask_one)
     task = Namespace(questions=[0, 1, 2, 3])
@@ -202,6 +202,6 @@ def test_a_signal_does_not_wait_for_long_answers(monkeypatch):
     try:
         with pytest.raises(SystemExit):
             ask_all("url", task, [(Variant("tova"), 64, wanted)], Sampling(), 3, list().append)
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - began < 300
     finally:
         released.set()
