@@ -29,10 +29,11 @@ import pytest
 
 from harness import free_port
 from metric_names import MONITORING, dashboard_queries, names_in, rule_queries, rules
+from waiting import until
 
 pytestmark = [pytest.mark.deploy, pytest.mark.long]
 TOOLS_DIR = Path(__file__).parents[2] / "tools"
-START_S = 240
+START_S = 900
 CONFIG = """\
 model-path: /model
 device: cpu
@@ -126,7 +127,7 @@ class Container:
         enter = ["nsenter", f"--target={self.init}", "--mount", "--pid", "--ipc", "--root", "--wd"]
         user = ["--setgid=1000", "--setuid=1000", "env", "-i"]
         user += [f"{key}={value}" for key, value in self.image["env"].items()]
-        return subprocess.run([*enter, *user, *words], capture_output=True, text=True, timeout=60)
+        return subprocess.run([*enter, *user, *words], capture_output=True, text=True, timeout=600)
 
     def health(self) -> int:
         """The image's own HEALTHCHECK, but for the port."""
@@ -135,7 +136,7 @@ class Container:
         return self.run(*words).returncode
 
     def get(self, path: str) -> str:
-        with self.open(f"http://127.0.0.1:{self.port}{path}", 60) as answer:
+        with self.open(f"http://127.0.0.1:{self.port}{path}", 600) as answer:
             return answer.read().decode()
 
     def open(self, request: str | urllib.request.Request, timeout_s: float):
@@ -158,7 +159,7 @@ class Container:
             data=json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
         )
-        return self.open(request, 300)
+        return self.open(request, 900)
 
 
 def name_of(pid: int) -> str:
@@ -246,13 +247,18 @@ def test_rules_and_dashboard_name_what_the_server_exports(container, tools):
     assert refusal.value.code == 400
     with container.generate(4, stream=True) as response:
         assert response.read()
-    time.sleep(1.5)  # gauges are set once a second
-    exported = set(re.findall(r"^([a-zA-Z_:]\w*(?::\w+)*)", container.get("/metrics"), re.M))
     dashboard = json.loads((MONITORING / "grafana/dashboards/longflow.json").read_text())
     named = names_in({**rule_queries(), **dashboard_queries(dashboard)}, tools)
     wanted = {name for names in named.values() for name in names}
     recorded = {rule["record"] for rule in rules() if "record" in rule}
-    assert wanted - exported - recorded - {"up"} == NOT_YET
+
+    def missing() -> set[str]:
+        text = container.get("/metrics")
+        exported = set(re.findall(r"^([a-zA-Z_:]\w*(?::\w+)*)", text, re.M))
+        return wanted - exported - recorded - {"up"}
+
+    until(lambda: missing() <= NOT_YET)  # gauges are set once a second
+    assert missing() == NOT_YET
 
 
 #: Series that begin with the first event.
@@ -261,7 +267,7 @@ NOT_YET = {"sglang:num_retracted_requests_total", "sglang:num_aborted_requests_t
 
 def test_sigterm_drains(container):
     """Last: a long answer is finished, health says no meanwhile, and the status is 0."""
-    tokens, pieces = 200, []
+    tokens, pieces = 600, []
     response = container.generate(tokens, stream=True)
     first = threading.Event()
 
@@ -273,15 +279,14 @@ def test_sigterm_drains(container):
 
     reader = threading.Thread(target=read)
     reader.start()
-    assert first.wait(60)
+    assert first.wait(600)
     at_signal = pieces[-1]["meta_info"]["completion_tokens"]
     os.kill(container.init, getattr(signal, container.image["stopsignal"]))
-    deadline = time.monotonic() + 5
     while (status := container.health()) == 0:
-        assert time.monotonic() < deadline, "still healthy"
+        assert reader.is_alive(), "healthy to the end of its last answer"
     assert status == 22, "curl's status for an HTTP error: 503"
     assert reader.is_alive() and at_signal < tokens / 2, "the answer was under way"
-    reader.join(120)
+    reader.join(900)
     assert pieces[-1]["meta_info"]["completion_tokens"] == tokens
     assert pieces[-1]["meta_info"]["finish_reason"] == {"type": "length", "length": tokens}
-    assert container.process.wait(60) == 0
+    assert container.process.wait(600) == 0

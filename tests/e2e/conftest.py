@@ -66,13 +66,25 @@ def endless(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_with_tokenizer(smollm2, tmp_path_factory) -> Path:
     """A tiny random Llama with SmolLM2's tokenizer and chat template."""
+    return _with_tokenizer(smollm2, tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="session")
+def endless_with_tokenizer(smollm2, tmp_path_factory) -> Path:
+    """The same with a context of 100,000: a request outlasts any test, which has to abort it.
+
+    Its server needs a ``--max-running-requests``: each has a row as long as the context.
+    """
+    folder = tmp_path_factory.mktemp("endless-text")
+    return _with_tokenizer(smollm2, folder, max_position_embeddings=100_000)
+
+
+def _with_tokenizer(smollm2: Path, folder: Path, **changes) -> Path:
     from transformers import AutoTokenizer
 
     import harness
 
-    folder = harness.build_tiny_model(
-        "llama", tmp_path_factory.mktemp("text"), vocab_size=49152, num_hidden_layers=2
-    )
+    harness.build_tiny_model("llama", folder, vocab_size=49152, num_hidden_layers=2, **changes)
     AutoTokenizer.from_pretrained(smollm2).save_pretrained(folder)
     return folder
 

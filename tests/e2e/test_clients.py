@@ -20,6 +20,8 @@ QUESTION = [{"role": "user", "content": "How many apples are in box 3?"}]
 #: Chat requests think by default on this server, as with Qwen3.
 PLAIN = {"chat_template_kwargs": {"enable_thinking": False}}
 GREEDY = {"temperature": 0, "max_tokens": 130}
+#: For streams: a busy machine puts many tokens into one message.
+LONG = {"temperature": 0, "max_tokens": 600}
 
 
 @pytest.fixture(scope="module")
@@ -107,14 +109,14 @@ def test_openai_streams_keep_their_budget(client, lost):
     """The counters of the server tell, and the metadata beside the usage, as it grows."""
     chunks = list(
         client.chat.completions.create(
-            **{"model": "tiny", "messages": QUESTION, **GREEDY, "stream": True},
+            **{"model": "tiny", "messages": QUESTION, **LONG, "stream": True},
             stream_options={"include_usage": True, "continuous_usage_stats": True},
             extra_body={**custom(kv_budget=64), **PLAIN},
         )
     )
     usage = chunks[-1].usage
-    assert usage.completion_tokens == 130 and len(chunks) > 20
-    assert counts(lost(), gone(usage.prompt_tokens, 130, 64))
+    assert usage.completion_tokens == 600 and len(chunks) > 20
+    assert counts(lost(), gone(usage.prompt_tokens, 600, 64))
     told = [(c.usage, c.metadata) for c in chunks if "metadata" in (c.model_extra or {})]
     assert len(told) > 20 and told[-1][0] == usage
     for now, metadata in told:
@@ -122,7 +124,7 @@ def test_openai_streams_keep_their_budget(client, lost):
         assert metadata["kv_budget"] == 64 >= metadata["kv_resident_tokens"]
         assert length == now.prompt_tokens + now.completion_tokens - 1
     whole = client.chat.completions.create(
-        model="tiny", messages=QUESTION, **GREEDY, extra_body={**custom(kv_budget=64), **PLAIN}
+        model="tiny", messages=QUESTION, **LONG, extra_body={**custom(kv_budget=64), **PLAIN}
     )
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert text == whole.choices[0].message.content
@@ -357,7 +359,7 @@ def test_frontend_streams(server):
 
     @sgl.function
     def story(s):
-        s += "Once upon a time" + frontend.gen("story", max_tokens=120, ignore_eos=True)
+        s += "Once upon a time" + frontend.gen("story", max_tokens=400, ignore_eos=True)
 
     backend = frontend.BudgetedEndpoint(server.url, kv_budget=64)
     state = story.run(backend=backend, temperature=0, stream=True)
@@ -399,7 +401,7 @@ def test_sglangs_own_bench_serving(server, model, lost, tmp_path):
         command += ["--random-range-ratio", "1", "--warmup-requests", "0", "--disable-tqdm"]
         command += ["--output-file", str(out)]
         command += ["--extra-request-body", json.dumps(extra)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         result = json.loads(out.read_text().splitlines()[-1])
         assert result["completed"] == 6 and result["total_output_tokens"] == 360
@@ -418,7 +420,8 @@ def test_longflow_bench_on_a_running_server(server, tmp_path, capsys):
     assert [point["budget"] for point in points] == [48, 0]
     assert [point["reached_share"] for point in points] == [1.0, None]
     assert [point["resident_tokens_mean"] for point in points] == [48, 79]
-    assert all(1 <= point["running_peak"] <= 3 for point in points)
+    # None: no look at a busy server came in time (`test_a_look_that_fails_is_no_sample`).
+    assert all(point["running_peak"] in (None, 1, 2, 3) for point in points)
     assert (tmp_path / "bench.png").stat().st_size > 10_000
     capsys.readouterr()
     assert main(f"bench --url {server.url} --out {tmp_path} --budgets 501".split()) == 1

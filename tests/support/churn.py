@@ -56,6 +56,11 @@ async def churn(engine, count: int, seed: int) -> dict[str, int]:
             return await hardly_decodes(ids, greedy(new_tokens, kv_budget=budget, kv_policy=policy))
         if i % 10 == 7:
             return await is_refused(ids)
+        # A chunk holds four tokens, or more where the machine is busy: it must not end by itself.
+        chance, last_chunk = generator.random(), max(2, new_tokens // 8)
+        abort_after = generator.randrange(1, last_chunk) if chance < 0.15 else None
+        if abort_after is not None and budget:
+            new_tokens = 1500
         rid = f"churn-{i}"
         stream = await engine.async_generate(
             input_ids=ids,
@@ -63,9 +68,6 @@ async def churn(engine, count: int, seed: int) -> dict[str, int]:
             rid=rid,
             stream=True,
         )
-        # A chunk holds up to four tokens: later than half way it would often end by itself.
-        chance, last_chunk = generator.random(), max(2, new_tokens // 8)
-        abort_after = generator.randrange(1, last_chunk) if chance < 0.15 else None
         chunks, last = 0, None
         async for chunk in stream:
             last, chunks = chunk, chunks + 1

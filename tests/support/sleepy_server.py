@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """SGLang's server with a scheduler that does not listen when it is told not to.
 
-``python sleepy_server.py ARGUMENTS``: the scheduler reads no message as long as the file
-LONGFLOW_HOLD_FILE exists at its start. The next prefill sleeps as many seconds as the file
-LONGFLOW_SLEEP_FILE says, once.
+``python sleepy_server.py ARGUMENTS``, told by files of the folder LONGFLOW_SLEEPY_FOLDER:
+
+- ``deaf``: at its start, the scheduler reads no message.
+- ``long_step``: a prefill renames it to ``in_long_step`` and lasts as long as that is there.
+- ``slow``: every other step sleeps for half a second before.
 """
 
 from __future__ import annotations
@@ -21,22 +23,25 @@ def run_scheduler_process(*args, **kwargs):
     from sglang.srt.plugins import load_plugins
 
     load_plugins()
-    file = Path(os.environ["LONGFLOW_SLEEP_FILE"])
+    folder = Path(os.environ["LONGFLOW_SLEEPY_FOLDER"])
+    asked, held = folder / "long_step", folder / "in_long_step"
     stock = module.Scheduler.run_batch
 
     @functools.wraps(stock)  # hooks.verify looks through wrappers
     def run_batch(self, batch, *more, **named):
-        if batch.forward_mode.is_extend() and file.exists():
-            seconds = float(file.read_text())
-            file.unlink()
-            time.sleep(seconds)
+        if batch.forward_mode.is_extend() and asked.exists():
+            asked.rename(held)
+            while held.exists():
+                time.sleep(0.05)
+        elif (folder / "slow").exists():
+            time.sleep(0.5)
         return stock(self, batch, *more, **named)
 
     stock_loop = module.Scheduler.run_event_loop
 
     @functools.wraps(stock_loop)
     def run_event_loop(self):
-        while Path(os.environ["LONGFLOW_HOLD_FILE"]).exists():
+        while (folder / "deaf").exists():
             time.sleep(0.05)
         stock_loop(self)
 
