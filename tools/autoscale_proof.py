@@ -69,7 +69,7 @@ class Phase:
     clients: int
     until: Callable[[Controller], bool]
     least_s: float = 0.0
-    most_s: float = 300.0
+    most_s: float = 900.0
 
 
 @dataclass
@@ -126,7 +126,7 @@ class Controller:
         held = len(stats["requests"]) + stats["queued_requests"]
         self.note(f"{replica.name}: out of the router, {held} requests in flight")
         await asyncio.sleep(PRE_STOP_S)
-        self.exit_statuses.append(await replica.drain(180))
+        self.exit_statuses.append(await replica.drain(600))
         self.draining.remove(replica)
         self.prometheus.remove(replica)
         self.note(f"{replica.name}: drained, exit status {self.exit_statuses[-1]}")
@@ -213,7 +213,7 @@ async def run(
                 if time.monotonic() - began > phase.most_s:
                     raise TimeoutError(f"phase {phase.name}: " + "\n".join(controller.events))
                 await asyncio.sleep(0.2)
-        await load.finish(180)
+        await load.finish(600)
     finally:
         if loop is not None:
             loop.cancel()

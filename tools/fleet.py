@@ -42,7 +42,7 @@ def text_model(folder: Path, tokenizer_from: Path) -> Path:
     return folder
 
 
-def call(method: str, url: str, body: dict | None = None, timeout_s: float = 30):
+def call(method: str, url: str, body: dict | None = None, timeout_s: float = 120):
     """(status, JSON or text); 0 if nobody answers."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
@@ -144,7 +144,7 @@ class Replica(Program):
         said = self.log.read_text(errors="replace").count("\nready in ")
         return said >= self._starts
 
-    def stats(self, timeout_s: float = 120) -> dict:
+    def stats(self, timeout_s: float = READY_S) -> dict:
         """What the schedulers say now; the end of a busy machine's long step is waited for."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
@@ -201,7 +201,9 @@ class Router(Program):
     async def start(self) -> None:
         self.launch(self._command)
         url = self.url + "/workers"
-        await until(lambda: call("GET", url)[0] == 200, 30, f"{self.name} answers\n{self.tail()}")
+        await until(
+            lambda: call("GET", url)[0] == 200, READY_S, f"{self.name} answers\n{self.tail()}"
+        )
 
     def workers(self) -> dict[str, dict]:
         status, answer = call("GET", self.url + "/workers")
@@ -214,14 +216,14 @@ class Router(Program):
         if status not in (200, 201, 202):
             raise RuntimeError(f"{self.name}: POST /workers answered {status}: {answer}")
         healthy = lambda: self.workers().get(url, {}).get("is_healthy")  # noqa: E731
-        await until(healthy, 60, f"{self.name} takes {url}")
+        await until(healthy, READY_S, f"{self.name} takes {url}")
 
     async def remove(self, url: str) -> None:
         worker = (await asyncio.to_thread(self.workers))[url]["id"]
         status, answer = await asyncio.to_thread(call, "DELETE", f"{self.url}/workers/{worker}")
         if status not in (200, 202, 204):
             raise RuntimeError(f"{self.name}: DELETE /workers answered {status}: {answer}")
-        await until(lambda: url not in self.workers(), 30, f"{self.name} drops {url}")
+        await until(lambda: url not in self.workers(), READY_S, f"{self.name} drops {url}")
 
     def metric(self, pattern: str) -> float:
         """Sum of its own metrics whose name matches."""
@@ -276,7 +278,7 @@ class Prometheus(Program):
             ]
         )
         ready = lambda: call("GET", self.url + "/-/ready")[0] == 200  # noqa: E731
-        await until(ready, 60, f"prometheus is ready\n{self.tail()}")
+        await until(ready, READY_S, f"prometheus is ready\n{self.tail()}")
 
     def query(self, expression: str) -> float | None:
         """The one value of an instant query, None for an empty result."""

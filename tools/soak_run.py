@@ -11,7 +11,8 @@ import re
 import signal
 import statistics
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +20,9 @@ import psutil
 
 from fleet import STRICT, Replica, Router, until
 from soak_traffic import Note, Traffic
+
+#: Against a wait for ever.
+LIMIT_S = 900
 
 POOL_TOKENS = 2500
 ARGUMENTS = [
@@ -72,7 +76,8 @@ class Report:
 class Soak:
     """One run: traffic, the kill when a third of `minutes` is over, and traffic to the end.
 
-    The time to restart comes on top where it takes longer than a third.
+    The time to restart comes on top where it takes longer than a third, and on a slow machine as long
+    as the outcomes (`Traffic.outcomes`) are not `enough`.
     """
 
     folder: Path
@@ -84,6 +89,7 @@ class Soak:
     growth_mb: float = 80.0
     growth_mb_a_minute: float = 0.0
     seed: int = 1
+    enough: Callable[[Counter], bool] = lambda outcomes: True
     report: Report = field(default_factory=Report)
 
     def __post_init__(self):
@@ -111,7 +117,9 @@ class Soak:
                 await asyncio.sleep(third)
                 killed = await self._kill_and_restart(self.workers[0])
                 await asyncio.sleep(max(third, 3 * third - (time.monotonic() - began)))
-                await traffic.stop(200)
+                enough = lambda: self.enough(traffic.outcomes())  # noqa: E731
+                await until(enough, LIMIT_S, "enough outcomes")
+                await traffic.stop(LIMIT_S)
                 self.report.minutes = round((time.monotonic() - began) / 60, 2)
                 watch.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
@@ -127,7 +135,7 @@ class Soak:
             worker.start()
         await self.router.start()
         for worker in self.workers:
-            await until(lambda w=worker: w.is_ready, 300, f"{worker.name} is ready", 0.5)
+            await until(lambda w=worker: w.is_ready, LIMIT_S, f"{worker.name} is ready", 0.5)
             worker.give_way()
             await self.router.add(worker.url)
 
@@ -148,15 +156,15 @@ class Soak:
         self._down.add(worker.name)
         killed, began = time.time(), time.monotonic()
         os.kill(scheduler.pid, signal.SIGKILL)
-        await until(lambda: not worker.alive, 60, f"{worker.name} ends after its scheduler")
+        await until(lambda: not worker.alive, LIMIT_S, f"{worker.name} ends after its scheduler")
         ended = time.time()
         self.report.exit_after_s = round(time.monotonic() - began, 1)
         self.report.exit_status = worker.process.returncode
         worker.start()
-        await until(lambda: worker.is_ready, 300, f"{worker.name} is ready again", 0.5)
+        await until(lambda: worker.is_ready, LIMIT_S, f"{worker.name} is ready again", 0.5)
         worker.give_way()
         healthy = lambda: self.router.workers()[worker.url]["is_healthy"]  # noqa: E731
-        await until(healthy, 60, f"the router takes {worker.name} again", 0.5)
+        await until(healthy, LIMIT_S, f"the router takes {worker.name} again", 0.5)
         self._down.discard(worker.name)
         self.report.ready_after_s = round(time.monotonic() - began, 1)
         return killed, ended, time.time()
@@ -197,7 +205,7 @@ class Soak:
             stats = worker.stats()
             return not stats["requests"] and not stats["queued_requests"] and stats
 
-        stats = await until(quiet, 60, f"{worker.name} is quiet", 0.5)
+        stats = await until(quiet, LIMIT_S, f"{worker.name} is quiet", 0.5)
         pool, counters = stats["pool"], stats["counters"]
         self.report.pools[worker.name] = pool
         self.report.overwritten_tokens += counters["overwritten_tokens"]

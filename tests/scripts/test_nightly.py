@@ -64,13 +64,13 @@ PLAN = {
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A run of a release whose commands behave as `change` says."""
-    monkeypatch.setattr(nightly, "REFUSE_S", 3)
-    monkeypatch.setattr(nightly, "START_S", 20)
 
     def made(release: str, **change: object) -> Run:
         folder = tmp_path / "bin"
         folder.mkdir(exist_ok=True)
         plan = json.dumps({**PLAN, **change})
+        # One that says nothing runs on, and is waited for; one that ends may take its time.
+        monkeypatch.setattr(nightly, "REFUSE_S", 300 if change.get("says") else 3)
         for name in ("python", "sglang", "longflow"):
             (folder / name).write_text(PROGRAM.format(python=sys.executable, plan=plan))
             (folder / name).chmod(0o755)
