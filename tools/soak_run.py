@@ -76,8 +76,8 @@ class Report:
 class Soak:
     """One run: traffic, the kill when a third of `minutes` is over, and traffic to the end.
 
-    The time to restart comes on top where it takes longer than a third, and on a slow machine as long
-    as the outcomes (`Traffic.outcomes`) are not `enough`.
+    The time to restart comes on top where it takes longer than a third, and on a slow machine what
+    it takes until the outcomes (`Traffic.outcomes`) are `enough`.
     """
 
     folder: Path
