@@ -55,7 +55,7 @@ def patched(tmp_path_factory) -> Path:
     shutil.copytree(
         sglang(),
         place / "sglang",
-        ignore=shutil.ignore_patterns("__pycache__", "multimodal_gen", "*.so"),
+        ignore=shutil.ignore_patterns("multimodal_gen", "*.so"),
     )
     for file in sglang().rglob("*.so"):  # the tree's core in Rust among them
         target = place / "sglang" / file.relative_to(sglang())

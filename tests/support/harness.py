@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import random
 import resource
@@ -112,9 +113,10 @@ class ForkServer:
 
     def __init__(self):
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(
-            ["sglang.srt.managers.scheduler", "sglang.srt.managers.detokenizer_manager"]
-        )
+        self._context.set_forkserver_preload(["quick_imports"])
+        paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        with environment(PYTHONPATH=os.pathsep.join(paths)):
+            multiprocessing.forkserver.ensure_running()
 
     def __getattr__(self, name: str):
         return getattr(self._context, name)
