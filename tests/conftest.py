@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import random
@@ -67,6 +68,8 @@ class Refused(MetaPathFinder):
         raise ImportError("a unit test imports no SGLang; mark it sglang (CONTRIBUTING.md)")
 
 
+# As often as by default, the collector takes a third of what importing SGLang takes.
+gc.set_threshold(100_000, 50, 50)
 REFUSED = Refused()
 if NO_GPU:
     sys.meta_path.insert(0, Interpreted())

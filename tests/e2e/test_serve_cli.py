@@ -24,11 +24,8 @@ START_S = 300
 
 
 @pytest.fixture(scope="module")
-def model() -> str:
-    path = os.environ.get("LONGFLOW_TEST_MODEL")
-    if not path:
-        pytest.skip("LONGFLOW_TEST_MODEL is not set (folder of the demo model)")
-    return path
+def model(tiny_with_tokenizer) -> str:
+    return str(tiny_with_tokenizer)
 
 
 @pytest.fixture
@@ -38,11 +35,15 @@ def port() -> int:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *arguments: str):
-    """A running ``longflow serve``; its output goes to files, so that nothing can block."""
+def serving(folder: Path, *arguments: str, real: bool = True):
+    """A running ``longflow serve``; its output goes to files, so that nothing can block.
+
+    Unless `real`, its server imports SGLang once (`harness.fast_start`).
+    """
+    env = {**os.environ, **harness.CPU_THREADS, **harness.fast_start(not real)}
     command = [sys.executable, "-m", "sglang_longflow.cli", "serve", *arguments]
     with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
-        process = subprocess.Popen(command, stdout=out, stderr=err)
+        process = subprocess.Popen(command, stdout=out, stderr=err, env=env)
         try:
             yield process
         finally:
@@ -97,7 +98,7 @@ def scheduler_of(pid: int) -> int:
 
 
 def test_scheduler_killed_during_start(tmp_path, model, port):
-    with serving(tmp_path, model, "--kv-budget=96", f"--port={port}") as process:
+    with serving(tmp_path, model, "--kv-budget=96", f"--port={port}", real=False) as process:
         victim = scheduler_of(process.pid)
         family = descendants(process.pid)
         os.kill(victim, signal.SIGKILL)
@@ -133,7 +134,7 @@ class SlowReader(http.client.HTTPConnection):
 
 def test_sigterm_drains_what_a_client_has_not_read(tmp_path, model, port):
     arguments = ("--kv-budget=96", "--max-total-tokens=1200", f"--port={port}")
-    with serving(tmp_path, model, *arguments) as process:
+    with serving(tmp_path, model, *arguments, real=False) as process:
         end = time.monotonic() + START_S
         while "ready in" not in (tmp_path / "out").read_text() and time.monotonic() < end:
             assert process.poll() is None, (tmp_path / "err").read_text()[-2000:]

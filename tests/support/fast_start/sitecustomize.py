@@ -8,6 +8,9 @@ new interpreter: same parent, same file descriptors, the environment of that mom
 on `multiprocessing`'s own code of a spawned process. What a child has from before the fork are
 imports alone: no plugin was loaded, no hook applied, no argument read.
 
+In every Python process that has this folder on its path the garbage collector runs more rarely: by
+default it spends a third of an import of SGLang on walking what the import leaves.
+
 It stands in for `multiprocessing.util.spawnv_passfds`; a child that is not there any more, or one
 more than were forked, is started by the original.
 """
@@ -24,12 +27,12 @@ import socket
 import sys
 
 CHILDREN = 2  # a scheduler and the detokenizer
+GC_THRESHOLDS = 100_000, 50, 50
 HIGH_FD = 900  # above whatever number a spawned process is to have a file under
 SPAWNED = re.compile(r"spawn_main\(tracker_fd=(\d+), pipe_handle=(\d+)\)")
 
 
 def _import_sglang() -> None:
-    """The collector would walk what imports leave, which stays, a third of their time."""
     gc.disable()
     import sglang.srt.entrypoints.http_server
     import sglang.srt.managers.detokenizer_manager
@@ -117,6 +120,7 @@ def _fork_children() -> None:
     util.spawnv_passfds = spawnv_passfds
 
 
+gc.set_threshold(*GC_THRESHOLDS)
 if sys.orig_argv[1:] and "sglang.launch_server" in sys.orig_argv[1:6]:
     place = sys.orig_argv.index("sglang.launch_server")
     if sys.orig_argv[place - 1] == "-m":
