@@ -17,6 +17,11 @@ import pytest
 
 # No test, and no command that one starts, asks a hub that is not its own.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Workers share the cores, and what tests start inherits it: two OpenMP threads that wait for each
+# other beside other processes take ten times as long as one.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 NO_GPU = os.environ.get("LONGFLOW_TEST_DEVICE", "cpu") == "cpu"
 #: What `--unit` leaves out. A file that says so in its `pytestmark` is not even imported.
 NOT_UNIT = ("sglang", "slow", "e2e", "deploy", "gpu")
