@@ -56,6 +56,9 @@ KIB = 1 << 10
 USED, SPILLED = re.compile(r"Used (\d+) registers"), re.compile(r"(\d+) bytes spill stores")
 VGPRS = re.compile(r"\.vgpr_count: +(\d+)")
 SPILLED_VGPRS = re.compile(r"\.vgpr_spill_count: +(\d+)")
+#: Variables that give Triton another compiler than its own. FlashInfer, once imported, sets the
+#: first where there is a ptxas of CUDA 13, and children inherit it; torch sets the second.
+OTHER_TOOLS = ("TRITON_PTXAS_BLACKWELL_PATH", "TRITON_PTXAS_PATH", "TRITON_LIBDEVICE_PATH")
 #: Options of a launch, among its arguments.
 OPTIONS = ("num_warps", "num_stages", "maxnreg", "launch_pdl")
 SLOTS, ROWS, KV_HEADS = 300_000, 512, 8
@@ -436,6 +439,8 @@ def main() -> int:
     whole = not options.gpu and not options.every
     if (options.docs or options.check) and not whole:
         parser.error("the table of the page is that of a run without --gpu and --every")
+    for name in OTHER_TOOLS:
+        os.environ.pop(name, None)
     jobs = [job for gpu in options.gpu or GPUS for job in jobs_of(gpu, options.every)]
     with (
         tempfile.TemporaryDirectory() as cache,

@@ -37,7 +37,7 @@ def test_a_missing_or_changed_target_stops_the_start_with_its_name(tiny_models, 
         capture_output=True,
         text=True,
         timeout=900,
-        env={**os.environ, **harness.CPU_THREADS},
+        env={**os.environ, **harness.CPU_THREADS, **harness.fast_start()},
         start_new_session=True,
     )
     output = result.stdout + result.stderr

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every kernel compiles for the page's GPUs, without one, and fits into their shared memory."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -20,6 +21,9 @@ def run(*command):
     """A process without Triton's interpreter, which this one has on."""
     env = {**os.environ, "PYTHONPATH": f"{ROOT / 'kernels'}:{SCRIPT.parent}"}
     env.pop("TRITON_INTERPRET", None)
+    # Another compiler, as a process has it that imported SGLang where CUDA is installed.
+    triton = importlib.util.find_spec("triton").submodule_search_locations[0]
+    env["TRITON_PTXAS_BLACKWELL_PATH"] = f"{triton}/backends/nvidia/bin/ptxas"
     command = [sys.executable, "-W", "ignore", *command]
     return subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
 
