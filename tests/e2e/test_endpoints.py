@@ -14,6 +14,7 @@ import pytest
 
 import fuzz_judge
 import harness
+from waiting import until
 
 pytestmark = pytest.mark.e2e
 POOL, BUDGET = 4000, 96
@@ -293,9 +294,7 @@ def test_weights_are_loaded_again_in_a_pause(server, tiny_with_tokenizer):
     alone = generate(server, 1500)
     with ThreadPoolExecutor() as pool:
         beside = pool.submit(generate, server, 1500)
-        deadline = time.monotonic() + 30
-        while not server.stats()["sums"]["at_budget_requests"]:
-            assert time.monotonic() < deadline
+        until(lambda: server.stats()["sums"]["at_budget_requests"])
         assert server.request("/pause_generation", {"mode": "in_place"})[0] == 200
         assert not beside.done()
         body = {"model_path": str(tiny_with_tokenizer), "flush_cache": False}
@@ -319,9 +318,7 @@ def test_a_profile_is_written_beside_a_full_row(server, tmp_path):
 def test_a_new_weight_version_may_abort_what_runs(server):
     with ThreadPoolExecutor() as pool:
         beside = pool.submit(generate, server, 3000)
-        deadline = time.monotonic() + 30
-        while not server.stats()["sums"]["at_budget_requests"]:
-            assert time.monotonic() < deadline
+        until(lambda: server.stats()["sums"]["at_budget_requests"])
         body = {"new_version": "three", "abort_all_requests": True}
         assert server.request("/update_weight_version", body)[0] == 200
         meta = beside.result()["meta_info"]

@@ -148,7 +148,8 @@ def test_stats(server):
         headers={"Content-Type": "application/json"},
     )
     with urllib.request.urlopen(request):
-        stats = until(lambda: (s := server.stats())["sums"]["at_budget_requests"] and s)
+        stats = until(lambda: (s := server.stats())["sums"]["saved_tokens"] and s)
+        assert stats["sums"]["at_budget_requests"] == 1
         (row,) = stats["requests"]
         assert row["rid"] == "watched" and row["kv_policy"] == "longflow-novel"
         assert row["kv_len"] == row["kv_budget"] == 96 < row["seq_len"]
