@@ -63,6 +63,21 @@ def _spread(meta_info: dict[str, Any]) -> None:
         meta_info.update(latest)
 
 
+def _prompts(obj: Any) -> int:
+    """How many prompts a call has, as SGLang counts them; it says what is wrong with other types.
+
+    One prompt is a text, a list of token ids, or a list of rows of floats.
+    """
+    if obj.text is not None:
+        return len(obj.text) if isinstance(obj.text, list) else 1
+    given = obj.input_embeds if obj.input_ids is None else obj.input_ids
+    if not isinstance(given, list) or not given or isinstance(given[0], int):
+        return 1
+    if obj.input_ids is None and given[0] and isinstance(given[0][0], float):
+        return 1
+    return len(given)
+
+
 def _check_size(obj: Any, *, over_http: bool) -> None:
     """How many requests a call becomes; `sglang.Engine` may ask for as many as it likes."""
     given = obj.sampling_params
@@ -72,9 +87,7 @@ def _check_size(obj: Any, *, over_http: bool) -> None:
             check_samples(sampling["n"])
             samples = max(samples, sampling["n"])
     if over_http:
-        prompts = next((p for p in (obj.text, obj.input_ids) if isinstance(p, list) and p), [0])
-        several = not isinstance(prompts[0], int)  # one prompt is a list of token ids
-        check_call(len(prompts) if several else 1, samples)
+        check_call(_prompts(obj), samples)
 
 
 async def generate_request(

@@ -58,8 +58,9 @@ def test_a_message_without_new_tokens_has_a_report():
     assert meta["kv_resident_tokens"] == 17
 
 
-def call(text=None, input_ids=None, sampling_params=None):
-    return SimpleNamespace(text=text, input_ids=input_ids, sampling_params=sampling_params or {})
+def call(sampling_params=None, **prompts):
+    given = dict(text=None, input_ids=None, input_embeds=None) | prompts
+    return SimpleNamespace(**given, sampling_params=sampling_params or {})
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,9 @@ def call(text=None, input_ids=None, sampling_params=None):
         (call(text=["a"] * 100, sampling_params={"n": 41}), True, True),
         (call(text=["a"] * 2, sampling_params=[{"n": 3000}, {}]), True, True),
         (call(text=["a"] * 2, sampling_params="x"), True, False),  # refused elsewhere
-        (call(), True, False),  # embeddings
+        (call(input_embeds=[[0.5, 0.5]] * 5000), True, False),
+        (call(input_embeds=[[[0.5, 0.5]]] * 5000), True, True),
+        (call(input_embeds=[[]] * 4000), True, False),  # refused elsewhere
     ],
 )
 def test_a_call_becomes_so_many_requests_and_no_more(obj, over_http, refused):
