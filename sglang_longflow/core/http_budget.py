@@ -253,8 +253,13 @@ class BudgetFields:
             await _refuse(send, error_body(endpoint, str(error)))
             return
         token = _asked.set(asked)
+        answers = _Answers(send, waits=endpoint.startswith("ollama"))
         try:
-            await self.app(scope, _again(messages, receive), send)
+            await self.app(scope, _again(messages, receive), answers)
+        except BudgetError as error:  # counted where it was raised; Ollama's endpoints catch none
+            if answers.started:
+                raise
+            await _refuse(send, error_body(endpoint, str(error)))
         finally:
             _asked.reset(token)
 
@@ -279,6 +284,24 @@ class BudgetFields:
             raise BudgetError(INACTIVE if self.config is None else wrong, "misplaced_key")
         for params in _at(content, PLACES[endpoint] or ""):
             merge(params, asked)
+
+
+class _Answers:
+    """`send` that knows whether an answer has begun; with `waits` only its first byte begins it."""
+
+    def __init__(self, send: Send, *, waits: bool):
+        self.send, self.waits, self.started = send, waits, False
+        self._held: Message | None = None
+
+    async def __call__(self, message: Message) -> None:
+        if self.waits and message["type"] == "http.response.start":
+            self._held = message
+            return
+        self.started = True
+        if self._held is not None:
+            held, self._held = self._held, None
+            await self.send(held)
+        await self.send(message)
 
 
 async def _whole(receive: Receive, messages: list[Message]) -> bytes:

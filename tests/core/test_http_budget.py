@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from fastapi import FastAPI, Request
+from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
 from starlette.middleware import Middleware
 
@@ -276,6 +277,60 @@ def test_a_body_comes_in_pieces_and_the_client_may_go():
     got.clear()
     asyncio.run(call([{"type": "http.request", "body": b"{", "more_body": True}, gone]))
     assert got == [{"type": "http.request", "body": b"{", "more_body": True}]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "stream", "begun", "status"),
+    [
+        ("ollama_generate", False, False, 400),
+        ("ollama_chat", True, False, 400),  # it streams unless told otherwise
+        ("ollama_chat", True, True, None),
+        ("generate_request", False, False, 400),
+        ("generate_request", True, False, None),
+    ],
+)
+def test_a_refusal_behind_an_endpoint_is_400_unless_the_answer_has_begun(
+    endpoint, stream, begun, status
+):
+    async def events():
+        if begun:
+            yield b"{}\n"
+        raise BudgetError("kv_budget=9999: over the model's context", "above_context")
+
+    async def answer():
+        if stream:
+            return StreamingResponse(events())
+        async for _ in events():
+            pass
+
+    app = FastAPI()
+    app.post("/asked", name=endpoint)(answer)
+    app.add_middleware(
+        http_budget.BudgetFields, routes=app.routes, config=CONFIG, count=lambda reason: None
+    )
+    client = TestClient(app)
+    if status is None:
+        with pytest.raises(BudgetError):
+            client.post("/asked")
+    else:
+        assert "over the model's context" in message(client.post("/asked"))
+
+
+def test_an_answer_that_streams_is_passed_on_whole():
+    async def answer():
+        async def events():
+            yield b"a"
+            yield b"b"
+
+        return StreamingResponse(events(), headers={"x-one": "1"})
+
+    app = FastAPI()
+    app.post("/asked", name="ollama_chat")(answer)
+    app.add_middleware(
+        http_budget.BudgetFields, routes=app.routes, config=CONFIG, count=lambda reason: None
+    )
+    answer = TestClient(app).post("/asked")
+    assert (answer.status_code, answer.text, answer.headers["x-one"]) == (200, "ab", "1")
 
 
 # into SGLang's request
