@@ -491,6 +491,13 @@ def test_ollama_takes_the_header(server, lost, headers, budget, path, prompt):
     assert not [key for key in answer if key.startswith("kv_")]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_ollama_is_told_what_is_refused(server, stream):
+    body = {"model": "tiny", "prompt": "One", "stream": stream, "options": {"top_k": 2**70}}
+    status, answer = server.request("/api/generate", body)
+    assert status == 400 and "top_k" in message(answer), answer
+
+
 def test_cloud_endpoints(server):
     """SageMaker's is SGLang's chat handler, Vertex AI's its /generate."""
     chat = {"model": "tiny", "messages": QUESTION, **GREEDY, **custom(kv_budget=64), **PLAIN}
