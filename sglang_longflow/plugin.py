@@ -15,7 +15,7 @@ import sys
 
 from sglang_longflow.hooks import start_check
 from sglang_longflow.settings.flags import budget_words
-from sglang_longflow.settings.release import FIX, refusal, untested_sglang
+from sglang_longflow.settings.release import refusal, remedy, untested_sglang
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def load_plugin() -> None:
     if problem := untested_sglang():
         if word := budget_words(sys.argv[1:]):
             start_check.stop(refusal(word))
-        logger.warning("longflow stays off: %s; %s", problem, FIX)
+        logger.warning("longflow stays off: %s; %s", problem, remedy())
         _register(REFUSALS)
     else:
         start_check.arm()

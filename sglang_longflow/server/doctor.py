@@ -24,7 +24,7 @@ from sglang_longflow.server.settings import judged, read_settings
 from sglang_longflow.settings import device
 from sglang_longflow.settings.installed import reinstall_command
 from sglang_longflow.settings.problem import Problem
-from sglang_longflow.settings.release import FIX, TESTED_SGLANG, line, untested_sglang
+from sglang_longflow.settings.release import TESTED_SGLANG, line, remedy, untested_sglang
 
 if TYPE_CHECKING:
     from sglang_longflow.hooks.verify import HookStatus
@@ -109,13 +109,15 @@ def check_versions(tested_sglang: tuple[str, ...]) -> list[Check]:
     if sglang in tested_sglang:
         rows.append(Check("sglang", "ok", sglang))
     else:
-        fix = f"pip install sglang=={tested_sglang[-1]}"
-        rows.append(Check("sglang", "fail", f"{sglang or 'missing'}: tested with {known}", fix))
+        rows.append(
+            Check("sglang", "fail", f"{sglang or 'missing'}: tested with {known}", remedy())
+        )
     torch = _installed("torch")
     if torch is None or not torch.startswith(f"{TORCH_SERIES}."):
-        fix = f"pip install torch=={TORCH_SERIES}.1"
+        install = f"pip install torch=={TORCH_SERIES}.1"
+        other = f"comes with SGLang {known}"  # beside another release it would break that one too
         detail = f"{torch or 'missing'}: SGLang {known} needs {TORCH_SERIES}"
-        rows.append(Check("torch", "fail", detail, fix))
+        rows.append(Check("torch", "fail", detail, install if sglang in tested_sglang else other))
     else:
         rows.append(Check("torch", "ok", torch))
     transformers, wanted = _installed("transformers"), _required("transformers")
@@ -189,7 +191,7 @@ def check_hooks() -> list[Check]:
     from sglang_longflow.hooks import verify
 
     if problem := untested_sglang():  # the plugin stays off there
-        return [Check("hooks", "fail", problem, FIX)]
+        return [Check("hooks", "fail", problem, remedy())]
     rows = []
     with _quiet() as telling:
         before = verify.check_all(applied=False)

@@ -25,7 +25,7 @@ from sglang_longflow.errors import ConfigError
 from sglang_longflow.settings.flags import FLAGS
 from sglang_longflow.settings.nearest import nearest
 from sglang_longflow.settings.parsers import REASONING_PARSERS
-from sglang_longflow.settings.release import FIX, TESTED_SGLANG
+from sglang_longflow.settings.release import FIX, TESTED_SGLANG, remedy
 
 #: What each kind of argument takes, in words.
 EXPECTED = {
@@ -119,7 +119,7 @@ def server_options() -> tuple[Option, ...]:
     if not found or not methods:
         raise ConfigError(
             "SGLang's server arguments are of another kind than in "
-            f"{', '.join(TESTED_SGLANG)} and cannot be read; {FIX}, or run "
+            f"{', '.join(TESTED_SGLANG)} and cannot be read; {remedy()}, or run "
             "python -m sglang.launch_server"
         )
     (method,) = methods

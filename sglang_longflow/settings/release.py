@@ -8,9 +8,10 @@ import sys
 
 #: SGLang releases that the hooks were written for and tested with.
 TESTED_SGLANG = ("0.5.23",)
-#: Date of the served release; the line of this plugin that serves the one before.
+#: Date of the served release.
 SERVED_SINCE = "30 October 2026"
-EARLIER_LINES = "0.5.17 is served by 0.2.x, fixes only"
+#: Earlier releases of SGLang, and the version of this package that serves each.
+EARLIER_LINES = {"0.5.17": "0.2"}
 #: Newest release whose wheel scripts/check_release.py was run on.
 NEWEST_AUDITED = "0.5.23"
 FIX = f"pip install sglang=={TESTED_SGLANG[-1]}"
@@ -34,9 +35,10 @@ def installed_sglang() -> str:
 
 def line() -> str:
     """Which SGLang this plugin follows, since and until when, and how far it has looked ahead."""
+    earlier = "; ".join(f"for {sglang} take {ours}" for sglang, ours in EARLIER_LINES.items())
     return (
-        f"follows SGLang {', '.join(TESTED_SGLANG)} (of {SERVED_SINCE}) until it is ported to a "
-        f"newer one; newest audited {NEWEST_AUDITED}; {EARLIER_LINES}"
+        f"for SGLang {', '.join(TESTED_SGLANG)} (of {SERVED_SINCE}) until it is ported to a "
+        f"newer one; newest looked at {NEWEST_AUDITED}; {earlier}, which gets fixes only"
     )
 
 
@@ -49,7 +51,18 @@ def untested_sglang() -> str:
     return f"SGLang {found}: not tested with KV budgets ({known} is), so none may be set on it"
 
 
+def remedy(word: str = "") -> str:
+    """What to do about it; an earlier version of this package first where one serves what is there.
+
+    `word` is the argument that asks for a budget, if one does.
+    """
+    ours = EARLIER_LINES.get(installed_sglang())
+    ways = [f"take version {ours} of this package"] if ours else []
+    ways += [FIX, f"drop {word}"] if word else [FIX]
+    return ", or ".join(filter(None, (", ".join(ways[:-1]), ways[-1])))
+
+
 def refusal(word: str) -> str:
     """What a server says that is asked for a budget by `word` on such a release; else empty."""
     problem = untested_sglang()
-    return problem and f"{problem}; {FIX}, or drop {word}"
+    return problem and f"{problem}; {remedy(word)}"

@@ -519,7 +519,10 @@ def test_serve_refuses_a_budget_on_an_untested_release(tmp_path, monkeypatch, ca
     assert main(["serve", "org/model", *asked]) == 2
     line = capsys.readouterr().err.strip()
     assert line.startswith("longflow serve: error: SGLang 0.5.17: not tested with KV budgets")
-    assert "pip install sglang==0.5.23, or drop " in line and "\n" not in line
+    assert (
+        "; take version 0.2 of this package, pip install sglang==0.5.23, or drop " in line
+        and "\n" not in line
+    )
 
 
 @pytest.mark.parametrize("text", ["", "class ServerArgs(Base): pass\n", "ServerArgs = make()\n"])

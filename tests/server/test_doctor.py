@@ -111,6 +111,7 @@ def test_doctor_versions(monkeypatch):
     monkeypatch.setattr(doctor, "_installed", {"sglang": "0.5.99", "torch": "2.10.0"}.get)
     rows = by_name(doctor.check_versions(("0.5.23",)))
     assert rows["sglang"].fix == "pip install sglang==0.5.23"
+    assert rows["torch"].fix == "comes with SGLang 0.5.23"
     assert {rows[n].status for n in ("sglang", "torch", "transformers")} == {"fail"}
 
 
@@ -120,8 +121,9 @@ def test_doctor_says_which_line_it_is_on(monkeypatch):
     monkeypatch.setattr(release, "TESTED_SGLANG", ("0.5.98",))
     monkeypatch.setattr(release, "NEWEST_AUDITED", "0.5.99")
     row = next(iter(doctor.checks([], with_device=False)))
-    assert row.name == "line" and "follows SGLang 0.5.98 " in row.detail
-    assert "newest audited 0.5.99" in row.detail
+    assert row.name == "line" and "for SGLang 0.5.98 " in row.detail
+    assert "newest looked at 0.5.99" in row.detail
+    assert "for 0.5.17 take 0.2" in row.detail
 
 
 @pytest.mark.sglang
@@ -143,7 +145,9 @@ def test_doctor_refuses_a_budget_on_an_untested_release(monkeypatch):
     assert {row.detail for row in rows} == {
         "SGLang 0.5.17: not tested with KV budgets (0.5.23 is), so none may be set on it"
     }
-    assert rows[1].fix == "pip install sglang==0.5.23, or drop --kv-budget"
+    ours = "take version 0.2 of this package"
+    assert rows[0].fix == f"{ours}, or pip install sglang==0.5.23"
+    assert rows[1].fix == f"{ours}, pip install sglang==0.5.23, or drop --kv-budget"
 
 
 @pytest.mark.sglang
