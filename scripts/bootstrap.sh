@@ -135,7 +135,7 @@ fi
 # No build isolation: the pinned setuptools builds the project, nothing else is fetched.
 pip_run --no-build-isolation -c "$CONSTRAINTS" -e '.[dev,demo,eval]' ||
   die "installing the packages failed, see above; run the same command again to go on"
-say "packages installed; compiling what a server imports"
+say "packages installed; compiling what a server imports to bytecode: about a minute"
 alive compiling compile_imports ||
   die "SGLang was installed but does not import; see: $VENV/bin/longflow doctor"
 
