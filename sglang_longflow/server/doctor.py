@@ -309,8 +309,15 @@ def check_server_arguments(words: list[str]) -> list[Check]:
     return rows
 
 
-def checks(server_arguments: list[str], with_device: bool = True) -> Iterator[Check]:
-    """Every check: what takes milliseconds first, what imports torch and SGLang last."""
+def checks(
+    server_arguments: list[str],
+    with_device: bool = True,
+    tell: Callable[[str], None] = lambda words: None,
+) -> Iterator[Check]:
+    """Every check: what takes milliseconds first, what imports torch and SGLang last.
+
+    `tell` gets what is about to take long.
+    """
     has_gpu = device.gpu_count() > 0  # asked before torch is there and would be asked instead
     yield Check("line", "ok", line())
     yield from check_versions(TESTED_SGLANG)
@@ -328,6 +335,7 @@ def checks(server_arguments: list[str], with_device: bool = True) -> Iterator[Ch
         with _quiet():
             cuda = check_cuda(has_gpu)
         yield from cuda
+    tell("importing SGLang for the hooks: 15 seconds, minutes if the machine is busy")
     try:
         hooks = check_hooks()
     except Exception as error:  # SGLang itself cannot be imported: report it as a row
@@ -343,8 +351,12 @@ def _print(row: Check) -> None:
 
 def run(server_arguments: list[str], *, device: bool, as_json: bool) -> int:
     """Print each row once it is known; 1 if a budget server would not work, else 0."""
+
+    def tell(words: str) -> None:
+        print(f"longflow doctor: {words}", file=sys.stderr, flush=True)
+
     rows = []
-    for row in checks(server_arguments, device):
+    for row in checks(server_arguments, device, tell):
         rows.append(row)
         if not as_json:
             _print(row)

@@ -199,3 +199,17 @@ def test_a_model_that_was_not_judged_is_no_green_row(monkeypatch, tmp_path):
     (tmp_path / "model.safetensors").touch()
     words = [str(tmp_path), "--kv-budget", "96", "--json-model-override-args", '{"a": 1}']
     assert doctor.check_server_arguments(words)[1].status == "warn"
+
+
+@pytest.mark.sglang
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_doctor_says_what_it_waits_for(monkeypatch, capsys, as_json):
+    """On stderr, before the import begins: stdout holds rows alone, or JSON."""
+    seen = []
+    monkeypatch.setattr(doctor, "check_kernels_package", lambda: doctor.Check("k", "ok", ""))
+    monkeypatch.setattr(doctor, "check_hooks", lambda: seen.append(capsys.readouterr().err) or [])
+    assert main(["doctor", "--no-device", *as_json]) == 0
+    assert seen == [
+        "longflow doctor: importing SGLang for the hooks: 15 seconds, minutes if the machine is "
+        "busy\n"
+    ]
