@@ -24,12 +24,16 @@ question = [{"role": "user", "content": "How many primes are there below 100?"}]
 
 # A budget of 0 is full KV; a server allows it with --kv-budget-allow-full.
 for budget in (Budget(args.budget), Budget(0)):
-    answer = client.chat.completions.create(
-        model=model,
-        messages=question,
-        max_tokens=args.max_tokens,
-        extra_body=budget.params(),
-    )
+    try:
+        answer = client.chat.completions.create(
+            model=model,
+            messages=question,
+            max_tokens=args.max_tokens,
+            extra_body=budget.params(),
+        )
+    except openai.BadRequestError as error:
+        print(f"refused: {error.body['message']}")
+        continue
     kv = answer.metadata
     print(
         f"budget {kv['kv_budget'] or 'full'}: {answer.usage.completion_tokens} tokens generated, "

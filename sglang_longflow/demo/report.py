@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -14,13 +18,27 @@ from sglang_longflow.demo.scenes import Scene
 
 SAMPLE_CHARACTERS = 200
 NEXT = """\
-Next:
   longflow demo --seed 7         other problems
   longflow demo --budget 200     too few slots: the answers go wrong
   longflow demo --stay           the server stays at the end: ask it, watch it
   longflow demo --questions      eight questions to SmolLM2-135M (in a checkout:
                                  make demo-questions)
   longflow serve Qwen/Qwen3-1.7B --kv-budget 3200        the same on your GPU"""
+
+
+def next_heading() -> str:
+    """What stands above `NEXT`: also how to have `longflow` in PATH, where it is not."""
+    activate = Path(sys.executable).with_name("activate")
+    if shutil.which("longflow") or not activate.exists():
+        return "Next:"
+    inside = activate.is_relative_to(Path.cwd())
+    return f"Next, after `. {activate.relative_to(Path.cwd()) if inside else activate}`:"
+
+
+def machine_load() -> str:
+    """How busy the machine was, which the times of both parts depend on."""
+    busy = os.getloadavg()[1]
+    return f"times depend on what else ran: load average {busy:.1f} on {os.cpu_count()} cores"
 
 
 def _table(*columns: str) -> Table:
@@ -139,4 +157,4 @@ def show(console: Console, budgeted: Phase, full: Phase, scene: Scene, seed: int
         console.print(f"Problems shown: the first {len(budgeted.answers)} of seed {seed}.")
     console.print(scene.closing)
     if solves:
-        console.print(f"\n{NEXT}")
+        console.print(f"\n{next_heading()}\n{NEXT}", soft_wrap=True)

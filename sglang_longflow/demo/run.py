@@ -201,7 +201,7 @@ def run(args: argparse.Namespace) -> int:
         except DemoError as error:
             raise server.end_of(error) from None
         report.show(console, budgeted, full, scene, None if args.questions else args.seed)
-        progress.say("done; times depend on what else this machine does")
+        progress.say(f"done; {report.machine_load()}")
         if args.stay:
             progress.say(f"the server stays until Ctrl+C: {settings.url}/longflow; ask it with")
             print(_ask_yourself(settings.url, args, questions[0]), flush=True)

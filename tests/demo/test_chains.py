@@ -114,7 +114,8 @@ def test_a_log_gets_lines_on_one_clock(capsys, monkeypatch):
     assert len(lines) == 5
 
 
-def test_the_tables_say_what_was_held_and_which_answers_are_right():
+def test_the_tables_say_what_was_held_and_which_answers_are_right(monkeypatch):
+    monkeypatch.setattr(report, "next_heading", lambda: "Next:")  # else as long as a path
     out = io.StringIO()
     budgeted, full = finish(a_phase(400), wrong=1), finish(a_phase(0), wrong=-1)
     report.show(Console(file=out, width=80), budgeted, full, scene(), 7)
@@ -127,8 +128,43 @@ def test_the_tables_say_what_was_held_and_which_answers_are_right():
     assert len(right) == 24  # the longest there is; it fits
     assert re.search(rf"3 search +{right} +{right} +right +right", text)
     assert re.search(rf"2 affine +{budgeted.answers[1].question.right} +9 9 +wrong +right", text)
-    assert "the first 4 of seed 7." in text and "Next:" in text
+    assert "the first 4 of seed 7." in text and "\nNext:\n" in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("on_path", "folder", "heading"),
+    [
+        ("/usr/bin/longflow", ".", "Next:"),
+        (None, ".", "Next, after `. .venv/bin/activate`:"),
+        (None, "elsewhere", "Next, after `. {root}/.venv/bin/activate`:"),
+        (None, "..", "Next, after `. {name}/.venv/bin/activate`:"),
+    ],
+)
+def test_the_next_commands_say_how_to_find_longflow(
+    tmp_path, monkeypatch, on_path, folder, heading
+):
+    """``make demo`` leaves it in .venv, where a shell does not look."""
+    activate = tmp_path / ".venv" / "bin" / "activate"
+    activate.parent.mkdir(parents=True)
+    activate.touch()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / folder)
+    monkeypatch.setattr(report.sys, "executable", str(activate.with_name("python")))
+    monkeypatch.setattr(report.shutil, "which", lambda name: on_path)
+    assert report.next_heading() == heading.format(root=tmp_path, name=tmp_path.name)
+
+
+def test_the_next_commands_of_an_environment_without_activate(tmp_path, monkeypatch):
+    monkeypatch.setattr(report.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(report.shutil, "which", lambda name: None)
+    assert report.next_heading() == "Next:"
+
+
+def test_the_load_is_the_machines(monkeypatch):
+    monkeypatch.setattr(report.os, "getloadavg", lambda: (1.0, 12.34, 3.0))
+    monkeypatch.setattr(report.os, "cpu_count", lambda: 2)
+    assert report.machine_load().endswith("load average 12.3 on 2 cores")
 
 
 @pytest.mark.parametrize("seed", [SEED, 7, 1])
