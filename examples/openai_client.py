@@ -32,6 +32,8 @@ for budget in (Budget(args.budget), Budget(0)):
             extra_body=budget.params(),
         )
     except openai.BadRequestError as error:
+        if "--kv-budget-allow-full" not in error.body["message"]:
+            raise
         print(f"refused: {error.body['message']}")
         continue
     kv = answer.metadata
