@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 
 import harness
-from harness import greedy, prompt
+from harness import prompt
 from token_oracle import expected, load
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("one_thread")]
@@ -47,10 +47,6 @@ def test_tokens_and_slots_stay_as_they_are(tiny_models, name):
     with harness.engine(
         folder, probe=True, env=variables, kv_budget=64, kv_budget_max=97, **arguments
     ) as engine:
-        for _ in range(2):  # the second time on slots that hold the first's leftovers
-            got = engine.generate(
-                input_ids=[ids for ids, _ in cases],
-                sampling_params=[greedy(90, kv_budget=budget) for _, budget in cases],
-            )
-            assert harness.outputs(got) == wanted
+        for got in harness.two_runs(engine, cases, 90):
+            assert got == wanted
         assert engine.probe_report()["peak_full_rows"] >= 2

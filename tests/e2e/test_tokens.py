@@ -144,12 +144,8 @@ def test_scheduling_does_not_change_tokens(tiny_models):
         disable_radix_cache=True,
         chunked_prefill_size=64,
     ) as engine:
-        for _ in range(2):  # the second time on slots that hold the first's leftovers
-            got = engine.generate(
-                input_ids=[ids for ids, _ in cases],
-                sampling_params=[greedy(120, kv_budget=budget) for _, budget in cases],
-            )
-            assert harness.outputs(got) == wanted
+        for got in harness.two_runs(engine, cases, 120):
+            assert got == wanted
         report = engine.probe_report()
         assert not report["overlap"] and not report["radix"]
 

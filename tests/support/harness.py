@@ -19,6 +19,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 from sglang_longflow.platform.cpu_dtype import fast_dtype
@@ -313,6 +314,19 @@ def first_difference(ours: list[int], theirs: list[int]) -> int | None:
 
 def outputs(results) -> list[list[int]]:
     return [item["output_ids"] for item in (results if isinstance(results, list) else [results])]
+
+
+def two_runs(
+    engine, cases: list[tuple[list[int], int]], new_tokens: int
+) -> Iterator[list[list[int]]]:
+    """Output ids of all (prompt ids, budget) at once, then again on slots that hold leftovers."""
+    for _ in range(2):
+        yield outputs(
+            engine.generate(
+                input_ids=[ids for ids, _ in cases],
+                sampling_params=[greedy(new_tokens, kv_budget=budget) for _, budget in cases],
+            )
+        )
 
 
 class Server:
