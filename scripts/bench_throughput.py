@@ -302,7 +302,8 @@ def run(args: argparse.Namespace) -> list[dict]:
 
 
 def save(folder: Path, point: Point, result: dict, log: Log, began: float) -> None:
-    """NAME-SYSTEM.json with the numbers and NAME-SYSTEM.csv with the scheduler's own lines."""
+    """NAME-SYSTEM.json with the numbers, NAME-SYSTEM.csv with the scheduler's own lines, and
+    NAME-SYSTEM-retracted.csv with what it retracted."""
     name = f"{point.name}-{point.system}"
     (folder / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
     samples = [s for s in log.decode if s["time"] >= began]
@@ -311,6 +312,10 @@ def save(folder: Path, point: Point, result: dict, log: Log, began: float) -> No
         writer.writeheader()
         for sample in samples:
             writer.writerow({**sample, "time": round(sample["time"] - began, 2)})
+    gone = [(round(when - began, 2), count) for when, count in log.retracted if when >= began]
+    if gone:
+        with (folder / f"{name}-retracted.csv").open("w", newline="") as out:
+            csv.writer(out).writerows([("time", "requests"), *gone])
 
 
 def names(text: str) -> list[str]:

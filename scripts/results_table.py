@@ -31,6 +31,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "goals": goals.goals_table,
     "gpu-tests": goals.gpu_tests,
     "running": speed.running_table,
+    "releases": speed.releases,
     "settling": speed.settling,
     "sweep": speed.sweep,
     "published": speed.published,

@@ -6,10 +6,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from result_tables.data import DEFAULT, PAPER, percent, rows_of, table, times, value, whole
+from result_tables.kernels import kernel_us
 
-#: The job that the headline shows.
+#: The last job with SGLang 0.5.17, which ran most workloads, and the one with 0.5.23.
 H200 = dict(date="2026-11-29", commit="20adcea", gpu="H200")
 SMALL = dict(H200, geometry="qwen3-1.7b", pool="290000")
+NOW = dict(SMALL, date="2026-11-30", commit="709647a")
+JOBS = (SMALL, NOW)
+SGLANG = {"20adcea": "0.5.17", "709647a": "0.5.23"}
 #: Stock's window that begins one lifetime of a request after the start, and the settled one.
 FROM_170_S_LOG, SETTLED = "log, 170 to 1110 s", "log, 555 to 1110 s"
 
@@ -43,6 +47,7 @@ class Comparison:
     stock: Measured
     default: Measured | None
     paper: Measured
+    job: dict[str, str]
 
 
 def measured(system: str, workload: str, budget: int, **where: str | int) -> Measured:
@@ -59,13 +64,21 @@ def measured(system: str, workload: str, budget: int, **where: str | int) -> Mea
 
 
 def comparisons() -> list[Comparison]:
-    def of(name: str, workload: str, budget: int, card: int, part: str = "") -> Comparison:
+    def of(
+        name: str,
+        workload: str,
+        budget: int,
+        card: int,
+        part: str = "",
+        job: dict[str, str] = SMALL,
+    ) -> Comparison:
         stock_card = 0 if workload == "16k answers" else 1
         return Comparison(
             name,
-            measured("stock", workload, 0, card=stock_card, part=part),
-            measured(DEFAULT, workload, budget, card=1),
-            measured(PAPER, workload, budget, card=card),
+            measured("stock", workload, 0, **job, card=stock_card, part=part),
+            measured(DEFAULT, workload, budget, **job, card=1),
+            measured(PAPER, workload, budget, **job, card=card),
+            job,
         )
 
     rkv: dict[str, str | int] = dict(geometry="qwen2.5-math-7b", pool=466554)
@@ -73,13 +86,13 @@ def comparisons() -> list[Comparison]:
     single = measured(PAPER, "1k answers", 384, card=1, **rkv)
     fours = measured(PAPER, "1k answers", 384, card=0, part="prefills in fours", **rkv)
     return [
-        of("16k answers, budget 3,200", "16k answers", 3200, 0),
-        of("16k answers, budget 3,200, stock settled", "16k answers", 3200, 0, SETTLED),
+        of("16k answers, budget 3,200", "16k answers", 3200, 1, FROM_170_S_LOG, NOW),
+        of("16k answers, budget 3,200, stock settled", "16k answers", 3200, 1, SETTLED, NOW),
         of("16k answers, budget 1,600", "16k answers", 1600, 0),
         of("16k answers, budget 1,600, stock settled", "16k answers", 1600, 0, SETTLED),
-        of("4k answers, budget 1,024", "4k answers", 1024, 1),
-        Comparison("1k answers, budget 384", stock, None, single),
-        Comparison("1k answers, budget 384, prefills in fours", stock, None, fours),
+        of("4k answers, budget 1,024", "4k answers", 1024, 1, job=NOW),
+        Comparison("1k answers, budget 384", stock, None, single, SMALL),
+        Comparison("1k answers, budget 384, prefills in fours", stock, None, fours, SMALL),
         of("8 requests with memory to spare, budget 1,024", "8 requests", 1024, 1),
     ]
 
@@ -98,10 +111,10 @@ def headline() -> str:
                 *(one.name, H200["gpu"], whole(one.stock.speed), default, ratio),
                 *(whole(one.paper.speed), times(one.paper.speed / one.stock.speed)),
                 f"{one.stock.running:,.1f}, {(one.default or one.paper).running:,.1f}",
-                *(H200["commit"], H200["date"]),
+                *(SGLANG[one.job["commit"]], one.job["commit"], one.job["date"]),
             )
         )
-    return table([*columns, "Commit", "Date"], rows)
+    return table([*columns, "SGLang", "Commit", "Date"], rows)
 
 
 def running_table() -> str:
@@ -209,9 +222,9 @@ def default_cost() -> str:
     return table(("", "`longflow-novel`", "`longflow`", "Ratio"), rows)
 
 
-def step_ms(system: str, rows: int) -> float:
+def step_ms(system: str, rows: int, job: dict[str, str] = SMALL) -> float:
     """Median decode step with every row at its budget of 3,200."""
-    where = dict(SMALL, card=1, workload=f"{rows} full rows", part="")
+    where = dict(job, card=1, workload=f"{rows} full rows", part="")
     return value("throughput", "step_ms_median", system=system, **where)
 
 
@@ -273,3 +286,67 @@ def hugging_face_loop() -> str:
     rows = [(name, f"{count:.0f}", whole(tokens)) for name, count, tokens in found]
     rows.append(("ratio", "", times(found[1][2] / found[0][2])))
     return table(("", "Sequences at once", "Output tokens/s"), rows)
+
+
+def releases() -> str:
+    """Ratios with SGLang 0.5.17 and with 0.5.23, each beside its own stock server."""
+
+    def settled(system: str, job: dict[str, str]) -> float:
+        stock = speed("stock", "16k answers", 0, **{**job, "card": 0, "part": SETTLED})
+        return speed(system, "16k answers", 3200, **job, card=1) / stock
+
+    def short(system: str, job: dict[str, str]) -> float:
+        ours = speed(system, "4k answers", 1024, **job, card=1)
+        return ours / speed("stock", "4k answers", 0, **job, card=1)
+
+    def equal(job: dict[str, str]) -> float:
+        where = dict(job, workload="equal resident tokens", part="204,800 tokens")
+        ours, stock = (
+            value("throughput", "step_ms_median", system=one, **where) for one in (PAPER, "stock")
+        )
+        return ours / stock
+
+    def inert(job: dict[str, str]) -> float:
+        where = {"workload": "22 requests", "part": "", **job}
+        del where["pool"]
+        ours, stock = (
+            value("throughput", "output_tokens_per_s", system=one, **where)
+            for one in ("inert", "stock")
+        )
+        return ours / stock
+
+    def kernel(system: str, batch: int, commit: str) -> float:
+        rival, ours = (
+            kernel_us(one, "32/8/128", batch, 3200, commit) or 0 for one in ("flashinfer", system)
+        )
+        return ours / rival
+
+    def step(rows: int, job: dict[str, str]) -> float:
+        return step_ms(DEFAULT, rows, job) / step_ms(PAPER, rows, job)
+
+    names = {DEFAULT: "default", PAPER: "`longflow`"}
+    lines: list[tuple[str, bool, float, float]] = []
+    for what, function in (
+        ("Tokens/s over stock, 16k answers, budget 3,200, stock settled", settled),
+        ("Tokens/s over stock, 4k answers, budget 1,024", short),
+    ):
+        for system, name in names.items():
+            lines.append((f"{what}: {name}", True, *(function(system, one) for one in JOBS)))
+    lines.append(("A step over stock's, 204,800 resident tokens", False, *map(equal, JOBS)))
+    for rows in (64, 8):
+        what = f"The default's step over `longflow`'s, {rows} full rows"
+        lines.append((what, False, *(step(rows, one) for one in JOBS)))
+    for system, name in names.items():
+        for batch in (128, 32, 8, 1):
+            what = f"Decode kernel over FlashInfer's, batch {batch}: {name}"
+            found = (kernel(system, batch, one) for one in ("97920c3", NOW["commit"]))
+            lines.append((what, False, *found))
+    lines.append(("Plugin without a budget, tokens/s over stock", True, *map(inert, JOBS)))
+    rows_shown = []
+    for what, more_is_better, old, new in lines:
+        better = new / old - 1 if more_is_better else 1 - new / old
+        verdict = "" if better >= -0.02 else "**missed**"
+        change = f"{100 * better:+.1f} %"
+        rows_shown.append((what, times(old, 3), times(new, 3), change, verdict))
+    columns = ("", "0.5.17", "0.5.23", "Better by", "Goal: no ratio worse by more than 2 %")
+    return table(columns, rows_shown)
