@@ -88,6 +88,7 @@ def comparisons() -> list[Comparison]:
     return [
         of("16k answers, budget 3,200", "16k answers", 3200, 1, FROM_170_S_LOG, NOW),
         of("16k answers, budget 3,200, stock settled", "16k answers", 3200, 1, SETTLED, NOW),
+        of("16k answers, budget 3,200, stock settled", "16k answers", 3200, 0, SETTLED),
         of("16k answers, budget 1,600", "16k answers", 1600, 0),
         of("16k answers, budget 1,600, stock settled", "16k answers", 1600, 0, SETTLED),
         of("4k answers, budget 1,024", "4k answers", 1024, 1, job=NOW),
