@@ -243,7 +243,7 @@ MANIFEST: tuple[Hook, ...] = (
         "sampling:preprocess_logits",
         _p("self logits_output sampling_info observer"),
         "a grammar or stop tokens that leave no token to draw end their request, not the server",
-        "SGLang's sampler deals with a row of logits that is masked whole",
+        "SGLang draws from a row of logits that is masked whole with top_k, top_p and min_p too",
         Fails.ROWS,
     ),
     # report and metrics: what a request and the server report

@@ -16,8 +16,8 @@ def preprocess_logits(
     """After ``ModelRunner._preprocess_logits``: in place, without a wait for the device.
 
     A grammar may allow no next token, and with ``min_new_tokens`` every token may be a stop token.
-    Then SGLang would draw from NaN, and end with all requests. A token that the grammar does not
-    take ends the one request; SGLang sees to that.
+    Then top-k, top-p and min-p would draw from NaN, and SGLang end with all requests. A token that
+    the grammar does not take ends the one request; SGLang sees to that.
     """
     if runtime.current() is None or not _can_leave_nothing(sampling_info):
         return

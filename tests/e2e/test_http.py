@@ -221,6 +221,8 @@ def test_bad_requests_are_400_and_the_server_lives_on(server, path):
     assert generate(server, new_tokens=3)[0] == 200
 
 
+#: The greedy draw of SGLang 0.5.23 takes a row of NaN, this one does not.
+DRAWN = {"temperature": 1, "top_p": 0.9}
 #: One each of what once ended the server: SGLang's scheduler, or ours.
 KILLERS = [
     {"max_new_tokens": 3.7},
@@ -253,7 +255,7 @@ def test_no_request_ends_the_server(server):
         try:
             until(lambda: server.stats()["requests"])
             for params in KILLERS:
-                status, answer = generate(server, LONG, sampling_params=params)
+                status, answer = generate(server, LONG, sampling_params=DRAWN | params)
                 told = status == 200 or answer.get("error") or answer.get("message")
                 assert told, (params, answer)
                 assert generate(server, new_tokens=3)[0] == 200, params

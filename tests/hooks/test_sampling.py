@@ -50,6 +50,31 @@ def test_plain_requests_and_plain_servers_are_left_alone(monkeypatch):
 
 
 @pytest.mark.sglang
+@pytest.mark.parametrize(
+    "top_k, top_p, min_p", [(3, 1.0, 0.0), (2**30, 0.9, 0.0), (2**30, 1.0, 0.1)]
+)
+def test_sglang_itself_still_cannot_draw_from_such_a_row(monkeypatch, top_k, top_p, min_p):
+    """The day this turns red, the hook can go: SGLang 0.5.23 mended the plain draw alone."""
+    from sglang.srt.layers.sampler import top_k_top_p_min_p_sampling_from_probs_torch
+
+    def draw(logits):
+        probs = torch.softmax(logits, -1)
+        filled = (torch.full((2,), value) for value in (top_k, top_p, min_p))
+        positions = torch.tensor([3, 4])
+        return top_k_top_p_min_p_sampling_from_probs_torch(
+            probs, *filled, min_p > 0, None, positions
+        )
+
+    rows = [[-INF] * 8, [-INF] * 7 + [1.0]]
+    with pytest.raises(RuntimeError, match="nan"):
+        draw(torch.tensor(rows))
+    monkeypatch.setattr(runtime, "_current", runtime.Runtime(LongFlowConfig(kv_budget=64)))
+    mended, other = draw(after(rows, info(grammars=[object()]))).tolist()
+    assert 0 <= mended < 8
+    assert other == 7
+
+
+@pytest.mark.sglang
 def test_sglang_lists_rows_that_asked_for_no_logprobs_like_the_others():
     """We mended this for SGLang 0.5.17, whose scheduler ended at it."""
     from sglang.srt.layers.logprob_processor import LogprobStage, get_token_ids_logprobs_raw
