@@ -134,4 +134,11 @@ def _sweep_routes(calls: Calls, odd: bool) -> Iterator[Call]:
             for body in bodies:
                 long = path in ANSWERING and longest(body) is None
                 route = path.format(model="m", response_id="resp_none")
-                yield Call(method.upper(), route, body, hang_up_s=SWEEP_HANG_UP_S if long else None)
+                yield Call(
+                    method.upper(),
+                    route,
+                    body,
+                    hang_up_s=SWEEP_HANG_UP_S if long else None,
+                    # Else the neighbours wait as they should, and the judge takes it for a hang.
+                    resume_s=0.0 if path == "/pause_generation" else None,
+                )

@@ -91,12 +91,17 @@ def test_answers_that_may_be_long_are_hung_up_on(drawn):
 
 @pytest.mark.sglang
 def test_the_sweep_has_every_sampling_parameter(calls):
-    seen = Counter()
+    seen: Counter = Counter()
+    pauses = 0
     for call in sweep(calls):
         assert call.path not in fuzz_call.EXCLUDED
+        paused = call.path == "/pause_generation"
+        assert (call.resume_s is not None) == paused, "who pauses goes on, so that neighbours do"
+        pauses += paused
         if call.path == "/generate" and isinstance(call.body, dict):
             params = call.body.get("sampling_params")
             seen.update(list(params) if isinstance(params, dict) else ())
+    assert pauses > 10
     assert all(seen[name] > 20 for name in fuzz_fields.SAMPLING)
 
 
