@@ -126,7 +126,9 @@ class HttpState:
         found = [a.internal_state["longflow"] for a in answers if "longflow" in a.internal_state]
         if not found:
             raise SchedulerSilent("the schedulers have no KV budget")
-        return merge(found, self.facts())
+        merged = merge(found, self.facts())
+        # A pause with abort stops no scheduler: the HTTP process holds every request back.
+        return {**merged, "paused": merged["paused"] or self.manager.is_pause}
 
     def ended(self) -> str:
         """Which scheduler's process has ended; empty while all live."""

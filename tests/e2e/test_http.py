@@ -276,6 +276,7 @@ def test_pauses_in_any_order_end_and_requests_go_on(server):
             assert server.request("/pause_generation", {"mode": first})[0] == 200
             assert server.stats()["paused"] is True
             assert server.request("/pause_generation", {"mode": "abort"})[0] == 200
+            assert server.stats()["paused"] is True  # though no scheduler is
             assert server.request("/continue_generation", {})[0] == 200
             beside.result()  # aborted, and told so
             assert generate(server, new_tokens=3)[0] == 200
