@@ -179,7 +179,7 @@ class Ranking(Protocol):
     def step(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> int: ...
 
 
-class _Row:
+class Row:
     """Resident slots of one layer, in row order."""
 
     def __init__(self, capacity: int):
@@ -279,7 +279,7 @@ class _Decoder:
         return self.model.lm_head(self.model.model.norm(hidden[-1:]))[0].float()
 
 
-def _validate(prompt_len, budget, max_new_tokens, sinks, recent, policy, window, kernel, forced):
+def validate(prompt_len, budget, max_new_tokens, sinks, recent, policy, window, kernel, forced):
     if policy not in POLICIES:
         raise ValueError(f"policy {policy!r}: expected one of {POLICIES}")
     if prompt_len < 1:
@@ -334,13 +334,13 @@ def generate(
     prompt_ids = [int(i) for i in prompt_ids]
     prompt_len = len(prompt_ids)
     sinks, recent = protect_sink_tokens, protect_recent_tokens
-    _validate(prompt_len, budget, max_new_tokens, sinks, recent, policy, window, kernel, forced_ids)
+    validate(prompt_len, budget, max_new_tokens, sinks, recent, policy, window, kernel, forced_ids)
     eos = {int(i) for i in eos_ids}
     decoder = _Decoder(model)
     decoder.check_length(prompt_len + max_new_tokens)
 
     capacity = prompt_len + max_new_tokens if budget is None else budget
-    rows = [_Row(capacity) for _ in decoder.layers]
+    rows = [Row(capacity) for _ in decoder.layers]
     rankings = [ranking() if ranking else None for _ in decoder.layers]
 
     # Prefill: causal attention over the whole prompt; the cut happens afterwards, per layer.

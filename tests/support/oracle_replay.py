@@ -35,19 +35,18 @@ def naive_pooled_votes(probs, kernel=5):
 
 
 class Replay:
-    """Runs HF's eager forward over the whole sequence, layer l under the mask masks[l].
+    """Runs HF's eager forward over the whole sequence, the layer l that attends under masks[l].
 
     Nothing is ever dropped here: a token that was evicted is masked out for the later queries.
     """
 
     def __init__(self, model):
         self.model = model
-        self.layers = model.model.layers
+        self.layers = [module for module in model.modules() if hasattr(module, "v_proj")]
         self.masks = None
         self.alpha = [None] * len(self.layers)
         self.v = [None] * len(self.layers)
-        for i, layer in enumerate(self.layers):
-            attn = layer.self_attn
+        for i, attn in enumerate(self.layers):
             attn.register_forward_pre_hook(self._set_mask(i), with_kwargs=True)
             attn.register_forward_hook(self._get_alpha(i))
             attn.v_proj.register_forward_hook(self._get_v(i))

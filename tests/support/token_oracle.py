@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import torch
 
+import hybrid_oracle
 import longflow_oracle
 
 
@@ -17,4 +18,10 @@ def load(folder):
 
 def expected(model, ids, budget, new_tokens, **options):
     """The oracle's greedy tokens."""
-    return longflow_oracle.generate(model, ids, budget, new_tokens, **options).output_ids
+    return oracle_of(model).generate(model, ids, budget, new_tokens, **options).output_ids
+
+
+def oracle_of(model):
+    """The module whose `generate` knows the model."""
+    dense = model.config.model_type in longflow_oracle.SUPPORTED_MODEL_TYPES
+    return longflow_oracle if dense else hybrid_oracle
