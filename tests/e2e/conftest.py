@@ -44,12 +44,15 @@ def smollm2() -> Path:
 def tiny_models(tmp_path_factory):
     """``tiny_models(kind)`` is the folder of a tiny random model, built once a session."""
     import harness
+    import hybrid_models
 
     built: dict[str, Path] = {}
 
     def get(kind: str) -> Path:
         if kind not in built:
-            built[kind] = harness.build_tiny_model(kind, tmp_path_factory.mktemp(kind))
+            hybrid = kind in hybrid_models.KINDS
+            build = hybrid_models.build_hybrid_model if hybrid else harness.build_tiny_model
+            built[kind] = build(kind, tmp_path_factory.mktemp(kind))
         return built[kind]
 
     return get

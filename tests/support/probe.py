@@ -88,6 +88,7 @@ class Probe:
     def _bytes_of(self, slots: list[int]) -> torch.Tensor:
         """[len(slots)] one number a slot that changes when any K or V byte of any layer does."""
         pool = self.scheduler.token_to_kv_pool_allocator.get_kvcache()
+        pool = getattr(pool, "full_kv_pool", pool)  # of a model with recurrent layers
         index = torch.tensor(slots, device=pool.k_buffer[0].device)
         total = torch.zeros(len(slots), dtype=torch.float64, device=index.device)
         for layer in range(pool.layer_num):
@@ -99,7 +100,8 @@ class Probe:
 
     def _trace(self) -> None:
         """Record what every row decided on the device: its cut and its victims."""
-        state = self.scheduler.tp_worker.model_runner.attn_backend.state
+        backend = self.scheduler.tp_worker.model_runner.attn_backend
+        state = getattr(backend, "full_attn_backend", backend).state
         for req in self._live():
             row = getattr(req, "longflow_row", None)
             if row is None or row.budget.is_full:
@@ -177,6 +179,38 @@ class Probe:
         report["peak_full_rows"] = max(report["peak_full_rows"], full_rows)
         report["peak_used_slots"] = max(report["peak_used_slots"], total - len(free))
 
+    def _states(self) -> tuple[list[int], list[int], int]:
+        """(free, in the tree, all) slots of recurrent states; nothing where a model has none."""
+        allocator = getattr(self.scheduler.req_to_token_pool, "mamba_allocator", None)
+        if allocator is None:
+            return [], [], 0
+        tree = self.scheduler.tree_cache
+        has_states = not tree.disable and tree.supports_mamba()
+        kept = tree.all_mamba_values_flatten().tolist() if has_states else []
+        return allocator.free_slots.tolist(), kept, allocator.size
+
+    def check_states(self) -> None:
+        """Every request has a state of its own, and every slot of the pool is somebody's."""
+        free, tree, total = self._states()
+        if not total:
+            return
+        assert len(set(free)) == len(free) and len(set(tree)) == len(tree)
+        assert not set(free) & set(tree), "a state of the radix tree is free"
+        owned: set[int] = set()
+        for req in self._live():
+            mine = [] if req.kv.mamba_pool_idx is None else [int(req.kv.mamba_pool_idx)]
+            track = req.kv.mamba_ping_pong_track_buffer
+            if track is not None:
+                taken = zip(track.tolist(), req.kv.mamba_ping_pong_empty, strict=True)
+                mine += [slot for slot, empty in taken if not empty]
+            assert len(set(mine)) == len(mine), f"{req.rid}: a state is twice in its row"
+            assert not set(mine) & owned, f"{req.rid}: shares a state with another row"
+            assert not set(mine) & (set(free) | set(tree)), f"{req.rid}: holds a foreign state"
+            owned |= set(mine)
+        if self.scheduler.chunked_req is None:
+            held = len(free) + len(tree) + len(owned)
+            assert held == total, f"{held} states accounted for, the pool has {total}"
+
     def write(self) -> None:
         if not self.reports:
             return
@@ -185,6 +219,9 @@ class Probe:
         self.report["idle_available"] = self.scheduler.token_to_kv_pool_allocator.available_size()
         self.report["idle_evictable"] = 0 if tree.disable else tree.evictable_size()
         self.report["idle_protected"] = 0 if tree.disable else tree.protected_size()
+        free, kept, states = self._states()
+        self.report |= {"free_states": len(free), "idle_states": len(free) + len(kept)}
+        self.report["total_states"] = states
         self.report["total"] = self.scheduler.max_total_num_tokens
         temporary = self.file.with_suffix(".tmp")
         temporary.write_text(json.dumps(self.report))
@@ -229,6 +266,7 @@ def run_scheduler_process(*args, **kwargs):
         stock_busy(self)
         if self.get_last_batch() is not None:
             probes[0].check()
+            probes[0].check_states()
 
     @functools.wraps(stock_idle)  # hooks.verify looks through wrappers
     def idle(self):

@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models with recurrent layers: greedy tokens equal an independent plain-PyTorch decode.
+
+Of every kind the layers with keys and values keep a budget, and the others their one state.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+import harness
+import hybrid_oracle
+import longflow_oracle
+from churn import churn
+from harness import greedy, prompt
+from hybrid_models import FLOAT32_STATES, FULL_LAYERS, KINDS
+from reference_rankings import rankings_of
+from sglang_longflow.policies import policy_names
+from token_oracle import expected, load
+
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("one_thread")]
+BUDGETS = (48, 64, 97)
+COMMON = prompt(200, 1)
+FIRST, SECOND = COMMON + prompt(40, 2), COMMON + prompt(55, 3)
+#: Rankings that remember, a few of each sort.
+REMEMBERING = ("h2o", "keydiff", "longflow-novel", "snapkv-decode", "rkv", "rpc")
+
+
+def engine(folder, **settings):
+    """A probed engine with states in float32, and few of them: a pool of states is zeroed."""
+    env = {**FLOAT32_STATES, **settings.pop("env", {})}
+    return harness.engine(folder, probe=True, env=env, **{"max_mamba_cache_size": 80, **settings})
+
+
+def assert_same_but_for_ties(model, ids, budget, item, wanted, trace, **how) -> None:
+    """As in test_tokens.py: a token may differ where two slots were equally useless."""
+    if item["output_ids"] == wanted:
+        return
+    row = trace[item["meta_info"]["id"]]
+    judged = hybrid_oracle.generate(
+        model,
+        ids,
+        budget,
+        len(wanted),
+        forced_ids=item["output_ids"],
+        forced_victims={int(n): slots for n, slots in row["victims"].items()},
+        forced_keep=row["keep"],
+        **how,
+    )
+    assert judged.output_ids == item["output_ids"]
+    ties = [regret for regret in judged.regrets if regret]
+    assert ties and max(ties) < 1e-5 and len(ties) <= 3, ties
+    assert min(judged.keep_agreement, default=1.0) == 1.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_budget(tiny_models, kind):
+    """What SGLang computes by itself: nothing of a budget explains a difference here."""
+    folder = tiny_models(kind)
+    model = load(folder)
+    cases = [prompt(length, seed) for seed, length in enumerate((9, 70, 150))]
+    with engine(folder) as running:
+        got = running.generate(input_ids=cases, sampling_params=[greedy(60)] * 3)
+    assert harness.outputs(got) == [expected(model, ids, None, 60) for ids in cases]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind(tiny_models, kind):
+    """Budgets under, at and over the length, prompts that are cut and that are not, full KV; all
+    in one batch, then alone, on slots and states that others left."""
+    folder = tiny_models(kind)
+    model = load(folder)
+    cases = [
+        (prompt(length, seed), budget)
+        for seed, length in enumerate((9, 47, 96, 150))
+        for budget in (48, 97)
+    ]
+    # At its last token a row of 40 + 100 - 1 is just full; over 200 it never is.
+    cases += [(prompt(40, 20), 139), (prompt(40, 20), 200), (prompt(120, 21), 0), (prompt(9, 0), 0)]
+    wanted = [expected(model, ids, budget or None, 100) for ids, budget in cases]
+    assert wanted[0] != wanted[-1][:100]  # forgetting shows
+    with engine(
+        folder,
+        env={"LONGFLOW_PROBE_TRACE": "1"},
+        kv_budget=64,
+        kv_budget_max=200,
+        kv_budget_allow_full=True,
+        max_total_tokens=3000,
+    ) as running:
+        got = running.generate(
+            input_ids=[ids for ids, _ in cases],
+            sampling_params=[greedy(100, kv_budget=budget) for _, budget in cases],
+            rid=[f"batch-{i}" for i in range(len(cases))],
+        )
+        alone = {}
+        for i in (4, 7, 10):
+            ids, budget = cases[i]
+            params = greedy(100, kv_budget=budget)
+            alone[i] = running.generate(input_ids=ids, sampling_params=params, rid=f"alone-{i}")
+        report = running.probe_report()
+        for (ids, budget), item, tokens in zip(cases, got, wanted, strict=True):
+            if not budget:
+                assert item["output_ids"] == tokens
+                continue
+            assert_same_but_for_ties(model, ids, budget, item, tokens, report["trace"])
+            stored, meta = len(ids) + 99, item["meta_info"]
+            assert meta["kv_resident_tokens"] == min(budget, stored)
+            assert meta["kv_overwritten_tokens"] + meta["kv_cut_tokens"] == max(0, stored - budget)
+        for i, item in alone.items():
+            ids, budget = cases[i]
+            assert item["output_ids"] == got[i]["output_ids"] or budget
+            if budget:
+                assert_same_but_for_ties(model, ids, budget, item, wanted[i], report["trace"])
+        for row in report["trace"].values():
+            for slots in row["victims"].values():
+                assert len(slots) == len(FULL_LAYERS[kind])
+        # Each row but those of 200 and of full KV, and the three alone.
+        assert report["peak_full_rows"] >= 8 and report["retractions"] == 0
+        assert report["radix"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(chunked_prefill_size=64),
+        dict(disable_radix_cache=True, chunked_prefill_size=64),
+        dict(disable_radix_cache=True, disable_overlap_schedule=True),
+        dict(mamba_radix_cache_strategy="no_buffer", disable_overlap_schedule=True),
+    ],
+    ids=["chunks", "no tree, chunks", "no tree, no overlap", "no buffer"],
+)
+@pytest.mark.parametrize("kind", ["qwen3_next", "falcon_h1"])
+def test_scheduling_does_not_change_tokens(tiny_models, kind, settings):
+    """Prompts in chunks, without the tree, without overlap: the same tokens, twice."""
+    folder = tiny_models(kind)
+    model = load(folder)
+    cases = [
+        (prompt(length, 50 + length), budget) for length in (30, 150, 333) for budget in (48, 97)
+    ]
+    wanted = [expected(model, ids, budget, 80) for ids, budget in cases]
+    with engine(
+        folder,
+        env={"LONGFLOW_PROBE_TRACE": "1"},
+        kv_budget=64,
+        kv_budget_max=97,
+        **settings,
+    ) as running:
+        for turn in range(2):  # the second time on slots and states that hold the first's leftovers
+            got = running.generate(
+                input_ids=[ids for ids, _ in cases],
+                sampling_params=[greedy(80, kv_budget=budget) for _, budget in cases],
+                rid=[f"{turn}-{i}" for i in range(len(cases))],
+            )
+            trace = running.probe_report()["trace"]
+            for (ids, budget), item, tokens in zip(cases, got, wanted, strict=True):
+                assert_same_but_for_ties(model, ids, budget, item, tokens, trace)
+        report = running.probe_report()
+        assert report["overlap"] is not bool(settings.get("disable_overlap_schedule"))
+        assert report["radix"] is not bool(settings.get("disable_radix_cache"))
+
+
+@pytest.mark.parametrize("kind", ["qwen3_next", "nemotron_h", "lfm2"])
+def test_policies_without_memory(tiny_models, kind):
+    """protect_sink_tokens, protect_recent_tokens and the oracle's own policies follow it."""
+    folder = tiny_models(kind)
+    model = load(folder)
+    protect = dict(protect_sink_tokens=4, protect_recent_tokens=7)
+    cases = [
+        (prompt(length, 80 + length), budget, policy)
+        for length in (10, 130)
+        for budget in (48, 97)
+        for policy in longflow_oracle.POLICIES
+    ]
+    wanted = [expected(model, ids, b, 120, policy=p, **protect) for ids, b, p in cases]
+    settings = dict(kv_budget=64, kv_budget_max=97)
+    settings |= dict(kv_protect_sink_tokens=4, kv_protect_recent_tokens=7)
+    with engine(folder, env={"LONGFLOW_PROBE_TRACE": "1"}, **settings) as running:
+        got = running.generate(
+            input_ids=[ids for ids, _, _ in cases],
+            sampling_params=[greedy(120, kv_budget=b, kv_policy=p) for _, b, p in cases],
+            rid=[f"policy-{i}" for i in range(len(cases))],
+        )
+        trace = running.probe_report()["trace"]
+        for (ids, budget, policy), item, tokens in zip(cases, got, wanted, strict=True):
+            how = dict(policy=policy, **protect)
+            assert_same_but_for_ties(model, ids, budget, item, tokens, trace, **how)
+
+
+@pytest.mark.parametrize("name", REMEMBERING)
+def test_policies_that_remember(tiny_models, name):
+    folder = tiny_models("qwen3_5")
+    model = load(folder)
+    cases = [prompt(length, 90 + length) for length in (25, 120)]
+    sinks = {"longflow-novel": 4}.get(name, 0)
+    wanted = [
+        expected(
+            model, ids, 72, 80, protect_sink_tokens=sinks,
+            ranking=rankings_of(name, 72, len(FULL_LAYERS["qwen3_5"])),
+        )
+        for ids in cases
+    ]  # fmt: skip
+    with engine(folder, kv_budget=72, kv_policy=name) as running:
+        for _ in range(2):
+            harness.cold(running)
+            got = running.generate(input_ids=cases, sampling_params=[greedy(80)] * 2)
+            assert harness.outputs(got) == wanted
+
+
+def test_the_policies_named_here_exist():
+    assert set(REMEMBERING) <= set(policy_names())
+
+
+@pytest.mark.parametrize("budget", [96, 300])
+@pytest.mark.parametrize("kind", ["qwen3_next", "granitemoehybrid"])
+def test_a_shared_prefix_is_hit_and_not_written(tiny_models, kind, budget):
+    """Budget 96 cuts the prompts; budget 300 shares their slots until the rows overwrite."""
+    folder = tiny_models(kind)
+    model = load(folder)
+    wanted = [expected(model, ids, budget, 120) for ids in (FIRST, SECOND)]
+    env = {"LONGFLOW_PROBE_TRACE": "1"}
+    with engine(folder, env=env, kv_budget=96, kv_budget_max=400) as running:
+
+        def run(*prompts, rid):
+            return running.generate(
+                input_ids=list(prompts),
+                sampling_params=[greedy(120, kv_budget=budget)] * len(prompts),
+                rid=[f"{rid}-{i}" for i in range(len(prompts))],
+            )
+
+        cold = run(FIRST, rid="cold")
+        assert cold[0]["meta_info"]["cached_tokens"] == 0
+        # Where a state was kept, at the end of a prompt or of a chunk, both can be taken up again.
+        again = run(FIRST + SECOND[200:], FIRST, rid="warm")
+        assert again[0]["meta_info"]["cached_tokens"] > 0
+        both = run(FIRST, SECOND, FIRST, rid="both")
+        report = running.probe_report()  # every step compared the bytes of the tree's slots
+        trace = report["trace"]
+        seen = [(cold[0], 0), (again[1], 0), *zip(both, (0, 1, 0), strict=True)]
+        for item, which in seen:
+            ids = (FIRST, SECOND)[which]
+            assert_same_but_for_ties(model, ids, budget, item, wanted[which], trace)
+        longer = expected(model, FIRST + SECOND[200:], budget, 120)
+        assert_same_but_for_ties(model, FIRST + SECOND[200:], budget, again[0], longer, trace)
+        assert report["tree_slots_checked"] > 10_000
+        assert report["idle_available"] + report["idle_evictable"] == report["total"]
+
+
+@pytest.mark.parametrize("kind", ["qwen3_5_moe", "nemotron_h"])
+def test_nothing_leaks_and_no_budget_is_exceeded(tiny_models, kind):
+    """Mixed requests with aborts; SGLang's strict checks and ours after every step."""
+    with engine(
+        tiny_models(kind),
+        kv_budget=96,
+        kv_budget_allow_full=True,
+        stream_interval=4,
+        max_total_tokens=2500,
+        chunked_prefill_size=128,
+    ) as running:
+        done = running.loop.run_until_complete(churn(running, 120, seed=5))
+        assert sum(done.values()) == 120
+        assert done["aborted"] >= 3 and done["finished"] >= 50
+        report = running.probe_report()
+        assert report["idle_available"] + report["idle_evictable"] == report["total"]
+        assert report["idle_protected"] == 0
+        assert report["idle_states"] == report["total_states"] > 0
+        harness.cold(running)
+        report = running.probe_report()
+        assert report["idle_available"] == report["total"]
+        assert report["free_states"] == report["total_states"]
