@@ -68,6 +68,25 @@ def sizes_table() -> str:
     return text
 
 
+def hybrids_table() -> str:
+    from sglang_longflow.planner.geometry import (
+        geometry_from,
+        kv_bytes_per_token,
+        state_bytes_per_request,
+    )
+    from sglang_longflow.settings.builtin_models import builtin_config, hybrid_names
+
+    layers = ("Layers with KV", "KV bytes per token, bf16", "State of a request, MB")
+    text = head("Model", *SHAPE[1:], *layers, "`longflow serve`")
+    for name in hybrid_names():
+        model = geometry_from(builtin_config(name) or {}, name, None)
+        heads = (f"{model.heads} / {model.kv_heads}", model.head_dim)
+        of_all = f"{model.kv_layers} of {model.layers}"
+        sizes = (f"{kv_bytes_per_token(model):,}", f"{state_bytes_per_request(model) / 1e6:,.1f}")
+        text += row((name, *heads, of_all, *sizes, "refuses it" if model.refused else "takes it"))
+    return text
+
+
 def refused_table() -> str:
     from sglang_longflow.settings.models import REFUSED
     from sglang_longflow.settings.refused_models import model_conflict
@@ -86,6 +105,7 @@ def page(text: str) -> str:
     for name, made in (
         ("tried", tried_table()),
         ("sizes", sizes_table()),
+        ("hybrids", hybrids_table()),
         ("refused", refused_table()),
     ):
         begin, end = (PLACE.format(name=name, edge=edge) for edge in ("begin", "end"))

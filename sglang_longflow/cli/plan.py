@@ -34,6 +34,16 @@ def _shape(plan: Plan) -> str:
     return SOURCES.get(plan.model_source, "given") + why
 
 
+def _states(plan: Plan) -> dict[str, str]:
+    """The lines on recurrent states, of a model that has any."""
+    if not plan.state_bytes_per_request:
+        return {}
+    lines = {"state per slot": f"{plan.state_bytes_per_request:,} bytes per GPU"}
+    if plan.state_slots is not None:
+        lines["state pool"] = f"{plan.state_slots:,} slots, for {plan.state_rows:,} requests"
+    return lines
+
+
 def render(plan: Plan) -> str:
     """Plain-text table of a plan for a terminal; bytes in GiB, lengths in tokens."""
 
@@ -54,6 +64,7 @@ def render(plan: Plan) -> str:
         "weights": f"{plan.weights_bytes / GIB:.2f} GiB ({plan.weights_source})",
         "KV per token": f"{plan.kv_bytes_per_token:,} bytes per GPU",
         "KV pool": f"{plan.pool_tokens:,} tokens",
+        **_states(plan),
         "requests": f"{plan.prompt_tokens:,} prompt + {plan.output_tokens:,} output tokens{users}",
         "full KV, mean": f"{plan.rows_full_mean:,} fit at {plan.full_mean_tokens:,.0f} tokens"
         " (prompt + output/2)",
@@ -97,6 +108,7 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     add("--kv-cache-dtype", default="auto", help=f"{', '.join(KV_DTYPES)}; default %(default)s")
     add("--mem-fraction-static", default=DEFAULT_MEM_FRACTION, help="default %(default)s")
     add("--max-total-tokens", help="the most tokens that the KV pool may hold, as SGLang's flag")
+    add("--max-mamba-cache-size", help="slots of recurrent states, as SGLang's flag")
     add("--weights-gb", help="weights on all GPUs together in GiB, instead of working them out")
 
 

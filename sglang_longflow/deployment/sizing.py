@@ -85,6 +85,8 @@ class Sizing:
             config["revision"] = self.revision
         if self.max_total_tokens is not None:
             config["max-total-tokens"] = self.max_total_tokens
+        if self.plan.max_mamba_cache_size is not None:
+            config["max-mamba-cache-size"] = self.plan.max_mamba_cache_size
         return config
 
 
@@ -136,7 +138,11 @@ def make_sizing(
     """
     if plan.budget_tokens is None:
         raise PlanError("no budget: full KV already runs all --users at once; give --budget")
+    if plan.refused:
+        raise PlanError(f"longflow serve refuses {plan.model}: {plan.refused}")
     rows = plan.pool_tokens // plan.budget_tokens
+    if plan.state_rows is not None:
+        rows = min(rows, plan.state_rows)
     if rows < 1:
         raise PlanError(
             f"--budget {plan.budget_tokens} exceeds the pool of {plan.pool_tokens} tokens: a "

@@ -91,6 +91,7 @@ def plan(
     mem_fraction_static: float = DEFAULT_MEM_FRACTION,
     weights_gb: float | None = None,
     max_total_tokens: int | None = None,
+    max_mamba_cache_size: int | None = None,
 ) -> Plan:
     """Work out what a KV budget buys: pool, requests at once, speed. Needs no GPU.
 
@@ -114,8 +115,8 @@ def plan(
         Requests that should run at once. One of `budget` and `users` is needed.
     prompt_tokens, output_tokens : int
         Length of each request.
-    tp, dtype, kv_cache_dtype, mem_fraction_static, max_total_tokens
-        As SGLang's flags.
+    tp, dtype, kv_cache_dtype, mem_fraction_static, max_total_tokens, max_mamba_cache_size
+        As SGLang's flags; the last is of models with recurrent states.
     weights_gb : float, optional
         Weights on all GPUs together in GiB, instead of working them out.
 
@@ -155,6 +156,7 @@ def plan(
         mem_fraction_static=number("--mem-fraction-static", mem_fraction_static, 1),
         model_bytes=given_bytes("--weights-gb", weights_gb),
         max_total_tokens=given("--max-total-tokens", max_total_tokens),
+        max_mamba_cache_size=given("--max-mamba-cache-size", max_mamba_cache_size),
     )
     if plan.budget_tokens is not None:
         name = os.fspath(model) if geometry.source == "folder" else geometry.name

@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sglang_longflow.errors import LongFlowError
+from sglang_longflow.planner.hybrid import hybrid_parameters, ties_embeddings
 from sglang_longflow.settings.context import context_tokens
+from sglang_longflow.settings.hybrid_models import HybridLayers, hybrid_layers, is_hybrid
 from sglang_longflow.settings.model_source import Missing, look_up
-from sglang_longflow.settings.refused_models import model_conflict
+from sglang_longflow.settings.refused_models import language_model, model_conflict
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 KV_DTYPES = ("auto", "fp8_e4m3")
@@ -32,7 +34,9 @@ class ModelGeometry:
     where safetensors files are looked for; ``opaque_field`` names the config field because of
     which the geometry alone does not give the weights. ``source`` says where the config was found,
     ``passed_over`` why it is a built-in one; ``stored_dtype`` is that of the checkpoint.
-    ``context_tokens`` is the longest context, as far as the config tells.
+    ``context_tokens`` is the longest context, as far as the config tells. ``hybrid`` tells the
+    layers with keys and values from those with a state, ``parameters`` is then their number, and
+    ``refused`` why a server does not take such a model.
     """
 
     name: str
@@ -59,6 +63,14 @@ class ModelGeometry:
     revision: str | None = None
     stored_dtype: str | None = None
     context_tokens: int | None = None
+    hybrid: HybridLayers | None = None
+    parameters: int | None = None
+    refused: str = ""
+
+    @property
+    def kv_layers(self) -> int:
+        """Layers with keys and values."""
+        return self.layers if self.hybrid is None else len(self.hybrid.attention)
 
     @property
     def named(self) -> bool:
@@ -96,9 +108,13 @@ def geometry_from(config: dict[str, Any], name: str, folder: str | None) -> Mode
     Raises
     ------
     PlanError
-        A field is missing or wrong, or the attention kind is one that the plugin refuses.
+        A field is missing or wrong, or the attention kind is one that the plugin refuses. A model
+        with recurrent layers is planned for, and says itself that a server refuses it.
     """
-    if conflict := model_conflict(config):
+    conflict = model_conflict(config)
+    if is_hybrid(language_model(config)):
+        return _hybrid_geometry(config, name, folder, conflict or "")
+    if conflict:
         raise PlanError(f"config.json: {conflict}; choose another --model")
     opaque = "quantization_config" if config.get("quantization_config") else ""
     text = config.get("text_config")
@@ -145,6 +161,43 @@ def geometry_from(config: dict[str, Any], name: str, folder: str | None) -> Mode
     )  # fmt: skip
 
 
+def _hybrid_geometry(
+    config: dict[str, Any], name: str, folder: str | None, refused: str
+) -> ModelGeometry:
+    """Geometry of a model with recurrent layers; `refused` is why a server does not take it."""
+    opaque = "quantization_config" if config.get("quantization_config") else ""
+    if isinstance(config.get("text_config"), dict):
+        opaque = opaque or "text_config"
+    text = {"tie_word_embeddings": config.get("tie_word_embeddings"), **language_model(config)}
+    try:
+        hybrid = hybrid_layers(text)
+    except ValueError as error:
+        raise PlanError(f"config.json {error}") from error
+    hidden, heads = _size(text, "hidden_size"), _size(text, "num_attention_heads")
+    kv_heads = _size(text, "num_key_value_heads", heads)
+    vocab, head_dim = _size(text, "vocab_size"), _size(text, "head_dim", hidden // heads or 1)
+    if heads % kv_heads:
+        raise PlanError(f"config.json field num_key_value_heads={kv_heads} must divide {heads=}")
+    if hybrid is None or not hybrid.attention:  # one kind alone, and the fields of the other
+        kind = f"model_type={text.get('model_type')!r}"
+        why = refused or f"{kind}: no layer has keys and values"
+        raise PlanError(f"config.json: {why}; choose another --model")
+    return ModelGeometry(
+        name, len(hybrid.kinds), hidden, _size(text, "intermediate_size", hidden), heads, kv_heads,
+        head_dim=head_dim,
+        vocab=vocab,
+        tied=ties_embeddings(text),
+        experts=_count(text, "num_experts", "num_local_experts", "n_routed_experts"),
+        folder=folder,
+        opaque_field=opaque,
+        context_tokens=context_tokens(text),
+        stored_dtype=_text(text, "dtype") or _text(text, "torch_dtype"),
+        hybrid=hybrid,
+        parameters=hybrid_parameters(text, hybrid),
+        refused=refused,
+    )  # fmt: skip
+
+
 def load_geometry(model: str, revision: str | None = None, *, hub: bool = True) -> ModelGeometry:
     """Geometry of a model: a folder, a config.json, or a name of the hub (`model_source`).
 
@@ -175,6 +228,8 @@ def load_geometry(model: str, revision: str | None = None, *, hub: bool = True) 
 
 def parameter_count(geom: ModelGeometry) -> int:
     """Parameters (elements): embeddings, attention, gated MLP or experts, norms."""
+    if geom.parameters is not None:
+        return geom.parameters
     h, q_size, kv_size = geom.hidden, geom.heads * geom.head_dim, geom.kv_heads * geom.head_dim
     attention = 2 * h * q_size + 2 * h * kv_size
     attention += (q_size + 2 * kv_size) * geom.qkv_bias + h * geom.o_bias
@@ -190,7 +245,7 @@ def parameter_count(geom: ModelGeometry) -> int:
 def kv_bytes_per_token(
     geom: ModelGeometry, tp: int = 1, kv_cache_dtype: str = "auto", dtype: str = "bfloat16"
 ) -> int:
-    """KV-cache bytes per token on each GPU.
+    """KV-cache bytes per token on each GPU; only layers with keys and values count.
 
     ``layers x 2 x max(1, kv_heads / tp) x head_dim x bytes per element``.
 
@@ -221,4 +276,20 @@ def kv_bytes_per_token(
             f"--tp {tp} must divide or be a multiple of the {geom.kv_heads} KV heads of {geom.name}"
         )
     element = 1 if kv_cache_dtype == "fp8_e4m3" else DTYPE_BYTES[dtype]
-    return geom.layers * 2 * max(1, geom.kv_heads // tp) * geom.head_dim * element
+    return geom.kv_layers * 2 * max(1, geom.kv_heads // tp) * geom.head_dim * element
+
+
+def state_bytes_per_request(geom: ModelGeometry, tp: int = 1) -> int:
+    """Bytes of a request's recurrent states on each GPU, one slot of SGLang's pool; 0 without any.
+
+    Raises
+    ------
+    PlanError
+        The ranks cannot share the heads of a recurrent layer.
+    """
+    if geom.hybrid is None:
+        return 0
+    try:
+        return geom.hybrid.state_bytes(tp)
+    except ValueError as error:
+        raise PlanError(f"--tp {tp}: {error} of {geom.name}") from error

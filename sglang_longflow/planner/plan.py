@@ -11,8 +11,17 @@ from sglang_longflow.planner.geometry import (
     PlanError,
     kv_bytes_per_token,
     parameter_count,
+    state_bytes_per_request,
 )
 from sglang_longflow.planner.gpus import GIB, Gpu
+from sglang_longflow.planner.states import (
+    FASTER,
+    StatePool,
+    check_users,
+    refusal_notes,
+    state_notes,
+    states_of,
+)
 from sglang_longflow.planner.step_time import StepTime
 from sglang_longflow.planner.weights import weights_of
 from sglang_longflow.settings.flags import MIN_BUDGET_TOKENS
@@ -20,7 +29,6 @@ from sglang_longflow.settings.flags import MIN_BUDGET_TOKENS
 COMPUTE_BOUND_ROWS = 256  # about where matrix products stop being limited by reading weights
 DEFAULT_MEM_FRACTION = 0.85
 TP_SIZES = (2, 4, 8, 16)  # that are suggested where one GPU is too small
-FASTER = 1.05  # a gain in tokens/s from which a budget that lets nobody in is still of use
 DEFAULT_PROMPT_TOKENS = 512
 NO_HELP = "does NOT help: "
 DEFAULT_OUTPUT_TOKENS = 16384
@@ -36,6 +44,10 @@ class Plan:
     the full-KV figure that the gains compare with: ``rows_full_mean``, at most the users, 0 where
     no request can finish. ``model_source`` says where the model's shape is from, ``passed_over``
     why a built-in one had to do; ``quality`` is what is known of the answers at the budget.
+    ``state_bytes_per_request`` are a request's recurrent states, per GPU, 0 where a model has none;
+    ``state_slots`` of them are in SGLang's pool, with which ``state_rows`` requests run at once;
+    ``max_mamba_cache_size`` is their number where it was given. ``refused`` is why a server does
+    not take the model.
     """
 
     model: str
@@ -73,6 +85,11 @@ class Plan:
     model_source: str = ""
     passed_over: str = ""
     quality: str = ""
+    state_bytes_per_request: int = 0
+    state_slots: int | None = None
+    state_rows: int | None = None
+    max_mamba_cache_size: int | None = None
+    refused: str = ""
 
 
 def _rows_full(pool_tokens: int, prompt_tokens: int, output_tokens: int) -> int:
@@ -80,6 +97,10 @@ def _rows_full(pool_tokens: int, prompt_tokens: int, output_tokens: int) -> int:
     if prompt_tokens + output_tokens > pool_tokens:
         return 0
     return int(pool_tokens // (prompt_tokens + output_tokens / 2))
+
+
+def _at_most(rows: int, most: int | None) -> int:
+    return rows if most is None else min(rows, most)
 
 
 def budget_for_users(
@@ -157,17 +178,19 @@ def _weights(geom: ModelGeometry, dtype: str, given: int | None) -> tuple[int, s
 
 def _pool_tokens(
     memory: int, mem_fraction: float, gpu_weights: float, kv_bytes: float, most: int | None,
-    fix: Callable[[], str],
+    fix: Callable[[], str], states: StatePool | None = None,
 ) -> int:  # fmt: skip
-    """KV slots that one GPU's memory leaves beside the weights (all in bytes), `most` at most."""
+    """KV slots that one GPU's memory leaves beside weights and states, in bytes, `most` at most."""
     if most is not None and most < MIN_BUDGET_TOKENS:
         raise PlanError(f"--max-total-tokens {most} is below {MIN_BUDGET_TOKENS}, the least budget")
-    pool = int((memory * mem_fraction - gpu_weights) // kv_bytes)
-    if pool < MIN_BUDGET_TOKENS:
+    beside = 0 if states is None else states.bytes
+    pool = int((memory * mem_fraction - gpu_weights - beside) // kv_bytes)
+    if pool < MIN_BUDGET_TOKENS or (states is not None and not states.requests):
+        also = "" if states is None else f", {max(beside, 0) / GIB:.2f} GiB of recurrent states"
         raise PlanError(
             f"memory {memory / GIB:.2f} GiB x --mem-fraction-static {mem_fraction:g} = "
             f"{memory * mem_fraction / GIB:.2f} GiB is too small for {gpu_weights / GIB:.2f}"
-            f" GiB of weights a GPU and a KV pool of {MIN_BUDGET_TOKENS} tokens; fix: {fix()}"
+            f" GiB of weights a GPU{also} and a KV pool of {MIN_BUDGET_TOKENS} tokens; fix: {fix()}"
         )
     return pool if most is None else min(pool, most)
 
@@ -181,9 +204,14 @@ def _what_fits(
         for more in (n for n in TP_SIZES if n > tp):
             try:
                 token_bytes = kv_bytes_per_token(geom, more, kv_dtype, dtype)
+                state_bytes_per_request(geom, more)
             except PlanError:
                 continue
-            if share - weights / more >= request * token_bytes:
+            free = share - weights / more
+            states = states_of(geom, state_bytes_per_request(geom, more), free, None)
+            if states is not None:
+                free = free - states.bytes if states.requests else 0
+            if free >= request * token_bytes:
                 return more
         return None
 
@@ -212,6 +240,7 @@ def make_plan(
     mem_fraction_static: float = DEFAULT_MEM_FRACTION,
     model_bytes: int | None = None,
     max_total_tokens: int | None = None,
+    max_mamba_cache_size: int | None = None,
     pool_tokens: int | None = None,
 ) -> Plan:
     """Compute pool, concurrency and expected gains of a budget.
@@ -235,6 +264,8 @@ def make_plan(
         Weights on all GPUs together in bytes, if not to be worked out from the model.
     max_total_tokens : int, optional
         As SGLang's flag: the most tokens that the pool may hold.
+    max_mamba_cache_size : int, optional
+        As SGLang's flag: slots of recurrent states.
     pool_tokens : int, optional
         KV slots of a pool that is there already, instead of working it out from the memory.
 
@@ -260,6 +291,11 @@ def make_plan(
     kv_bytes = kv_bytes_per_token(geom, tp, kv_cache_dtype, dtype)
     model_bytes, source = _weights(geom, dtype, model_bytes)
     gpu_weights = model_bytes / tp
+    slot_bytes = state_bytes_per_request(geom, tp)
+    known = pool_tokens is None and memory is not None
+    free = (memory or 0) * mem_fraction_static - gpu_weights if known else None
+    states = states_of(geom, slot_bytes, free, max_mamba_cache_size)
+    state_rows = None if states is None else states.requests
     if pool_tokens is not None:
         pool, memory = pool_tokens, None
         if pool < MIN_BUDGET_TOKENS:
@@ -271,29 +307,30 @@ def make_plan(
         share = memory * mem_fraction_static
         pool = _pool_tokens(
             memory, mem_fraction_static, gpu_weights, kv_bytes, max_total_tokens,
-            lambda: _what_fits(geom, share, model_bytes, tp, kv_cache_dtype, dtype, final),
+            lambda: _what_fits(geom, share, model_bytes, tp, kv_cache_dtype, dtype, final), states,
         )  # fmt: skip
     if prompt_tokens > pool:
         raise PlanError(f"--prompt-tokens {prompt_tokens} exceeds the pool of {pool} tokens")
     given = budget_tokens
     if budget_tokens is None and users is not None:
+        check_users(states, users)
         budget_tokens = budget_for_users(pool, users, prompt_tokens, output_tokens)
 
     operations = 0 if geom.experts else 2 * parameter_count(geom) / tp
-    step = StepTime(gpu, gpu_weights, kv_bytes, operations, geom.layers)
+    step = StepTime(gpu, gpu_weights, kv_bytes, operations, geom.layers, slot_bytes)
 
     def tokens_per_s(rows: int, mean_tokens: float) -> float:
         return step.tokens_per_s(rows, mean_tokens, prompt_tokens, output_tokens)
 
     full_mean = prompt_tokens + output_tokens / 2
-    fits = _rows_full(pool, prompt_tokens, output_tokens)
+    fits = _at_most(_rows_full(pool, prompt_tokens, output_tokens), state_rows)
     rows_full = fits if users is None else min(fits, users)
     full_speed = tokens_per_s(rows_full, full_mean)
     row_tokens = mean = rows = speed = gain = speed_gain = break_even = None
     if budget_tokens is not None:
         row_tokens = min(final, budget_tokens)
         mean = _budget_mean_tokens(prompt_tokens, output_tokens, budget_tokens)
-        rows = pool // row_tokens if users is None else min(pool // row_tokens, users)
+        rows = _at_most(_at_most(pool // row_tokens, users), state_rows)
         same = final <= budget_tokens  # no row is ever full: the run is that of full KV
         speed = full_speed if same else tokens_per_s(rows, mean)
         if rows_full:
@@ -302,13 +339,16 @@ def make_plan(
         break_even = max(0, 2 * (budget_tokens - prompt_tokens))
     helps, verdict = _verdict(
         budget=budget_tokens, pool=pool, prompt=prompt_tokens, output=output_tokens, users=users,
-        fits=fits, rows_full=rows_full, rows=rows or 0,
+        fits=fits, rows_full=rows_full, rows=rows or 0, state_rows=state_rows,
     )  # fmt: skip
     if not helps and speed_gain is not None and speed_gain >= FASTER:
         reason = verdict.removeprefix(NO_HELP)
         verdict = f"faster, not more: about {speed_gain:.2f}x the tokens/s, as steps read less KV; "
         verdict += f"but {reason}"
     notes = _beyond_context(geom, prompt_tokens, output_tokens)
+    if slot_bytes:
+        sizes = (slot_bytes, kv_bytes, full_mean, row_tokens, rows, users)
+        notes += [*state_notes(states, free, *sizes), *refusal_notes(geom)]
     if budget_tokens is not None and prompt_tokens > budget_tokens - 1:
         notes.append(
             f"the prompt of {prompt_tokens:,} tokens is cut to {budget_tokens - 1:,} at the end of "
@@ -328,26 +368,31 @@ def make_plan(
         mem_fraction_static=mem_fraction_static, tp=tp, dtype=dtype, kv_cache_dtype=kv_cache_dtype,
         weights_bytes=model_bytes, weights_source=source, kv_bytes_per_token=kv_bytes,
         pool_tokens=pool, prompt_tokens=prompt_tokens, output_tokens=output_tokens, users=users,
-        full_mean_tokens=full_mean, full_final_tokens=final, rows_full_mean=int(pool // full_mean),
-        rows_full_final=pool // final, rows_full=rows_full,
+        full_mean_tokens=full_mean, full_final_tokens=final,
+        rows_full_mean=_at_most(int(pool // full_mean), state_rows),
+        rows_full_final=_at_most(pool // final, state_rows), rows_full=rows_full,
         full_tokens_per_s=full_speed if gpu else None, budget_tokens=budget_tokens,
         budget_row_tokens=row_tokens, budget_mean_tokens=mean, rows_budget=rows,
         budget_tokens_per_s=speed if gpu else None, concurrency_gain=gain,
         throughput_gain=speed_gain, break_even_output_tokens=break_even,
-        max_running_requests=pool // budget_tokens if helps and budget_tokens else None,
+        max_running_requests=(
+            _at_most(pool // budget_tokens, state_rows) if helps and budget_tokens else None
+        ),
         helps=helps, verdict=verdict, notes=tuple(notes), model_source=geom.source,
-        passed_over=geom.passed_over,
+        passed_over=geom.passed_over, state_bytes_per_request=slot_bytes,
+        state_slots=None if states is None else states.slots, state_rows=state_rows,
+        max_mamba_cache_size=max_mamba_cache_size, refused=geom.refused,
     )  # fmt: skip
 
 
 def _verdict(
     *, budget: int | None, pool: int, prompt: int, output: int, users: int | None, fits: int,
-    rows_full: int, rows: int,
+    rows_full: int, rows: int, state_rows: int | None = None,
 ) -> tuple[bool, str]:  # fmt: skip
     """Whether the budget helps, and one sentence why; lengths and pool in tokens.
 
     ``fits`` requests have room with full KV, of which the users' ``rows_full`` run; ``rows`` run at
-    the budget.
+    the budget, and ``state_rows`` at most have room for their recurrent states.
     """
     if users is not None and users <= fits and (budget is None or budget <= pool):
         return False, (
@@ -364,6 +409,11 @@ def _verdict(
         )
     if rows_full == 0:
         return True, f"helps: full KV cannot finish one such request, the budget runs {rows:,}"
+    if state_rows is not None and rows_full >= state_rows:
+        return False, (
+            f"{NO_HELP}recurrent states have room for {state_rows:,} requests at once, and full KV "
+            f"runs them all"
+        )
     if rows > rows_full:
         return True, f"helps: {rows:,} requests at once instead of {rows_full:,} with full KV"
     if output <= 2 * (budget - prompt):

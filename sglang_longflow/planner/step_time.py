@@ -28,6 +28,8 @@ class StepTime:
     operations_per_token : float
         2 x parameters; 0 if it is not known.
     layers : int
+    state_bytes : float
+        Recurrent states of a row, which a step reads and writes.
     """
 
     gpu: Gpu | None
@@ -35,10 +37,12 @@ class StepTime:
     kv_bytes_per_token: float
     operations_per_token: float
     layers: int
+    state_bytes: float = 0.0
 
     def seconds(self, rows: int, mean_tokens: float) -> float:
         """Seconds of a decode step of `rows` rows that hold `mean_tokens` each."""
         moved = self.weights_bytes + rows * mean_tokens * self.kv_bytes_per_token
+        moved += rows * 2 * self.state_bytes
         if self.gpu is None:
             return moved
         return (

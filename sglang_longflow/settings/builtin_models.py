@@ -108,6 +108,68 @@ def _each(config: dict[str, Any], *names: str) -> dict[str, dict[str, Any]]:
     return dict.fromkeys(names, config)
 
 
+def _delta_rule(kind: str, sizes: tuple[int, ...], value_heads: int, **more: Any) -> dict[str, Any]:
+    """Every fourth layer attends, with heads of 256; the others have a gated delta rule."""
+    shape = _shape(kind, (*sizes, 256), False, _LONG, full_attention_interval=4, **more)
+    return shape | {
+        "linear_num_key_heads": 16, "linear_num_value_heads": value_heads,
+        "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_conv_kernel_dim": 4,
+    }  # fmt: skip
+
+
+def _with_vision(kind: str, text: dict[str, Any]) -> dict[str, Any]:
+    """Released as a model that takes images, too."""
+    return {"model_type": kind, "vision_config": {"model_type": kind}, "text_config": text}
+
+
+_MANY_EXPERTS = {"shared_expert_intermediate_size": 512, "moe_intermediate_size": 512}
+_QWEN3_NEXT = _delta_rule(
+    "qwen3_next", (48, 2048, 5120, 16, 2, 151936), 32, num_experts=512, **_MANY_EXPERTS
+)
+_QWEN35_35B = _with_vision(
+    "qwen3_5_moe",
+    _delta_rule(
+        "qwen3_5_moe_text", (40, 2048, 512, 16, 2, 248320), 32, num_experts=256, **_MANY_EXPERTS
+    ),
+)
+_QWEN38_27B = _with_vision(
+    "qwen3_5", _delta_rule("qwen3_5_text", (64, 5120, 17408, 24, 4, 248320), 48)
+)
+_NEMOTRON_LAYERS = "MEMEM*E" + 4 * "MEMEM*E" + "MEMEMEM*E" + "MEMEMEME"
+_LFM2_LAYERS = ["conv", "conv"] + 4 * ["full_attention", "conv", "conv", "conv"]
+_LFM2_LAYERS += ["full_attention", "conv", "conv", "full_attention", "conv", "conv"]
+#: Of them only some layers have keys and values. Text alone: parameters do not count what else a
+#: checkpoint holds (a vision tower, layers that predict further tokens).
+_HYBRIDS: dict[str, dict[str, Any]] = {
+    **_each(_QWEN3_NEXT, "Qwen/Qwen3-Next-80B-A3B-Instruct", "Qwen/Qwen3-Next-80B-A3B-Thinking"),
+    **_each(_QWEN35_35B, "Qwen/Qwen3.5-35B-A3B", "Qwen/Qwen3.6-35B-A3B"),
+    "Qwen/Qwen3.8-27B": _QWEN38_27B,
+    "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": _shape(
+        "nemotron_h", (52, 2688, 1856, 32, 2, 131072, 128), False, _LONG,
+        hybrid_override_pattern=_NEMOTRON_LAYERS, mamba_num_heads=64, mamba_head_dim=64,
+        ssm_state_size=128, n_groups=8, conv_kernel=4, n_routed_experts=128,
+        moe_intermediate_size=1856, moe_shared_expert_intermediate_size=3712,
+    ),
+    # The MLP's width and the vocabulary are those with which a 4-bit file of it has its size.
+    "tiiuae/Falcon-H1-7B-Instruct": _shape(
+        "falcon_h1", (44, 3072, 12288, 12, 2, 130048, 128), False, _LONG,
+        mamba_d_ssm=3072, mamba_n_heads=24, mamba_d_head=128, mamba_d_state=256,
+        mamba_n_groups=1, mamba_d_conv=4,
+    ),
+    # Its files have the size of 128 heads. Where its four layers of attention lie is that of the
+    # smaller ones of its family.
+    "ibm-granite/granite-4.0-h-small": _shape(
+        "granitemoehybrid", (40, 4096, 768, 32, 8, 100352, 128), True, 131072,
+        layer_types=["attention" if i in (5, 15, 25, 35) else "mamba" for i in range(40)],
+        mamba_expand=2, mamba_n_heads=128, mamba_d_state=128, mamba_n_groups=1, mamba_d_conv=4,
+        num_local_experts=72, shared_intermediate_size=1536,
+    ),
+    "LiquidAI/LFM2-8B-A1B": _shape(
+        "lfm2_moe", (24, 2048, 7168, 32, 8, 65536, 64), True, 128000,
+        layer_types=_LFM2_LAYERS, conv_L_cache=3, num_experts=32, num_dense_layers=2,
+        moe_intermediate_size=1792,
+    ),
+}  # fmt: skip
 _WINDOWS = {"layer_types": ["sliding_attention", "full_attention"]}
 #: Fields that decide, of models that people ask for.
 _REFUSED: dict[str, dict[str, Any]] = {
@@ -131,10 +193,6 @@ _REFUSED: dict[str, dict[str, Any]] = {
         "google/gemma-3-4b-it", "google/gemma-3-12b-it", "google/gemma-3-27b-it",
     ),
     **_each(
-        {"model_type": "qwen3_next", "layer_types": ["linear_attention", "full_attention"]},
-        "Qwen/Qwen3-Next-80B-A3B-Instruct", "Qwen/Qwen3-Next-80B-A3B-Thinking",
-    ),
-    **_each(
         {
             "model_type": "llama4",
             "text_config": {"model_type": "llama4_text", "attention_chunk_size": 8192},
@@ -152,7 +210,7 @@ _REFUSED: dict[str, dict[str, Any]] = {
 def builtin_name(model: str) -> str | None:
     """The name of the table that is meant: in any case, with or without the organisation."""
     asked = model.strip().lower()
-    for name in (*_SHAPES, *_REFUSED):
+    for name in (*_SHAPES, *_HYBRIDS, *_REFUSED):
         if asked in (name.lower(), name.split("/")[1].lower()):
             return name
     return None
@@ -163,6 +221,11 @@ def builtin_names() -> tuple[str, ...]:
     return tuple(_SHAPES)
 
 
+def hybrid_names() -> tuple[str, ...]:
+    """The names of the table whose models have keys and values in some layers alone."""
+    return tuple(_HYBRIDS)
+
+
 def refused_names() -> tuple[str, ...]:
     """The names of the table whose models cannot."""
     return tuple(_REFUSED)
@@ -170,7 +233,7 @@ def refused_names() -> tuple[str, ...]:
 
 def builtin_config(name: str) -> dict[str, Any] | None:
     """The fields of ``config.json`` of a name of the table; None for any other."""
-    return _SHAPES.get(name) or _REFUSED.get(name)
+    return _SHAPES.get(name) or _HYBRIDS.get(name) or _REFUSED.get(name)
 
 
 def near_names(model: str, known: tuple[str, ...]) -> tuple[str, ...]:
