@@ -32,7 +32,13 @@ class LongFlowCpuPlatform(CpuDeviceMixin, SRTPlatform):
     def init_backend(self) -> None:
         from sglang_longflow.platform.cpu_grammar import apply_reasoners_masks_on_a_cpu
 
+        from sglang_longflow.platform.cpu_linear import compute_linear_attention_on_a_cpu
+
         apply_reasoners_masks_on_a_cpu()
+        compute_linear_attention_on_a_cpu()
+
+    def support_mamba_cache_extra_buffer(self) -> bool:
+        return True
 
     def get_default_attention_backend(self) -> str:
         return "torch_native"
