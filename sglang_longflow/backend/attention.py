@@ -15,6 +15,7 @@ from sglang_longflow.backend.decode_reference import ReferenceDecode
 from sglang_longflow.backend.graph_sizes import graph_batch_sizes
 from sglang_longflow.backend.moves import copy_moved_kv
 from sglang_longflow.backend.policy_memory import PolicyMemory
+from sglang_longflow.backend.pool import kv_layers
 from sglang_longflow.backend.prefill_plan import PrefillPlan
 from sglang_longflow.backend.prompt_cut import PromptCut
 from sglang_longflow.backend.sglang_types import AttentionLayer, ForwardBatch, ModelRunner
@@ -90,15 +91,15 @@ class LongFlowAttnBackend(AttentionBackend):
         self.runtime = runtime
         self.req_to_token_pool = model_runner.req_to_token_pool
         self.token_to_kv_pool = model_runner.token_to_kv_pool
-        self.num_layers = model_runner.model_config.num_hidden_layers
+        self.layers = runtime.kv_layers = kv_layers(model_runner)
         self._checked_layers: set[int] = set()
         num_rows, row_slots = self.req_to_token_pool.req_to_token.shape
         device = self.req_to_token_pool.req_to_token.device
         self.fused = config.uses_fused_decode
-        num_slots, kv_heads, head_dim = self.token_to_kv_pool.get_key_buffer(0).shape
+        num_slots, kv_heads, head_dim = self.token_to_kv_pool.get_key_buffer(self.layers.ids[0]).shape
         policy = config.policy()
         self.state = VictimState(
-            self.num_layers,
+            len(self.layers),
             num_rows,
             policy.recent_tokens_kept,
             device,
@@ -107,7 +108,7 @@ class LongFlowAttnBackend(AttentionBackend):
         num_q_heads = model_runner.model_config.num_attention_heads // get_parallel().attn_tp_size
         self.memory = PolicyMemory(
             policy.needs,
-            num_layers=self.num_layers,
+            num_layers=len(self.layers),
             num_rows=num_rows,
             num_slots=num_slots,
             num_q_heads=num_q_heads,
@@ -124,12 +125,13 @@ class LongFlowAttnBackend(AttentionBackend):
                 num_q_heads,
                 config.row_tokens(row_slots),
                 self.memory,
+                self.layers,
             )
             if self.fused
-            else ReferenceDecode(inner, model_runner, self.state, self.memory)
+            else ReferenceDecode(inner, model_runner, self.state, self.memory, self.layers)
         )
         self.prompt_cut = PromptCut(
-            self.req_to_token_pool.req_to_token, self.token_to_kv_pool, self.num_layers, self.fused
+            self.req_to_token_pool.req_to_token, self.token_to_kv_pool, self.layers, self.fused
         )
         if self.fused:
             self.prompt_cut.compile(num_q_heads, model_runner.dtype)
@@ -214,7 +216,7 @@ class LongFlowAttnBackend(AttentionBackend):
     def _begin_moved_rows(self, req_pool_indices: torch.Tensor, view: DecodeView | None) -> None:
         if view is None:
             return
-        copy_moved_kv(view.moves, self.token_to_kv_pool, self.num_layers)
+        copy_moved_kv(view.moves, self.token_to_kv_pool, self.layers)
         fresh = [(i, view.kv_lens[i]) for i, is_fresh in enumerate(view.fresh) if is_fresh]
         if fresh:
             index, budgets = torch.tensor(fresh).T.to(req_pool_indices.device, non_blocking=True)
@@ -269,4 +271,4 @@ class LongFlowAttnBackend(AttentionBackend):
         last = torch.arange(row.prompt_tokens - window, row.prompt_tokens, device=queries.device)
         rows = torch.full_like(last, row.req_pool_idx)
         kept = queries[row.query_end - window : row.query_end]
-        self.memory.record_queries(layer.layer_id, rows, last, kept)
+        self.memory.record_queries(self.layers.place(layer.layer_id), rows, last, kept)

@@ -19,6 +19,7 @@ from sglang_longflow.backend.pool import scale_of
 from sglang_longflow.backend.sglang_types import AttentionLayer, ForwardBatch, ModelRunner
 from sglang_longflow.backend.victim_state import VictimState
 from sglang_longflow.core.contracts import DecodeView
+from sglang_longflow.core.layers import KVLayers
 from sglang_longflow.policies import Policy
 
 
@@ -56,6 +57,7 @@ class FusedDecode:
         Most tokens that a row may hold resident.
     memory : PolicyMemory
         What the server's policy remembers.
+    layers : KVLayers
     """
 
     def __init__(
@@ -66,15 +68,16 @@ class FusedDecode:
         num_q_heads: int,
         row_tokens: int,
         memory: PolicyMemory,
+        layers: KVLayers,
     ):
         self.memory = memory
+        self.layers = layers
         self.rule = policy.rank_rule
-        layers = range(state.next_slot.shape[0])
-        self.row_states = [memory.row_state(layer_id, state) for layer_id in layers]
+        self.row_states = [memory.row_state(place, state) for place in range(len(layers))]
         self.row_tokens = row_tokens
         self.req_to_token = model_runner.req_to_token_pool.req_to_token
         self.token_to_kv_pool = model_runner.token_to_kv_pool
-        key = self.token_to_kv_pool.get_key_buffer(0)
+        key = self.token_to_kv_pool.get_key_buffer(layers.ids[0])
         self.device = key.device
         self.num_kv_heads, self.head_dim = key.shape[1:]
         self.itemsize = key.dtype.itemsize
@@ -88,7 +91,7 @@ class FusedDecode:
             max_batch=self.req_to_token.shape[0],
             capacity_tokens=key.shape[0],
             num_q_heads=num_q_heads,
-            v_head_dim=self.token_to_kv_pool.get_value_buffer(0).shape[2],
+            v_head_dim=self.token_to_kv_pool.get_value_buffer(layers.ids[0]).shape[2],
             victim_heads=state.victim_heads,
             device=self.device,
             max_partials=4 * self.num_sms,
@@ -236,7 +239,7 @@ class FusedDecode:
                 scale_of(layer, "v"),
             ),
             DecodeStep(step.kv_indices, forward_batch.req_pool_indices, step.fields, step.config),
-            self.row_states[layer_id],
+            self.row_states[self.layers.place(layer_id)],
             self.rule,
             self.workspace,
             scaling=layer.scaling,

@@ -16,6 +16,7 @@ from sglang_longflow.backend.pool import load_kv
 from sglang_longflow.backend.sglang_types import AttentionLayer, ForwardBatch, ModelRunner
 from sglang_longflow.backend.victim_state import VictimState
 from sglang_longflow.core.contracts import DecodeView, FullRow
+from sglang_longflow.core.layers import KVLayers
 from sglang_longflow.policies import FullRows, Policy
 from sglang_longflow.policies.rows import NO_MEMORY, RowMemory
 
@@ -60,8 +61,10 @@ class ReferenceDecode:
         model_runner: ModelRunner,
         state: VictimState,
         memory: PolicyMemory,
+        layers: KVLayers,
     ):
         self.inner = inner
+        self.layers = layers
         self.state = state
         self.memory = memory
         self.req_to_token_pool = model_runner.req_to_token_pool
@@ -137,10 +140,10 @@ class ReferenceDecode:
         RuntimeError
             Full rows could not overwrite their victims: the layer wrote its K/V before attention.
         """
-        step = self._step
+        step, place = self._step, self.layers.place(layer.layer_id)
         if k is not None:
             self.memory.record_queries(
-                layer.layer_id,
+                place,
                 forward_batch.req_pool_indices,
                 forward_batch.seq_lens.to(torch.int64) - 1,
                 q.view(-1, layer.tp_q_head_num, layer.qk_head_dim),
@@ -153,7 +156,7 @@ class ReferenceDecode:
                 f"so full rows cannot overwrite their victims"
             )
         rows = forward_batch.req_pool_indices
-        victims = self.state.next_slot[layer.layer_id, rows, 0].to(torch.int64)
+        victims = self.state.next_slot[place, rows, 0].to(torch.int64)
         target = self.req_to_token_pool.req_to_token[rows, victims]
         step.forward_batch.out_cache_loc = torch.where(
             step.overwrite, target.to(step.out_cache_loc.dtype), step.out_cache_loc
@@ -165,7 +168,7 @@ class ReferenceDecode:
         return out
 
     def _pick_victims(self, group: FullGroup, queries: torch.Tensor, layer: AttentionLayer) -> None:
-        step, layer_id = group.step, layer.layer_id
+        step, place = group.step, self.layers.place(layer.layer_id)
         overwrites = [row.overwrites for row in step.full_rows]
 
         def load(name: str) -> torch.Tensor:
@@ -179,11 +182,11 @@ class ReferenceDecode:
             q = queries[group.batch_index]
             return attention_mass(q, load("k"), layer.scaling, layer.logit_cap)
 
-        recent = self.state.record_written(layer_id, step.rows, group.budget_tokens, overwrites)
-        written = self.state.next_slot[layer_id, step.rows, 0].long()
+        recent = self.state.record_written(place, step.rows, group.budget_tokens, overwrites)
+        written = self.state.next_slot[place, step.rows, 0].long()
         memory: RowMemory = NO_MEMORY
         if group.policy.needs.any:
-            memory = LayerRows(self.memory, layer_id, step, written)
+            memory = LayerRows(self.memory, place, step, written)
         rows = FullRows(
             budget_tokens=group.budget_tokens,
             overwrites=overwrites,
@@ -198,4 +201,4 @@ class ReferenceDecode:
             logit_cap=layer.logit_cap,
         )
         victims = group.policy.victims(rows).to(torch.int32)
-        self.state.next_slot[layer_id, step.rows, 0] = victims
+        self.state.next_slot[place, step.rows, 0] = victims

@@ -9,9 +9,10 @@ import torch
 
 from sglang_longflow.backend.sglang_types import KVPool
 from sglang_longflow.core.contracts import RowMove
+from sglang_longflow.core.layers import KVLayers
 
 
-def copy_moved_kv(moves: Sequence[RowMove], kv_pool: KVPool, num_layers: int) -> None:
+def copy_moved_kv(moves: Sequence[RowMove], kv_pool: KVPool, layers: KVLayers) -> None:
     """Copy every move of a step, layer by layer; mutates the pool.
 
     All sources of a layer are read before any destination is written: a slot that one row gave
@@ -21,7 +22,7 @@ def copy_moved_kv(moves: Sequence[RowMove], kv_pool: KVPool, num_layers: int) ->
     ----------
     moves : sequence of RowMove
     kv_pool : MHATokenToKVPool
-    num_layers : int
+    layers : KVLayers
     """
     if not moves:
         return
@@ -30,14 +31,14 @@ def copy_moved_kv(moves: Sequence[RowMove], kv_pool: KVPool, num_layers: int) ->
     # row is cut in almost every step, and the GPU waits for what is launched here.
     src = torch.cat(
         [
-            move.src_slots.expand(num_layers, -1)
+            move.src_slots.expand(len(layers), -1)
             if move.keep is None
             else move.src_slots[move.keep]
             for move in moves
         ],
         dim=1,
     )
-    for layer_id, layer_src in enumerate(src.unbind()):
+    for layer_id, layer_src in zip(layers.ids, src.unbind(), strict=True):
         for buffer in (kv_pool.get_key_buffer(layer_id), kv_pool.get_value_buffer(layer_id)):
             raw = buffer.view(torch.uint8) if buffer.dtype.itemsize == 1 else buffer
             raw.index_copy_(0, dst, raw.index_select(0, layer_src))

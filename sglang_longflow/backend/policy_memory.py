@@ -17,6 +17,8 @@ from sglang_longflow.policies.rows import Needs, undeclared
 class PolicyMemory:
     """Memory for one server's policies, for all layers; only what they need is allocated.
 
+    A layer is told by its place among those that have rows (`core.layers`).
+
     A token's values lie at its pool slot, so their size is that of the pool, however long rows are.
     A row owns its slots from its first overwrite on; until then nothing is stored for them.
 
@@ -90,17 +92,17 @@ class PolicyMemory:
         )
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
-    def row_state(self, layer_id: int, victims: VictimState) -> RowState:
+    def row_state(self, layer_place: int, victims: VictimState) -> RowState:
         """One layer's `RowState` for the fused kernels: views of this memory and of `victims`.
 
         They are valid as long as both.
         """
 
         def layer(tensor: torch.Tensor | None) -> torch.Tensor | None:
-            return None if tensor is None else tensor[layer_id]
+            return None if tensor is None else tensor[layer_place]
 
         return RowState(
-            next_slot=victims.next_slot[layer_id],
+            next_slot=victims.next_slot[layer_place],
             recent=layer(victims.recent),
             slot_values=layer(self.slot_values),
             row_level=layer(self.row_level),
@@ -109,7 +111,7 @@ class PolicyMemory:
         )
 
     def record_queries(
-        self, layer_id: int, rows: torch.Tensor, positions: torch.Tensor, queries: torch.Tensor
+        self, layer_place: int, rows: torch.Tensor, positions: torch.Tensor, queries: torch.Tensor
     ) -> None:
         """Remember one query of each row, or several of one row.
 
@@ -121,7 +123,7 @@ class PolicyMemory:
             [n, num_q_heads, head_dim], after RoPE.
         """
         if self.queries is not None:
-            self.queries[layer_id, rows, positions % self.needs.query_window] = queries
+            self.queries[layer_place, rows, positions % self.needs.query_window] = queries
 
 
 class StepRows:
@@ -186,17 +188,17 @@ class LayerRows:
         [n] int64, the row index that this step wrote.
     """
 
-    def __init__(self, memory: PolicyMemory, layer_id: int, step: StepRows, victims: torch.Tensor):
+    def __init__(self, memory: PolicyMemory, layer_place: int, step: StepRows, victims: torch.Tensor):
         """`victims` [n] int64: the slot each row was due to overwrite; undefined for rows that have
         just filled (it may come from an earlier, longer row)."""
         self.memory = memory
-        self.layer_id = layer_id
+        self.layer_place = layer_place
         self.step = step
         last = step.slots.shape[1] - 1
         self.written = torch.where(step.overwrites[:, 0] == 0, last, victims)
         self._order: torch.Tensor | None = None
         if memory.slot_order is not None:
-            self._order = self._record_order(memory.slot_order[layer_id])
+            self._order = self._record_order(memory.slot_order[layer_place])
 
     def _record_order(self, stored: torch.Tensor) -> torch.Tensor:
         slots, done, own = self.step.slots, self.step.overwrites, self.step.own
@@ -219,7 +221,7 @@ class LayerRows:
         """What the slots have, counted `decay` times, plus `scores` [n, budget] (or the larger)."""
         if self.memory.slot_score is None:
             raise undeclared("accumulate", "slot_score=True")
-        stored = self.memory.slot_score[self.layer_id]
+        stored = self.memory.slot_score[self.layer_place]
         before = self._before(stored) * decay
         return self._store(stored, torch.maximum(before, scores) if peak else before + scores)
 
@@ -227,7 +229,7 @@ class LayerRows:
         """The larger of what the slots have and `similarity` [n, budget]."""
         if self.memory.slot_similarity is None:
             raise undeclared("max_similarity", "slot_similarity=True")
-        stored = self.memory.slot_similarity[self.layer_id]
+        stored = self.memory.slot_similarity[self.layer_place]
         return self._store(stored, torch.maximum(self._before(stored), similarity))
 
     def level(self, remembered: torch.Tensor, share: float) -> torch.Tensor:
@@ -235,7 +237,7 @@ class LayerRows:
         step before; also updates it. 0 before a row's first overwrite."""
         if self.memory.row_level is None:
             raise undeclared("level", "slot_similarity=True")
-        stored, rows = self.memory.row_level[self.layer_id], self.step.rows
+        stored, rows = self.memory.row_level[self.layer_place], self.step.rows
         done = self.step.overwrites
         level = torch.where(done == 0, 0.0, stored[rows][:, None])
         first, later = first_level(remembered, share), next_level(level, remembered, share)
@@ -257,7 +259,7 @@ class LayerRows:
         """[n, budget]: what `accumulate` had for the slots, counted `decay` times."""
         if self.memory.slot_score is None:
             raise undeclared("past", "slot_score=True")
-        return self._before(self.memory.slot_score[self.layer_id]) * decay
+        return self._before(self.memory.slot_score[self.layer_place]) * decay
 
     def _before(self, stored: torch.Tensor) -> torch.Tensor:
         """[n, budget]: what was stored for the slots' tokens; 0 for those without a history."""
@@ -280,7 +282,7 @@ class LayerRows:
         step = self.step
         age = torch.arange(window - 1, -1, -1, device=step.rows.device)
         ring = (step.positions[:, None] - age) % window
-        queries = self.memory.queries[self.layer_id, step.rows[:, None], ring].float()
+        queries = self.memory.queries[self.layer_place, step.rows[:, None], ring].float()
         exist = age < step.query_count
         return torch.where(exist[..., None, None], queries, 0.0), exist
 
@@ -288,11 +290,11 @@ class LayerRows:
         """Remember victims [n, interval]."""
         if self.memory.queue is None:
             raise undeclared("store_queue", "queue_tokens=...")
-        self.memory.queue[self.layer_id, self.step.rows, : queue.shape[1]] = queue.to(torch.int32)
+        self.memory.queue[self.layer_place, self.step.rows, : queue.shape[1]] = queue.to(torch.int32)
 
     def queued(self, interval: int) -> torch.Tensor:
         """[n] int64, this step's victims out of the queues."""
         if self.memory.queue is None:
             raise undeclared("queued", "queue_tokens=...")
         place = self.step.queue_place(interval)
-        return self.memory.queue[self.layer_id, self.step.rows, place].long()
+        return self.memory.queue[self.layer_place, self.step.rows, place].long()

@@ -5,7 +5,16 @@ from __future__ import annotations
 
 import torch
 
-from sglang_longflow.backend.sglang_types import AttentionLayer, KVPool
+from sglang_longflow.backend.sglang_types import AttentionLayer, KVPool, ModelRunner
+from sglang_longflow.core.layers import KVLayers
+
+
+def kv_layers(model_runner: ModelRunner) -> KVLayers:
+    """The layers that SGLang's pool has K and V of: a hybrid model's pool says which, others all."""
+    of_hybrid = getattr(model_runner.token_to_kv_pool, "full_attention_layer_id_mapping", None)
+    if of_hybrid is None:
+        return KVLayers(tuple(range(model_runner.model_config.num_hidden_layers)))
+    return KVLayers(tuple(sorted(of_hybrid)))
 
 
 def load_kv(

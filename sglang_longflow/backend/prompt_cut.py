@@ -12,6 +12,7 @@ from longflow_kernels.compress_prompt.op import Prompt, pack_prompts, paged_prom
 from sglang_longflow.backend.pool import load_kv, scale_of
 from sglang_longflow.backend.sglang_types import AttentionLayer, KVPool
 from sglang_longflow.core.contracts import PromptRow
+from sglang_longflow.core.layers import KVLayers
 from sglang_longflow.policies import Policy, PromptEnd
 
 #: Attention that prompt tokens got, of as many layers as fit: then the layers' picks are made.
@@ -48,21 +49,23 @@ class PromptCut:
     req_to_token : torch.Tensor
         [rows, row_slots] int32, SGLang's.
     kv_pool : MHATokenToKVPool
-    num_layers : int
+    layers : KVLayers
     fused : bool
         Whether to use the kernels, else plain PyTorch.
     """
 
-    def __init__(self, req_to_token: torch.Tensor, kv_pool: KVPool, num_layers: int, fused: bool):
+    def __init__(
+        self, req_to_token: torch.Tensor, kv_pool: KVPool, layers: KVLayers, fused: bool
+    ):
         self.req_to_token = req_to_token
         self.kv_pool = kv_pool
-        self.num_layers = num_layers
+        self.layers = layers
         self.fused = fused
         self.begin(())
 
     def compile(self, num_q_heads: int, dtype: torch.dtype) -> None:
         """Compile at start-up; otherwise the first long prompt waits 2 s for it on an H100."""
-        keys = self.kv_pool.get_key_buffer(0)
+        keys = self.kv_pool.get_key_buffer(self.layers.ids[0])
         window = Policy.prompt_window_tokens
         q = torch.zeros(window, num_q_heads, keys.shape[2], dtype=dtype, device=keys.device)
         prompts = pack_prompts([Prompt(0, 1, 0)], keys.device)
@@ -79,7 +82,7 @@ class PromptCut:
             _Window(tokens, members, device) for tokens, members in by_window.items() if tokens
         ]
         total = sum(window.packed.total for window in self.windows)
-        self.group = min(self.num_layers, max(1, MASS_BYTES // (4 * max(total, 1))))
+        self.group = min(len(self.layers), max(1, MASS_BYTES // (4 * max(total, 1))))
         for window in self.windows:
             shape = self.group, window.packed.total
             window.mass = torch.empty(shape, dtype=torch.float32, device=device)
@@ -94,10 +97,11 @@ class PromptCut:
             [num_tokens, num_q_heads, head_dim], the batch's, after RoPE.
         layer : RadixAttention
         """
+        place = self.layers.place(layer.layer_id)
         for window in self.windows:
-            self._add_up(window, queries, layer, window.mass[layer.layer_id - self.first_layer])
-        end = layer.layer_id + 1
-        if end == self.num_layers or end - self.first_layer == self.group:
+            self._add_up(window, queries, layer, window.mass[place - self.first_layer])
+        end = place + 1
+        if end == len(self.layers) or end - self.first_layer == self.group:
             self._pick(end)
 
     def _add_up(

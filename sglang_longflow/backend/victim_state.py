@@ -58,7 +58,7 @@ class VictimState:
         self.next_slot[:, rows] = last[:, None].expand(-1, self.victim_heads)
 
     def record_written(
-        self, layer_id: int, rows: torch.Tensor, budget_tokens: int, overwrites: list[int]
+        self, layer_place: int, rows: torch.Tensor, budget_tokens: int, overwrites: list[int]
     ) -> torch.Tensor | None:
         """Update the ring of recent tokens of full rows; returns it, [n, protect_recent_tokens].
 
@@ -69,14 +69,14 @@ class VictimState:
             return None
         size = self.recent.shape[-1]
         done = torch.tensor(overwrites, dtype=torch.int64).to(rows.device, non_blocking=True)
-        ring = self.recent[layer_id, rows, 0]
+        ring = self.recent[layer_place, rows, 0]
         filled_now = torch.arange(
             budget_tokens - size, budget_tokens, dtype=torch.int32, device=rows.device
         )
         place = torch.arange(size, device=rows.device) == ((done - 1) % size)[:, None]
-        written = self.next_slot[layer_id, rows]
+        written = self.next_slot[layer_place, rows]
         ring = torch.where(
             (done == 0)[:, None], filled_now[None], torch.where(place, written, ring)
         )
-        self.recent[layer_id, rows, 0] = ring
+        self.recent[layer_place, rows, 0] = ring
         return ring

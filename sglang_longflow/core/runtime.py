@@ -18,6 +18,7 @@ from typing import Any
 
 from sglang_longflow.core.contracts import DecodeView, PrefillView
 from sglang_longflow.core.counters import Counters, Stall
+from sglang_longflow.core.layers import KVLayers
 from sglang_longflow.settings.config import LongFlowConfig, config_from
 
 
@@ -48,6 +49,8 @@ class Runtime:
         scratch memory, the slots that CUDA graphs copy. For the banner and the stats.
     l2_set_aside_bytes : int
         Of the GPU's L2 cache, for scores (`longflow_kernels.attend_score_evict.l2`).
+    kv_layers : KVLayers
+        The model's layers that have rows; set when the attention backend is made.
     pending_view : PendingView or None
         Set when SGLang builds a forward batch, taken once by the attention backend.
     started : float
@@ -62,6 +65,7 @@ class Runtime:
     exporter: Any = None
     device_state_bytes: int = 0
     l2_set_aside_bytes: int = 0
+    kv_layers: KVLayers = KVLayers(())
     pending_view: PendingView | None = None
     started: float = field(default_factory=time.monotonic)
     settings: dict[str, Any] | None = None

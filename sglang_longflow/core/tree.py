@@ -41,7 +41,7 @@ def freed_locks(tree: Any, locks: Sequence[Any]) -> list[int]:
             evictable = now
     finally:
         for lock in released:
-            lock.receipt = tree.lock(lock.node).receipt
+            lock.receipt = tree.lock(lock.node, lock.receipt.skipped_lock_components).receipt
     return slots
 
 

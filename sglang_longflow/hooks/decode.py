@@ -24,11 +24,14 @@ def enable_fused_set_kv_buffer(original: Original, forward_batch: Any) -> Any:
     return False if runtime.current() is not None else original(forward_batch)
 
 
-def attn_backend_wrapper(backend: Any, runner: Any, full_attn_backend: Any) -> Any:
-    """After ``attn_backend_wrapper``: the backend the server would use, wrapped."""
+def attn_backend_wrapper(original: Original, runner: Any, full_attn_backend: Any) -> Any:
+    """Around ``attn_backend_wrapper``: the backend of the layers with K and V, wrapped.
+
+    Of a hybrid model SGLang puts it beside that of the layers with a state.
+    """
     state = runtime.current()
     if state is None or runner.is_draft_worker:
-        return None
+        return original(runner, full_attn_backend)
     from sglang_longflow.backend.attention import LongFlowAttnBackend
 
-    return LongFlowAttnBackend(backend, runner, state)
+    return original(runner, LongFlowAttnBackend(full_attn_backend, runner, state))

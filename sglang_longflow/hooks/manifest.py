@@ -186,6 +186,18 @@ MANIFEST: tuple[Hook, ...] = (
         Fails.REQUEST,
         blames="self",
     ),
+    Hook(
+        "sglang.srt.managers.scheduler_components.batch_result_processor."
+        "SchedulerBatchResultProcessor._mamba_prefix_cache_update",
+        "around",
+        "slots:mamba_prefix_cache_update",
+        _p("self req batch result i known_boundary"),
+        "the recurrent state of a row that owns its slots is not kept for the radix tree, which "
+        "gets nothing of that row; SGLang takes its resident length for that of its sequence",
+        "SGLang keeps the length of a sequence beside that of its row",
+        Fails.REQUEST,
+        blames="req",
+    ),
     # prompt
     Hook(
         f"{_ALLOC}.alloc_for_extend",
@@ -221,7 +233,7 @@ MANIFEST: tuple[Hook, ...] = (
     ),
     Hook(
         "sglang.srt.layers.attention.attention_registry.attn_backend_wrapper",
-        "after",
+        "around",
         "decode:attn_backend_wrapper",
         _p("runner full_attn_backend"),
         "wraps whichever attention backend the server uses: redirects writes, picks victims",

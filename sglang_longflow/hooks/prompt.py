@@ -38,13 +38,13 @@ def alloc_for_extend(result: Any, batch: ScheduleBatch) -> None:
     rows = []
     for req, end in zip(batch.reqs, accumulate(batch.extend_lens), strict=True):
         with blaming(req, "its prompt's cut"):
-            if (row := _to_cut(req, end, batch)) is not None:
+            if (row := _to_cut(req, end, batch.device, len(state.kv_layers))) is not None:
                 rows.append(row)
     if rows:
         batch.longflow_view = PrefillView(tuple(rows))
 
 
-def _to_cut(req: Req, query_end: int, batch: ScheduleBatch) -> PromptRow | None:
+def _to_cut(req: Req, query_end: int, device: Any, num_layers: int) -> PromptRow | None:
     """What the backend must know of a prompt that ends in this batch over budget - 1, else None.
 
     Also where `max_new_tokens` is 0 (each `n` > 1 and /v1/score): beside rows that decode, overlap
@@ -57,12 +57,7 @@ def _to_cut(req: Req, query_end: int, batch: ScheduleBatch) -> PromptRow | None:
         return None
     keep_tokens = row.budget.tokens - 1
     row.cut_tokens = prompt_tokens - keep_tokens
-    row.prompt_keep = torch.empty(
-        batch.model_config.num_hidden_layers,
-        keep_tokens,
-        dtype=torch.int64,
-        device=batch.device,
-    )
+    row.prompt_keep = torch.empty(num_layers, keep_tokens, dtype=torch.int64, device=device)
     return PromptRow(
         query_end=query_end,
         req_pool_idx=req.kv.req_pool_idx,

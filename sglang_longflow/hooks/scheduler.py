@@ -101,7 +101,13 @@ def _check_parts(scheduler: Scheduler, device_type: str) -> None:
 
 
 def _check_pools(scheduler: Scheduler, state: runtime.Runtime) -> None:
-    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
+    from sglang.srt.layers.attention.hybrid_linear_attn_backend import HybridLinearAttnBackend
+    from sglang.srt.mem_cache.memory_pool import (
+        HybridLinearKVPool,
+        HybridReqToTokenPool,
+        MHATokenToKVPool,
+        ReqToTokenPool,
+    )
     from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
     from sglang_longflow.backend.attention import LongFlowAttnBackend
@@ -118,18 +124,22 @@ def _check_pools(scheduler: Scheduler, state: runtime.Runtime) -> None:
             f"use SGLang's default radix cache"
         )
     rows = scheduler.req_to_token_pool
-    if type(rows) is not ReqToTokenPool:
+    if type(rows) not in (ReqToTokenPool, HybridReqToTokenPool):
         raise UnsupportedSetup(
-            f"row table {type(rows).__name__}: only SGLang's ReqToTokenPool is supported with a KV "
-            f"budget"
+            f"row table {type(rows).__name__}: only SGLang's ReqToTokenPool and "
+            f"HybridReqToTokenPool are supported with a KV budget"
         )
     kv_pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
+    if type(kv_pool) is HybridLinearKVPool:
+        kv_pool = kv_pool.full_kv_pool
     if type(kv_pool) is not MHATokenToKVPool:
         raise UnsupportedSetup(
             f"KV pool {type(kv_pool).__name__}: only SGLang's MHATokenToKVPool is supported with a "
             f"KV budget"
         )
     backend = scheduler.tp_worker.model_runner.attn_backend
+    if isinstance(backend, HybridLinearAttnBackend):
+        backend = backend.full_attn_backend
     if not isinstance(backend, LongFlowAttnBackend):
         raise UnsupportedSetup(
             f"attention backend {type(backend).__name__}: was not wrapped; choose another "

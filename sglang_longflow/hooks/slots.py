@@ -96,6 +96,14 @@ def reset_for_retract(result: None, self: Req) -> None:
         self.skip_radix_cache_insert = False
 
 
+def mamba_prefix_cache_update(
+    original: Original, self: Any, req: Req, batch: ScheduleBatch, *args: Any, **kwargs: Any
+) -> None:
+    """Around ``SchedulerBatchResultProcessor._mamba_prefix_cache_update``."""
+    if not _is_settled(req):
+        original(self, req, batch, *args, **kwargs)
+
+
 def register_alloc_for_decode(device_type: str) -> None:
     """Put `alloc_for_decode` into SGLang's table for batches on "cuda" or "cpu".
 
@@ -143,7 +151,7 @@ def alloc_for_decode(original: Original, batch: ScheduleBatch, token_per_req: in
         return original(batch, token_per_req)
 
     rows = _read(batch.reqs)
-    _keep_newest_if_unpicked(batch, rows)
+    _keep_newest_if_unpicked(batch, rows, len(state.kv_layers))
     _insert_prompts(batch, rows)
     plan = plan_step(managed, rows)
     # Give back first, take afterwards: a node that no one else holds can be evicted to make room
@@ -188,7 +196,9 @@ def _record_step(batch: ScheduleBatch, managed: list[KVRow | None], plan: StepPl
         row.decode_steps += 1
 
 
-def _keep_newest_if_unpicked(batch: ScheduleBatch, rows: dict[int, ResidentRow]) -> None:
+def _keep_newest_if_unpicked(
+    batch: ScheduleBatch, rows: dict[int, ResidentRow], num_layers: int
+) -> None:
     """A row to cut whose prefill picked nothing keeps its newest tokens, and ends with an error.
 
     No way to this state is known. If there is one, it must not leave a row over its budget.
@@ -210,7 +220,7 @@ def _keep_newest_if_unpicked(batch: ScheduleBatch, rows: dict[int, ResidentRow])
             f"no prefill had picked those that stay",
         )
         keep = torch.arange(row.kv_len - budget.tokens + 1, row.kv_len, device=batch.device)
-        managed.prompt_keep = keep.expand(batch.model_config.num_hidden_layers, -1)
+        managed.prompt_keep = keep.expand(num_layers, -1)
         managed.cut_tokens = row.kv_len - budget.tokens + 1
         rows[i] = resident_row(req)
 
