@@ -96,7 +96,9 @@ class LongFlowAttnBackend(AttentionBackend):
         num_rows, row_slots = self.req_to_token_pool.req_to_token.shape
         device = self.req_to_token_pool.req_to_token.device
         self.fused = config.uses_fused_decode
-        num_slots, kv_heads, head_dim = self.token_to_kv_pool.get_key_buffer(self.layers.ids[0]).shape
+        num_slots, kv_heads, head_dim = self.token_to_kv_pool.get_key_buffer(
+            self.layers.ids[0]
+        ).shape
         policy = config.policy()
         self.state = VictimState(
             len(self.layers),

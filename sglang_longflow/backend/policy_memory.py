@@ -188,7 +188,9 @@ class LayerRows:
         [n] int64, the row index that this step wrote.
     """
 
-    def __init__(self, memory: PolicyMemory, layer_place: int, step: StepRows, victims: torch.Tensor):
+    def __init__(
+        self, memory: PolicyMemory, layer_place: int, step: StepRows, victims: torch.Tensor
+    ):
         """`victims` [n] int64: the slot each row was due to overwrite; undefined for rows that have
         just filled (it may come from an earlier, longer row)."""
         self.memory = memory
@@ -290,7 +292,9 @@ class LayerRows:
         """Remember victims [n, interval]."""
         if self.memory.queue is None:
             raise undeclared("store_queue", "queue_tokens=...")
-        self.memory.queue[self.layer_place, self.step.rows, : queue.shape[1]] = queue.to(torch.int32)
+        self.memory.queue[self.layer_place, self.step.rows, : queue.shape[1]] = queue.to(
+            torch.int32
+        )
 
     def queued(self, interval: int) -> torch.Tensor:
         """[n] int64, this step's victims out of the queues."""

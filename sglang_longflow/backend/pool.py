@@ -10,7 +10,7 @@ from sglang_longflow.core.layers import KVLayers
 
 
 def kv_layers(model_runner: ModelRunner) -> KVLayers:
-    """The layers that SGLang's pool has K and V of: a hybrid model's pool says which, others all."""
+    """The layers that SGLang's pool holds: a hybrid model's says which, in others it is all."""
     of_hybrid = getattr(model_runner.token_to_kv_pool, "full_attention_layer_id_mapping", None)
     if of_hybrid is None:
         return KVLayers(tuple(range(model_runner.model_config.num_hidden_layers)))

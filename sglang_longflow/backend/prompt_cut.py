@@ -54,9 +54,7 @@ class PromptCut:
         Whether to use the kernels, else plain PyTorch.
     """
 
-    def __init__(
-        self, req_to_token: torch.Tensor, kv_pool: KVPool, layers: KVLayers, fused: bool
-    ):
+    def __init__(self, req_to_token: torch.Tensor, kv_pool: KVPool, layers: KVLayers, fused: bool):
         self.req_to_token = req_to_token
         self.kv_pool = kv_pool
         self.layers = layers

@@ -65,7 +65,7 @@ class Runtime:
     exporter: Any = None
     device_state_bytes: int = 0
     l2_set_aside_bytes: int = 0
-    kv_layers: KVLayers = KVLayers(())
+    kv_layers: KVLayers = field(default_factory=lambda: KVLayers(()))
     pending_view: PendingView | None = None
     started: float = field(default_factory=time.monotonic)
     settings: dict[str, Any] | None = None

@@ -31,7 +31,6 @@ class LongFlowCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
     def init_backend(self) -> None:
         from sglang_longflow.platform.cpu_grammar import apply_reasoners_masks_on_a_cpu
-
         from sglang_longflow.platform.cpu_linear import compute_linear_attention_on_a_cpu
 
         apply_reasoners_masks_on_a_cpu()

@@ -18,10 +18,15 @@ _OTHER_MEDIA = ("vision_config", "audio_config", "mm_vision_tower", "thinker_con
 _STATE_FIELDS = ("mamba_", "ssm_", "linear_", "hybrid_override_pattern")
 _STATE_MODELS = ("mamba", "rwkv", "recurrent")
 _FULL = ("full_attention", "attention")
-#: Hybrid models that are supported, by ``model_type``, and how they call layers with a state.
-HYBRIDS: Mapping[str, tuple[str, ...]] = {
-    "qwen3_next": ("linear_attention",),
-}
+#: Hybrid models that are supported, by ``model_type``: layers with a recurrent state beside full ones.
+HYBRIDS = frozenset(
+    (
+        *("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
+        *("nemotron_h", "falcon_h1", "granitemoehybrid", "lfm2", "lfm2_moe"),
+    )
+)
+#: What their configs call layers without keys and values.
+_WITHOUT_KV = ("linear_attention", "mamba", "conv", "mlp", "moe")
 _WINDOWS = ("sliding_window", "sliding_window_size", "window_size")
 
 
@@ -55,12 +60,12 @@ def model_conflict(config: Mapping[str, Any]) -> str | None:
     if text.get("dual_chunk_attention_config"):
         return f"model_type={kind!r}: dual chunk attention is not supported with a KV budget"
     kinds = _layer_kinds(text)
-    states = HYBRIDS.get(kind, ())
-    other = sorted(set(kinds) - {*_FULL, *states})
+    is_hybrid = kind in HYBRIDS
+    other = sorted(set(kinds) - {*_FULL, *(_WITHOUT_KV if is_hybrid else ())})
     if other:
         return f"model_type={kind!r}: layers of type {other} are not supported with a KV budget"
     # Also where every layer is said to be full attention: SGLang makes a pool of states by them.
-    if not states and (field := _state_field(text)) is not None:
+    if not is_hybrid and (field := _state_field(text)) is not None:
         return f"model_type={kind!r}: linear-attention layers ({field}) are not supported"
     if kinds:
         return None  # a window or a chunk in the same config is then no layer's

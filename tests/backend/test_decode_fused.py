@@ -15,6 +15,7 @@ from sglang_longflow.backend.decode_fused import FusedDecode
 from sglang_longflow.backend.policy_memory import PolicyMemory
 from sglang_longflow.backend.victim_state import VictimState
 from sglang_longflow.core.contracts import DecodeView, FullRow, KVBudget
+from sglang_longflow.core.layers import KVLayers
 from sglang_longflow.policies import make_policy
 
 NO_GPU = os.environ.get("LONGFLOW_TEST_DEVICE", "cpu") == "cpu"
@@ -76,7 +77,15 @@ class World:
                 self.memory.row_recall.uniform_(0, 2 * self.policy.recall_threshold)
                 self.changing += [self.memory.row_level, self.memory.row_recall]
             self.changing.append(self.memory.slot_values)
-        self.decode = FusedDecode(runner, self.state, self.policy, HEADS, WIDTH, self.memory)
+        self.decode = FusedDecode(
+            runner,
+            self.state,
+            self.policy,
+            HEADS,
+            WIDTH,
+            self.memory,
+            KVLayers(tuple(range(LAYERS))),
+        )
 
     def snapshot(self):
         return [tensor.clone() for tensor in self.changing]

@@ -8,8 +8,10 @@ import torch
 
 from sglang_longflow.backend.moves import copy_moved_kv
 from sglang_longflow.core.contracts import RowMove
+from sglang_longflow.core.layers import KVLayers
 
 LAYERS, SLOTS, HEADS, DIM = 3, 64, 2, 4
+ALL = KVLayers(tuple(range(LAYERS)))
 
 
 class Pool:
@@ -70,14 +72,14 @@ def test_moves_equal_a_snapshot_copy_bit_for_bit(dtype, case):
             keep = torch.stack([ints(sorted(rng.sample(range(n), size))) for _ in range(LAYERS)])
             moves.append(RowMove(ints(rng.sample(range(SLOTS), n)), ints(dst), keep))
     before = pool.bits()
-    copy_moved_kv(moves, pool, LAYERS)
+    copy_moved_kv(moves, pool, ALL)
     assert torch.equal(pool.bits(), naive(before, moves))
 
 
 def test_a_swap_between_two_moves():
     pool = Pool()
     before = pool.bits()
-    copy_moved_kv([RowMove(ints([5]), ints([9])), RowMove(ints([9]), ints([5]))], pool, LAYERS)
+    copy_moved_kv([RowMove(ints([5]), ints([9])), RowMove(ints([9]), ints([5]))], pool, ALL)
     after = pool.bits()
     assert torch.equal(after[:, :, 5], before[:, :, 9])
     assert torch.equal(after[:, :, 9], before[:, :, 5])
@@ -86,7 +88,7 @@ def test_a_swap_between_two_moves():
 def test_a_shift_within_one_move():
     pool = Pool()
     before = pool.bits()
-    copy_moved_kv([RowMove(ints(range(10)), ints(range(1, 11)))], pool, LAYERS)
+    copy_moved_kv([RowMove(ints(range(10)), ints(range(1, 11)))], pool, ALL)
     assert torch.equal(pool.bits()[:, :, 1:11], before[:, :, :10])
 
 
@@ -94,7 +96,7 @@ def test_each_layer_keeps_its_own_positions():
     pool = Pool()
     before = pool.bits()
     keep = torch.tensor([[0, 1], [1, 3], [2, 3]])
-    copy_moved_kv([RowMove(ints([40, 41, 42, 43]), ints([7, 8]), keep)], pool, LAYERS)
+    copy_moved_kv([RowMove(ints([40, 41, 42, 43]), ints([7, 8]), keep)], pool, ALL)
     after = pool.bits()
     for layer, (a, b) in enumerate([(40, 41), (41, 43), (42, 43)]):
         assert torch.equal(after[:, layer, 7], before[:, layer, a])
@@ -108,7 +110,7 @@ def test_poisoned_slots_outside_the_moves_are_neither_read_nor_written():
     pool.k[:, others] = torch.nan
     pool.v[:, others] = torch.nan
     keep = torch.tensor([[0, 2]] * LAYERS)
-    copy_moved_kv([RowMove(ints([3, 4, 5]), ints([20, 21]), keep)], pool, LAYERS)
+    copy_moved_kv([RowMove(ints([3, 4, 5]), ints([20, 21]), keep)], pool, ALL)
     for buffer in (pool.k, pool.v):
         assert torch.isnan(buffer[:, others]).all()
         assert not torch.isnan(buffer[:, mine]).any()
@@ -118,7 +120,7 @@ def test_nan_payloads_survive():
     pool = Pool()
     pool.k[:, 2] = torch.nan
     before = pool.bits()
-    copy_moved_kv([RowMove(ints([2]), ints([50]))], pool, LAYERS)
+    copy_moved_kv([RowMove(ints([2]), ints([50]))], pool, ALL)
     assert torch.equal(pool.bits()[:, :, 50], before[:, :, 2])
 
 
@@ -126,12 +128,12 @@ def test_nan_payloads_survive():
 def test_nothing_to_move_changes_nothing(moves):
     pool = Pool()
     before = pool.bits()
-    copy_moved_kv(moves, pool, LAYERS)
+    copy_moved_kv(moves, pool, ALL)
     assert torch.equal(pool.bits(), before)
 
 
 def test_destinations_may_be_int32_as_in_req_to_token():
     pool = Pool()
     before = pool.bits()
-    copy_moved_kv([RowMove(ints([2, 3]), ints([50, 51]).int())], pool, LAYERS)
+    copy_moved_kv([RowMove(ints([2, 3]), ints([50, 51]).int())], pool, ALL)
     assert torch.equal(pool.bits()[:, :, 50:52], before[:, :, 2:4])

@@ -11,6 +11,7 @@ from longflow_kernels import prompt_scores
 from sglang_longflow.backend import prompt_cut
 from sglang_longflow.backend.prompt_cut import PromptCut
 from sglang_longflow.core.contracts import KVBudget, PromptRow
+from sglang_longflow.core.layers import KVLayers
 from sglang_longflow.policies import PromptEnd, make_policy
 
 NO_GPU = os.environ.get("LONGFLOW_TEST_DEVICE", "cpu") == "cpu"
@@ -45,7 +46,7 @@ def test_every_layer_keeps_what_it_would_alone(fused, layers_at_once, monkeypatc
         rows.append(PromptRow(end, place, prompt, KVBudget(budget, policy), keep))
     scored = sum(row.prompt_tokens - 32 for row in rows if row.budget.policy.name != "streaming")
     monkeypatch.setattr(prompt_cut, "MASS_BYTES", 4 * scored * layers_at_once + 3)
-    cut = PromptCut(table, pool, LAYERS, fused)
+    cut = PromptCut(table, pool, KVLayers(tuple(range(LAYERS))), fused)
     for batch in (rows, [], rows):  # nothing of a batch is left in the next
         for row in batch:
             row.keep.fill_(-7)
@@ -71,6 +72,6 @@ def test_a_layer_of_a_long_prompt_alone_may_exceed_the_memory(monkeypatch):
     pool = SimpleNamespace(get_key_buffer=lambda layer: keys[layer])
     table = torch.arange(200, dtype=torch.int32)[None]
     row = PromptRow(200, 0, 200, KVBudget(80, make_policy("longflow")), torch.empty(LAYERS, 79))
-    cut = PromptCut(table, pool, LAYERS, fused=False)
+    cut = PromptCut(table, pool, KVLayers(tuple(range(LAYERS))), fused=False)
     cut.begin([row])
     assert cut.group == 1

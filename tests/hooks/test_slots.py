@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from real_tree import TREES, real_tree
 from sglang_longflow.core import runtime
 from sglang_longflow.core.contracts import KVBudget, KVRow
+from sglang_longflow.core.layers import KVLayers
 from sglang_longflow.policies import make_policy
 from sglang_longflow.settings.config import LongFlowConfig
 
@@ -90,7 +91,7 @@ class Pools:
             seq_lens_cpu=torch.tensor(lengths),
             device="cpu",
             batch_is_full=True,
-            model_config=SimpleNamespace(num_hidden_layers=LAYERS, is_encoder_decoder=False),
+            model_config=SimpleNamespace(is_encoder_decoder=False),
             maybe_evict_swa=lambda: None,
         )
 
@@ -125,7 +126,9 @@ def prefilled_rows(draw):
 @pytest.fixture(autouse=True)
 def active(monkeypatch):
     config = LongFlowConfig(kv_budget=0, kv_policy="streaming")
-    monkeypatch.setattr(runtime, "_current", runtime.Runtime(config))
+    monkeypatch.setattr(
+        runtime, "_current", runtime.Runtime(config, kv_layers=KVLayers(tuple(range(LAYERS))))
+    )
 
 
 @settings(
