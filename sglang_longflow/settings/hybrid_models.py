@@ -23,7 +23,8 @@ _KINDS = {
     **dict.fromkeys(("lfm2", "lfm2_moe"), _CONVOLUTION),
 }
 _FULL = ("full_attention", "attention")
-_RECURRENT = ("linear_attention", "mamba", "conv", "short_conv")
+#: Names of layers that keep a state.
+RECURRENT = ("linear_attention", "mamba", "conv", "short_conv")
 _LETTERS = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
 #: Bytes of an element of a convolution's state: bf16, whatever the model's dtype is, unless
 #: SGLANG_MAMBA_CONV_DTYPE says otherwise.
@@ -113,7 +114,7 @@ def hybrid_layers(text: Mapping[str, Any]) -> HybridLayers | None:
     how = _KINDS[str(text["model_type"])]
     kinds = _layer_kinds(text, how)
     attention = tuple(i for i, kind in enumerate(kinds) if kind in _FULL)
-    recurrent = tuple(i for i, kind in enumerate(kinds) if kind in _RECURRENT)
+    recurrent = tuple(i for i, kind in enumerate(kinds) if kind in RECURRENT)
     if how == _PARALLEL:
         attention = recurrent = tuple(range(len(kinds)))
     if not recurrent:

@@ -127,11 +127,6 @@ REFUSED: tuple[tuple[str, Mapping[str, Any]], ...] = (
         {"model_type": "llama4_text", "layer_types": ["chunked_attention", "full_attention"]},
     ),
     ("Mistral 7B v0.1", {"model_type": "mistral", "sliding_window": 4096}),
-    (
-        "Qwen3-Next, Qwen3.5",
-        {"model_type": "qwen3_next", "layer_types": ["linear_attention", "full_attention"]},
-    ),
-    ("Nemotron-H", {"model_type": "nemotron_h", "hybrid_override_pattern": "M-M*-"}),
     ("Mamba, Falcon-Mamba", {"model_type": "falcon_mamba"}),
     ("T5, Whisper", {"model_type": "t5", "is_encoder_decoder": True}),
     (

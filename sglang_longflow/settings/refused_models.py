@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sglang_longflow.settings.hybrid_models import RECURRENT, hybrid_layers
+
 #: What is done about it, behind every conflict of a server.
 FIX = "drop --kv-budget or choose another --model-path"
 #: Fields of a model's outer config that name an encoder of something else than text.
@@ -18,15 +20,8 @@ _OTHER_MEDIA = ("vision_config", "audio_config", "mm_vision_tower", "thinker_con
 _STATE_FIELDS = ("mamba_", "ssm_", "linear_", "hybrid_override_pattern")
 _STATE_MODELS = ("mamba", "rwkv", "recurrent")
 _FULL = ("full_attention", "attention")
-#: Hybrid models that are supported, by ``model_type``: layers with a recurrent state beside full ones.
-HYBRIDS = frozenset(
-    (
-        *("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
-        *("nemotron_h", "falcon_h1", "granitemoehybrid", "lfm2", "lfm2_moe"),
-    )
-)
-#: What their configs call layers without keys and values.
-_WITHOUT_KV = ("linear_attention", "mamba", "conv", "mlp", "moe")
+#: Layers of hybrid models that keep no keys and values, beside those with a recurrent state.
+_NO_STATE = ("mlp", "moe")
 _WINDOWS = ("sliding_window", "sliding_window_size", "window_size")
 
 
@@ -60,12 +55,20 @@ def model_conflict(config: Mapping[str, Any]) -> str | None:
     if text.get("dual_chunk_attention_config"):
         return f"model_type={kind!r}: dual chunk attention is not supported with a KV budget"
     kinds = _layer_kinds(text)
-    is_hybrid = kind in HYBRIDS
-    other = sorted(set(kinds) - {*_FULL, *(_WITHOUT_KV if is_hybrid else ())})
+    try:
+        hybrid = hybrid_layers(text)
+    except ValueError as error:
+        return f"model_type={kind!r}: which layers keep keys and values cannot be told: {error}"
+    if hybrid is not None and not hybrid.attention:
+        return f"model_type={kind!r}: no layer keeps keys and values: a budget bounds nothing"
+    without_kv = () if hybrid is None else (*RECURRENT, *_NO_STATE)
+    other = sorted(set(kinds) - {*_FULL, *without_kv})
     if other:
         return f"model_type={kind!r}: layers of type {other} are not supported with a KV budget"
+    if hybrid is not None:
+        return None
     # Also where every layer is said to be full attention: SGLang makes a pool of states by them.
-    if not is_hybrid and (field := _state_field(text)) is not None:
+    if (field := _state_field(text)) is not None:
         return f"model_type={kind!r}: linear-attention layers ({field}) are not supported"
     if kinds:
         return None  # a window or a chunk in the same config is then no layer's
