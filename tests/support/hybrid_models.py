@@ -112,7 +112,8 @@ def hybrid_config(kind: str, **changes: Any) -> Any:
     if kind == "falcon_h1":
         return make(
             "FalconH1Config", hidden_size=128, intermediate_size=128, num_hidden_layers=3,
-            mamba_d_ssm=256, mamba_rms_norm=True, mamba_norm_before_gate=False,  # as SGLang always does
+            mamba_d_ssm=256, mamba_rms_norm=True,
+            mamba_norm_before_gate=False,  # as SGLang always does
             **heads(8, 2, 128), **_MAMBA,
         )  # fmt: skip
     if kind == "granitemoehybrid":
