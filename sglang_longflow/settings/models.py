@@ -64,6 +64,7 @@ def attention_kind(query_heads: int, kv_heads: int) -> str:
 _TOKENS = "tests/e2e/test_tokens.py"
 _GPU = "tests/e2e/test_gpu.py"
 _RESULTS = "docs/results.md"
+_HYBRID = {Evidence.CPU_TOKENS: "tests/e2e/test_hybrid_tokens.py"}
 TRIED: tuple[TriedModel, ...] = (
     TriedModel(
         "LlamaForCausalLM", "tiny Llama", 4, 2, 64, Weights.RANDOM,
@@ -109,6 +110,19 @@ TRIED: tuple[TriedModel, ...] = (
         "Qwen3MoeForCausalLM", "tiny mixture of experts", 4, 2, 64, Weights.RANDOM,
         {Evidence.CPU_SERVER: _TOKENS, Evidence.GPU_SERVER: _GPU},
     ),
+    # Only some of their layers have keys and values.
+    TriedModel("Qwen3NextForCausalLM", "tiny Qwen3-Next", 16, 2, 256, Weights.RANDOM, _HYBRID),
+    TriedModel("Qwen3_5ForCausalLM", "tiny Qwen3.5", 12, 2, 256, Weights.RANDOM, _HYBRID),
+    TriedModel(
+        "Qwen3_5MoeForCausalLM", "tiny Qwen3.5 of experts", 8, 1, 256, Weights.RANDOM, _HYBRID
+    ),
+    TriedModel("NemotronHForCausalLM", "tiny Nemotron-H", 32, 2, 64, Weights.RANDOM, _HYBRID),
+    TriedModel("FalconH1ForCausalLM", "tiny Falcon-H1", 8, 2, 128, Weights.RANDOM, _HYBRID),
+    TriedModel(
+        "GraniteMoeHybridForCausalLM", "tiny Granite 4", 6, 1, 64, Weights.RANDOM, _HYBRID
+    ),
+    TriedModel("Lfm2ForCausalLM", "tiny LFM2", 4, 1, 64, Weights.RANDOM, _HYBRID),
+    TriedModel("Lfm2MoeForCausalLM", "tiny LFM2 of experts", 4, 1, 64, Weights.RANDOM, _HYBRID),
 )  # fmt: skip
 
 #: Fields of config.json that decide, of models whose users may ask.

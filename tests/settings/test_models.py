@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import harness
+import hybrid_models
 from sglang_longflow.settings.models import REFUSED, TRIED, Weights, attention_kind
 from sglang_longflow.settings.refused_models import model_conflict
 
@@ -32,6 +33,17 @@ def test_the_tiny_models_of_the_tests_are_listed_with_their_shape(kind):
     }
     shape = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
     assert listed == {shape}
+
+
+@pytest.mark.parametrize("kind", hybrid_models.KINDS)
+def test_the_tiny_hybrids_of_the_tests_are_listed_with_their_shape(kind):
+    config = hybrid_models.hybrid_config(kind)
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    name = f"{kind.replace('_', '')}forcausallm"
+    (model,) = [m for m in TRIED if m.architecture.lower().replace("_", "") == name]
+    assert (model.query_heads, model.kv_heads, model.head_size) == (heads, kv_heads, size)
+    assert list(model.evidence.values()) == ["tests/e2e/test_hybrid_tokens.py"]
 
 
 def test_the_reasoner_is_listed_with_its_shape():
