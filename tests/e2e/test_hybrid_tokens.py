@@ -22,8 +22,14 @@ pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("one_thread")]
 BUDGETS = (48, 64, 97)
 COMMON = prompt(200, 1)
 FIRST, SECOND = COMMON + prompt(40, 2), COMMON + prompt(55, 3)
-#: Rankings that remember, a few of each sort.
-REMEMBERING = ("h2o", "keydiff", "longflow-novel", "snapkv-decode", "rkv", "rpc")
+#: Rankings that remember; those of a line may share a server.
+REMEMBERING = (
+    ("vatp", "h2o", "h2o-last", "keydiff", "longflow-peak"),
+    ("longflow-novel",),
+    ("snapkv-decode",),
+    ("rkv",),
+    ("rpc",),
+)
 
 
 def engine(folder, **settings):
@@ -121,16 +127,15 @@ def test_every_kind(tiny_models, kind):
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("kind", "settings"),
     [
-        dict(chunked_prefill_size=64),
-        dict(disable_radix_cache=True, chunked_prefill_size=64),
-        dict(disable_radix_cache=True, disable_overlap_schedule=True),
-        dict(mamba_radix_cache_strategy="no_buffer", disable_overlap_schedule=True),
+        ("qwen3_next", dict(chunked_prefill_size=64)),
+        ("nemotron_h", dict(disable_radix_cache=True, chunked_prefill_size=64)),
+        ("falcon_h1", dict(disable_radix_cache=True, disable_overlap_schedule=True)),
+        ("qwen3_5", dict(mamba_radix_cache_strategy="no_buffer", disable_overlap_schedule=True)),
     ],
     ids=["chunks", "no tree, chunks", "no tree, no overlap", "no buffer"],
 )
-@pytest.mark.parametrize("kind", ["qwen3_next", "falcon_h1"])
 def test_scheduling_does_not_change_tokens(tiny_models, kind, settings):
     """Prompts in chunks, without the tree, without overlap: the same tokens, twice."""
     folder = tiny_models(kind)
@@ -152,15 +157,14 @@ def test_scheduling_does_not_change_tokens(tiny_models, kind, settings):
                 sampling_params=[greedy(80, kv_budget=budget) for _, budget in cases],
                 rid=[f"{turn}-{i}" for i in range(len(cases))],
             )
-            trace = running.probe_report()["trace"]
+            report = running.probe_report()
             for (ids, budget), item, tokens in zip(cases, got, wanted, strict=True):
-                assert_same_but_for_ties(model, ids, budget, item, tokens, trace)
-        report = running.probe_report()
+                assert_same_but_for_ties(model, ids, budget, item, tokens, report["trace"])
         assert report["overlap"] is not bool(settings.get("disable_overlap_schedule"))
         assert report["radix"] is not bool(settings.get("disable_radix_cache"))
 
 
-@pytest.mark.parametrize("kind", ["qwen3_next", "nemotron_h", "lfm2"])
+@pytest.mark.parametrize("kind", ["qwen3_next", "nemotron_h"])
 def test_policies_without_memory(tiny_models, kind):
     """protect_sink_tokens, protect_recent_tokens and the oracle's own policies follow it."""
     folder = tiny_models(kind)
@@ -187,28 +191,36 @@ def test_policies_without_memory(tiny_models, kind):
             assert_same_but_for_ties(model, ids, budget, item, tokens, trace, **how)
 
 
-@pytest.mark.parametrize("name", REMEMBERING)
-def test_policies_that_remember(tiny_models, name):
-    folder = tiny_models("qwen3_5")
+@pytest.mark.parametrize("names", REMEMBERING, ids=lambda names: names[0])
+def test_policies_that_remember(tiny_models, names):
+    """Prompts that are cut and that are not, twice on the same slots, other policies beside."""
+    folder = tiny_models("lfm2")
     model = load(folder)
-    cases = [prompt(length, 90 + length) for length in (25, 120)]
-    sinks = {"longflow-novel": 4}.get(name, 0)
+    cases = [(prompt(length, 90 + length), name) for name in names for length in (25, 120)]
     wanted = [
         expected(
-            model, ids, 72, 80, protect_sink_tokens=sinks,
-            ranking=rankings_of(name, 72, len(FULL_LAYERS["qwen3_5"])),
+            model,
+            ids,
+            72,
+            80,
+            protect_sink_tokens={"vatp": 20, "longflow-novel": 4}.get(name, 0),
+            ranking=rankings_of(name, 72, len(FULL_LAYERS["lfm2"])),
         )
-        for ids in cases
-    ]  # fmt: skip
-    with engine(folder, kv_budget=72, kv_policy=name) as running:
+        for ids, name in cases
+    ]
+    with engine(folder, kv_budget=72, kv_policy=names[0]) as running:
         for _ in range(2):
             harness.cold(running)
-            got = running.generate(input_ids=cases, sampling_params=[greedy(80)] * 2)
+            got = running.generate(
+                input_ids=[ids for ids, _ in cases],
+                sampling_params=[greedy(80, kv_budget=72, kv_policy=name) for _, name in cases],
+            )
             assert harness.outputs(got) == wanted
 
 
-def test_the_policies_named_here_exist():
-    assert set(REMEMBERING) <= set(policy_names())
+def test_every_policy_is_tested_here():
+    remembering = {name for names in REMEMBERING for name in names}
+    assert set(policy_names()) == remembering | set(longflow_oracle.POLICIES)
 
 
 @pytest.mark.parametrize("budget", [96, 300])
