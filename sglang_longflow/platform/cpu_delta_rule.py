@@ -22,8 +22,9 @@ def fused_gdn_gating(
     threshold: float = 20.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log decay and write strength, both [1, tokens, heads] float32."""
-    step = F.softplus(a.float() + dt_bias.float(), beta, threshold)
-    return (-A_log.float().exp() * step)[None], b.float().sigmoid()[None]
+    step = F.softplus(a.double() + dt_bias.double(), beta, threshold)
+    decay = -A_log.double().exp() * step
+    return decay.float()[None], b.double().sigmoid().float()[None]
 
 
 def _normalized(x: torch.Tensor) -> torch.Tensor:
@@ -84,12 +85,12 @@ def chunk_gated_delta_rule(
     if use_qk_l2norm_in_kernel:
         queries, keys = _normalized(queries), _normalized(keys)
     queries = queries * (k.shape[-1] ** -0.5 if scale is None else scale)
-    values, decay, strength = v[0].float(), g[0].float().exp(), beta[0].float()
+    values, decay, strength = v[0].float(), g[0].double().exp().float(), beta[0].float()
     out = torch.empty_like(v)
     states = []
     bounds = cu_seqlens.tolist()
     for i, slot in enumerate(initial_state_indices.tolist()):
-        state = initial_state[slot].float()
+        state = initial_state[slot].to(torch.float32, copy=True)
         for t in range(bounds[i], bounds[i + 1]):
             if (t - bounds[i]) % CHUNK_TOKENS == 0:
                 states.append(state)
@@ -124,7 +125,7 @@ def fused_recurrent_gated_delta_rule_packed_decode(
         q, k = _normalized(q), _normalized(k)
     q, v = q * scale, v.view(len(v), heads, v_dim)
     g, beta = fused_gdn_gating(A_log, a, b, dt_bias)
-    decay, beta = g[0].exp(), beta[0].to(b.dtype).float()
+    decay, beta = g[0].double().exp().float(), beta[0].to(b.dtype).float()
     for i, slot in enumerate(ssm_state_indices.tolist()):
         if slot < 0:  # pads the batch
             out[i] = 0

@@ -4,6 +4,7 @@
 A stand-in has the parameters and effects of what it replaces. What SGLang offers and no model of
 the CPU platform uses is refused, not ignored. A token's state depends on the tokens before it in
 its sequence alone, to the last bit: not on its batch, nor on where a prefill was cut into chunks.
+Exponentials are taken in float64 for it: in float32 their last bit depends on the tensor's size.
 """
 
 from __future__ import annotations

@@ -80,8 +80,8 @@ def mamba_chunk_scan_combined(
     heads = x.shape[2]
     wide_x = x[0].float()
     wide_B, wide_C = (t[0].float().repeat_interleave(heads // t.shape[2], dim=1) for t in (B, C))
-    step = F.softplus(dt[0].float() + dt_bias.float()).clamp(*dt_limit)
-    decay = torch.exp(step * A.float())
+    step = F.softplus(dt[0].double() + dt_bias.double()).clamp(*dt_limit).float()
+    decay = torch.exp(step.double() * A.double()).float()
     skip = D.float().view(heads, -1)
     wanted = [] if track_end_locs is None else track_end_locs.tolist()
     owners = [] if track_seq_idx is None else track_seq_idx.tolist()
@@ -158,12 +158,12 @@ def selective_state_update(
     )
     heads = x.shape[1]
     wide_B, wide_C = (t.float().repeat_interleave(heads // t.shape[1], dim=1) for t in (B, C))
-    wide_x, step = x.float(), F.softplus(dt.float() + dt_bias.float())
+    wide_x, step = x.float(), F.softplus(dt.double() + dt_bias.double()).float()
     for i, slot in enumerate(state_batch_indices.tolist()):
         if slot == pad_slot_id:
             out[i] = 0
             continue
-        decay = torch.exp(step[i][:, :, None] * A.float())
+        decay = torch.exp(step[i][:, :, None].double() * A.double()).float()
         new, y = _step(state[slot].float(), wide_x[i], step[i], decay, wide_B[i], wide_C[i])
         state[slot] = new.to(state.dtype)
         out[i] = (y + D.float() * wide_x[i]).to(out.dtype)

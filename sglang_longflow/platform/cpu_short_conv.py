@@ -23,7 +23,7 @@ def _convolve(
         out = out + window[tap : tap + count] * weight[:, tap]
     if bias is not None:
         out = out + bias.float()
-    return F.silu(out) if activation in ("silu", "swish", True) else out
+    return F.silu(out.double()).float() if activation in ("silu", "swish", True) else out
 
 
 def causal_conv1d_fn(
