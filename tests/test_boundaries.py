@@ -252,7 +252,8 @@ def replacements(tree):
                 continue
             value = here.value if isinstance(here, ast.Assign) else here.value.args[-1:]
             value = value[0] if isinstance(value, list) and value else value
-            if set(owners) - {"self"} and is_function(value):
+            from_a_table = ast.unparse(value) == "stand_in"  # of `platform.cpu_linear`
+            if set(owners) - {"self"} and (is_function(value) or from_a_table):
                 yield outer.name
 
 

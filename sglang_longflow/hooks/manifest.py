@@ -421,7 +421,7 @@ PATCHES: tuple[Patch, ...] = (
     ),
     Patch(
         "torch.get_device_module",
-        _LINEAR,
+        "platform.cpu_linear:_do_without_cuda",
         _p("device"),
         "a hybrid model is built without a GPU; PyTorch's build for CUDA names CUDA all the same, "
         "and its Tensor.pin_memory, replaced too, needs a driver",

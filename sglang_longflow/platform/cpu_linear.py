@@ -9,6 +9,7 @@ Exponentials are taken in float64 for it: in float32 their last bit depends on t
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 from collections.abc import Callable
@@ -77,18 +78,19 @@ def compute_linear_attention_on_a_cpu() -> None:
                     setattr(module, bound, stand_in)
     for module_name, name, stand_in in UNBOUND:
         setattr(importlib.import_module(module_name), name, stand_in)
-    torch.get_device_module = _device_module
-    torch.Tensor.pin_memory = _pin_memory
+    _do_without_cuda()
 
 
-_stock_device_module = torch.get_device_module
+def _do_without_cuda() -> None:
+    """PyTorch's build for CUDA names CUDA, and pins memory with its driver, also without a GPU."""
+    stock_device_module = torch.get_device_module
 
+    @functools.wraps(stock_device_module)
+    def device_module(device: Any = None) -> Any:
+        return torch.cpu if device is None else stock_device_module(device)
 
-def _device_module(device: Any = None) -> Any:
-    """PyTorch's build for CUDA names CUDA also where there is no GPU."""
-    return torch.cpu if device is None else _stock_device_module(device)
+    def pin_memory(tensor: torch.Tensor, device: Any = None) -> torch.Tensor:
+        return tensor
 
-
-def _pin_memory(tensor: torch.Tensor, device: Any = None) -> torch.Tensor:
-    """Without a GPU there is nothing to pin memory for; SGLang asks for it all the same."""
-    return tensor
+    torch.get_device_module = device_module
+    torch.Tensor.pin_memory = pin_memory
