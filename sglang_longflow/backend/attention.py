@@ -148,7 +148,9 @@ class LongFlowAttnBackend(AttentionBackend):
     def _set_graph_batch_sizes(model_runner: ModelRunner, budget: int) -> None:
         """Have decode CUDA graphs captured for every batch that fits the pool at the budget."""
         graphs = get_exec().graph.cuda_graph_config.decode  # what the graph runner reads
-        rows = row_capacity(model_runner.max_total_num_tokens, budget)
+        rows = row_capacity(
+            model_runner.max_total_num_tokens, budget, model_runner.req_to_token_pool.size
+        )
         if rows and graphs.bs and model_runner.server_args._longflow_graphs_cover_rows:
             graphs.bs = graph_batch_sizes(graphs.bs, rows)
             graphs.max_bs = graphs.bs[-1]

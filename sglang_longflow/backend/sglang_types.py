@@ -32,6 +32,7 @@ class ReqToTokenPool(Protocol):
     """``sglang.srt.mem_cache.memory_pool.ReqToTokenPool``."""
 
     req_to_token: torch.Tensor
+    size: int
 
 
 class ForwardBatch(Protocol):

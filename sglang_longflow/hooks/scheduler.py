@@ -69,7 +69,9 @@ def _init(original: Original, self: Scheduler, server_args: Any, *args: Any, **k
 def _warn_if_graphs_end_early(scheduler: Scheduler, state: runtime.Runtime) -> None:
     """Warn if more requests fit at the budget than decode CUDA graphs take."""
     runner = scheduler.tp_worker.model_runner.decode_cuda_graph_runner
-    rows = row_capacity(scheduler.max_total_num_tokens, state.config.kv_budget)
+    rows = row_capacity(
+        scheduler.max_total_num_tokens, state.config.kv_budget, scheduler.max_running_requests
+    )
     if rows is not None and hasattr(runner, "max_bs") and rows > runner.max_bs:
         logger.warning(
             "longflow: %d requests fit at the budget, decode CUDA graphs end at %d: set "

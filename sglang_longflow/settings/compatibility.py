@@ -83,6 +83,13 @@ _NOT_SET = (
         "reporting an indexer's choice for each token",
         "drop --enable-return-indexer-topk",
     ),
+    # Of hybrid models: other ways of keeping their recurrent states, which nobody has tried.
+    ("enable_linear_replayssm", "replaying recurrent states", "drop --enable-linear-replayssm"),
+    (
+        "enable_int8_mamba_checkpoint",
+        "recurrent states in int8",
+        "drop --enable-int8-mamba-checkpoint",
+    ),
     # They bound, or capture anew, the decode graphs whose sizes the backend adds to.
     ("enable_paged_experts", "paging experts in", "drop --enable-paged-experts"),
     ("enable_pd_role_switch", "prefill/decode disaggregation", "drop --enable-pd-role-switch"),
@@ -159,6 +166,12 @@ FLAG_RULES: tuple[FlagRule, ...] = (
         lambda v: v in (None, "auto", "bf16", "bfloat16", "fp8_e4m3"),
         "a KV cache of that type",
         "set --kv-cache-dtype fp8_e4m3, or drop it",
+    ),
+    FlagRule(
+        "mamba_radix_cache_strategy",
+        lambda v: v in (None, "auto", "extra_buffer", "no_buffer"),
+        "another way of keeping recurrent states for the radix cache",
+        "set --mamba-radix-cache-strategy extra_buffer, or drop it",
     ),
     FlagRule(
         "device",

@@ -33,8 +33,13 @@ def test_rows_beyond_the_cuda_graphs_are_told(monkeypatch, budget, runner, warns
     monkeypatch.setattr(hook.logger, "warning", lambda text, *args: said.append(text % args))
     model_runner = SimpleNamespace(decode_cuda_graph_runner=runner)
     fake = SimpleNamespace(
-        tp_worker=SimpleNamespace(model_runner=model_runner), max_total_num_tokens=10_000
+        tp_worker=SimpleNamespace(model_runner=model_runner),
+        max_total_num_tokens=10_000,
+        max_running_requests=1_000,
     )
+    few = SimpleNamespace(**{**vars(fake), "max_running_requests": 8})  # states for no more
+    hook._warn_if_graphs_end_early(few, Runtime(LongFlowConfig(kv_budget=budget)))
+    assert not said
     hook._warn_if_graphs_end_early(fake, Runtime(LongFlowConfig(kv_budget=budget)))
     text = "100 requests fit at the budget, decode CUDA graphs end at 99: set --cuda-graph-max-bs-d"
     assert (text in "".join(said)) == warns
