@@ -423,8 +423,8 @@ PATCHES: tuple[Patch, ...] = (
         "torch.get_device_module",
         "platform.cpu_linear:_do_without_cuda",
         _p("device"),
-        "a hybrid model is built without a GPU; PyTorch's build for CUDA names CUDA all the same, "
-        "and its Tensor.pin_memory, replaced too, needs a driver",
+        "a hybrid model is built without a GPU; PyTorch's build for CUDA names CUDA there too, "
+        "and its Tensor.pin_memory, replaced with it, needs a driver",
         "SGLang asks its platform for the device, and whether memory can be pinned",
         device="cpu",
     ),

@@ -14,7 +14,12 @@ from sglang_longflow.settings import device
 from sglang_longflow.settings.config import LongFlowConfig, runs_on_gpu
 from sglang_longflow.settings.context import budget_problems
 from sglang_longflow.settings.problem import Problem, refuse_first
-from sglang_longflow.settings.refused_models import FIX, language_model, model_conflict
+from sglang_longflow.settings.refused_models import (
+    FIX,
+    language_model,
+    media_conflict,
+    model_conflict,
+)
 from sglang_longflow.settings.release import refusal
 
 #: Smallest prefill chunk: twice the window of queries that scores an over-long prompt.
@@ -329,10 +334,7 @@ def refuse_model(model: Any, config: LongFlowConfig) -> None:
     # a vision_config too.
     conflict = model_conflict(language_model(model.hf_text_config.to_dict()))
     if model.is_multimodal:
-        conflict = (
-            f"model_type={kind!r}: models that take images, audio or video are not tested with a "
-            f"KV budget"
-        )
+        conflict = media_conflict(str(kind))
     elif model.attention_arch == AttentionArch.MLA:
         conflict = f"model_type={kind!r}: MLA attention is not supported with a KV budget"
     if conflict:

@@ -16,6 +16,10 @@ from sglang_longflow.settings.hybrid_models import RECURRENT, hybrid_layers
 FIX = "drop --kv-budget or choose another --model-path"
 #: Fields of a model's outer config that name an encoder of something else than text.
 _OTHER_MEDIA = ("vision_config", "audio_config", "mm_vision_tower", "thinker_config")
+#: Models of images whose text alone a server takes, and what it must be told: SGLang then builds no
+#: encoder.
+_TEXT_ALONE = ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text")
+TEXT_ALONE = """--json-model-override-args '{"language_model_only": true}'"""
 #: How fields begin that describe layers with a state in place of keys and values.
 _STATE_FIELDS = ("mamba_", "ssm_", "linear_", "hybrid_override_pattern")
 _STATE_MODELS = ("mamba", "rwkv", "recurrent")
@@ -32,6 +36,19 @@ def language_model(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key not in _OTHER_MEDIA}
 
 
+def media_conflict(kind: str) -> str:
+    """Why a model that takes more than text cannot have a KV budget; `kind` is a ``model_type``."""
+    if kind in _TEXT_ALONE:
+        return (
+            f"model_type={kind!r}: images and video are not tested with a KV budget; for text "
+            f"alone add {TEXT_ALONE}"
+        )
+    return (
+        f"model_type={kind!r}: models that take images, audio or video are not tested with a "
+        f"KV budget"
+    )
+
+
 def model_conflict(config: Mapping[str, Any]) -> str | None:
     """Why a model cannot have a KV budget, in words without a fix; None if it can.
 
@@ -44,10 +61,7 @@ def model_conflict(config: Mapping[str, Any]) -> str | None:
     text = language_model(config)
     kind = text.get("model_type", "?")
     if any(config.get(field) for field in _OTHER_MEDIA):
-        return (
-            f"model_type={kind!r}: models that take images, audio or video are not tested with a "
-            f"KV budget"
-        )
+        return media_conflict(str(kind))
     if text.get("kv_lora_rank"):
         return f"model_type={kind!r}: MLA attention is not supported with a KV budget"
     if config.get("is_encoder_decoder") or text.get("is_encoder_decoder"):

@@ -198,3 +198,27 @@ def test_a_row_that_cannot_be_read_ends_and_its_neighbours_go_on(monkeypatch, tr
         assert req.kv.kv_committed_len == req.kv.kv_allocated_len
     pools.check()
     assert runtime.current().counters.failed_hooks == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "is_kept"),
+    [
+        (None, True),
+        (KVRow(KVBudget(0, STREAMING)), True),
+        (KVRow(KVBudget(9, STREAMING)), True),  # not full yet: its length is its sequence's
+        (KVRow(KVBudget(9, STREAMING), owned=True), False),
+    ],
+)
+def test_the_state_of_a_row_that_owns_its_slots_is_not_kept_for_the_tree(row, is_kept):
+    """SGLang would end there, at every 256th token: it compares the row's length with the text."""
+    from sglang_longflow.hooks.slots import mamba_prefix_cache_update
+
+    asked = []
+
+    def original(*args, **kwargs):
+        asked.append((args, kwargs))
+
+    req = SimpleNamespace(longflow_row=row)
+    mamba_prefix_cache_update(original, "processor", req, "batch", "result", 3, known_boundary=True)
+    kept = [(("processor", req, "batch", "result", 3), {"known_boundary": True})]
+    assert asked == (kept if is_kept else [])

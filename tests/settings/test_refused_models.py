@@ -56,7 +56,30 @@ REFUSED = [
     ({"is_encoder_decoder": True}, "encoder-decoder models are not supported with a KV budget"),
     ({"layers_block_type": ["attention"], "mamba_d_state": 16}, STATES.format("mamba_d_state")),
     ({"vision_config": {"depth": 2}}, MEDIA),
-    ({"audio_config": {"depth": 2}}, MEDIA),
+]
+LFM2 = {"model_type": "lfm2", "layer_types": ["conv", "full_attention"], "conv_L_cache": 3}
+#: Hybrid models; the planner counts them by itself, and says what a server does.
+REFUSED_HYBRIDS = [
+    (
+        {"vision_config": {"depth": 2}, "model_type": "qwen3_5_moe_text"},
+        "images and video are not tested with a KV budget; for text alone add --json-model-over",
+    ),
+    (
+        {"model_type": "qwen3_next", "full_attention_interval": 0},
+        "which layers keep keys and values cannot be told: field full_attention_interval=0",
+    ),
+    (
+        {**LFM2, "layer_types": ["conv", "sliding_attention"]},
+        "no layer keeps keys and values: a budget bounds nothing",
+    ),
+    (
+        {
+            **LFM2,
+            "num_hidden_layers": 3,
+            "layer_types": [*LFM2["layer_types"], "chunked_attention"],
+        },
+        "layers of type ['chunked_attention'] are not supported with a KV budget",
+    ),
 ]
 TAKEN = [
     {},
@@ -67,6 +90,7 @@ TAKEN = [
     {"layers_block_type": ["attention", "attention"]},
     {"sliding_window": 4096, "max_position_embeddings": 4096},
     {"sliding_window": 4096, "layer_types": FULL},
+    LFM2,
     # The planner alone refused this: MiniMax-M2, where all of it is softmax attention.
     {"attn_type_list": [1, 1]},
 ]
@@ -127,6 +151,19 @@ def test_what_is_refused_is_refused_by_planner_serve_and_server_alike(
     assert serve_says(folder) == [f"{conflict}; {FIX}"]
     if not conflict.endswith(MEDIA):  # SGLang itself tells the server that
         assert server_says(monkeypatch, config) == f"{conflict}; {FIX}"
+
+
+@pytest.mark.parametrize(("changes", "words"), REFUSED_HYBRIDS)
+def test_hybrids_that_are_refused(tmp_path, changes, words):
+    config = {**LLAMA, **changes}
+    conflict = model_conflict(config)
+    assert conflict.startswith(f"model_type={config['model_type']!r}: {words}")
+    assert serve_says(folder_of(tmp_path, config)) == [f"{conflict}; {FIX}"]
+
+
+def test_the_server_says_how_text_alone_is_served(monkeypatch):
+    said = server_says(monkeypatch, {**LLAMA, "model_type": "qwen3_5_text"}, is_multimodal=True)
+    assert """--json-model-override-args '{"language_model_only": true}'; """ in said
 
 
 @pytest.mark.parametrize("changes", TAKEN)
