@@ -15,6 +15,8 @@ from sglang_longflow.hooks import metrics, slots, start_check, verify
 from sglang_longflow.hooks.server_args import is_on, require_checked
 from sglang_longflow.hooks.sglang_types import Original, Scheduler
 from sglang_longflow.settings import compatibility
+from sglang_longflow.settings.hybrid_models import is_hybrid
+from sglang_longflow.settings.refused_models import FIX
 from sglang_longflow.settings.resolved import resolved
 
 logger = logging.getLogger(__name__)
@@ -130,6 +132,12 @@ def _check_pools(scheduler: Scheduler, state: runtime.Runtime) -> None:
         raise UnsupportedSetup(
             f"row table {type(rows).__name__}: only SGLang's ReqToTokenPool and "
             f"HybridReqToTokenPool are supported with a KV budget"
+        )
+    text = scheduler.model_config.hf_text_config
+    if type(rows) is HybridReqToTokenPool and not is_hybrid({"model_type": text.model_type}):
+        raise UnsupportedSetup(
+            f"model_type={text.model_type!r}: recurrent layers of this kind are not tested with a "
+            f"KV budget; {FIX}"
         )
     kv_pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
     if type(kv_pool) is HybridLinearKVPool:
