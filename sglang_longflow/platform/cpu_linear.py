@@ -79,6 +79,22 @@ def compute_linear_attention_on_a_cpu() -> None:
     for module_name, name, stand_in in UNBOUND:
         setattr(importlib.import_module(module_name), name, stand_in)
     _do_without_cuda()
+    multiply_into_another_dtype()
+
+
+@functools.cache  # which keeps it: what a library registers ends with it
+def multiply_into_another_dtype() -> torch.library.Library:
+    """Give PyTorch a kernel that it has for GPUs alone: ``torch.mm(a, b, out_dtype=...)``.
+
+    Nemotron-H's router calls it.
+    """
+
+    def mm(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:
+        return a.to(out_dtype) @ b.to(out_dtype)
+
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("mm.dtype", mm, "CPU")
+    return library
 
 
 def _do_without_cuda() -> None:

@@ -231,6 +231,12 @@ def _added(add, x, w, shared, total):
     return total
 
 
+def test_a_product_in_another_dtype():
+    a, b = torch.randn(3, 4).bfloat16(), torch.randn(4, 5).bfloat16()
+    assert cpu_linear.multiply_into_another_dtype() is cpu_linear.multiply_into_another_dtype()
+    torch.testing.assert_close(torch.mm(a, b, out_dtype=torch.float32), a.float() @ b.float())
+
+
 def test_tracked_states_go_to_their_slots_and_nowhere_else():
     pools = torch.randn(2, 6, 3, 4), torch.randn(2, 6, 2, 2, 2)
     before = [pool.clone() for pool in pools]
