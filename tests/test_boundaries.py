@@ -318,6 +318,7 @@ HELPERS = {
     "request:longest",
     "request:resident_row",
     "request:row_of",
+    "stats:rows_that_fit",
     "stats:snapshot",
 }
 

@@ -11,7 +11,7 @@ from sglang.srt.runtime_context import get_parallel
 from sglang_longflow.core import runtime
 from sglang_longflow.core.counters import row_capacity, unplanned_rows
 from sglang_longflow.errors import ConfigError, HookNotApplied, UnsupportedSetup
-from sglang_longflow.hooks import metrics, slots, start_check, verify
+from sglang_longflow.hooks import metrics, slots, start_check, stats, verify
 from sglang_longflow.hooks.server_args import is_on, require_checked
 from sglang_longflow.hooks.sglang_types import Original, Scheduler
 from sglang_longflow.settings import compatibility
@@ -60,7 +60,7 @@ def _init(original: Original, self: Scheduler, server_args: Any, *args: Any, **k
             state.config.kv_budget,
             state.config.kv_policy,
             self.max_total_num_tokens,
-            row_capacity(self.max_total_num_tokens, state.config.kv_budget) or "-",
+            stats.rows_that_fit(self, state.config.kv_budget) or "-",
             state.device_state_bytes / 2**20,
             state.l2_set_aside_bytes / 2**20,
         )
@@ -71,9 +71,7 @@ def _init(original: Original, self: Scheduler, server_args: Any, *args: Any, **k
 def _warn_if_graphs_end_early(scheduler: Scheduler, state: runtime.Runtime) -> None:
     """Warn if more requests fit at the budget than decode CUDA graphs take."""
     runner = scheduler.tp_worker.model_runner.decode_cuda_graph_runner
-    rows = row_capacity(
-        scheduler.max_total_num_tokens, state.config.kv_budget, scheduler.max_running_requests
-    )
+    rows = stats.rows_that_fit(scheduler, state.config.kv_budget)
     if rows is not None and hasattr(runner, "max_bs") and rows > runner.max_bs:
         logger.warning(
             "longflow: %d requests fit at the budget, decode CUDA graphs end at %d: set "
@@ -86,7 +84,7 @@ def _warn_if_graphs_end_early(scheduler: Scheduler, state: runtime.Runtime) -> N
 
 def _warn_if_unplanned(scheduler: Scheduler, state: runtime.Runtime) -> None:
     """Warn if the pool holds other rows than a deployment's numbers count on."""
-    fits = row_capacity(scheduler.max_total_num_tokens, state.config.kv_budget)
+    fits = stats.rows_that_fit(scheduler, state.config.kv_budget)
     if unplanned := unplanned_rows(state.config.kv_planned_rows, fits):
         logger.warning("longflow: %s", unplanned)
 

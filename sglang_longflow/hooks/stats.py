@@ -87,11 +87,21 @@ def _waiting(req: Req) -> dict[str, Any]:
     }
 
 
+def rows_that_fit(scheduler: Scheduler, kv_budget: int) -> int | None:
+    """Requests that memory holds at the default budget; None if that is full KV.
+
+    Of a hybrid model their recurrent states must fit too: SGLang runs no more than these.
+    """
+    is_hybrid = getattr(scheduler.req_to_token_pool, "mamba_pool", None) is not None
+    states = scheduler.max_running_requests if is_hybrid else None
+    return row_capacity(scheduler.max_total_num_tokens, kv_budget, states)
+
+
 def _settings(scheduler: Scheduler, state: runtime.Runtime) -> dict[str, Any]:
     runner, config = scheduler.tp_worker.model_runner, state.config
     kv_pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
     device_name, device_memory_bytes = str(runner.device), None
-    fits = row_capacity(scheduler.max_total_num_tokens, config.kv_budget)
+    fits = rows_that_fit(scheduler, config.kv_budget)
     if device_name.startswith("cuda"):
         import torch
 

@@ -3,8 +3,10 @@
 
 A stand-in has the parameters and effects of what it replaces. What SGLang offers and no model of
 the CPU platform uses is refused, not ignored. A token's state depends on the tokens before it in
-its sequence alone, to the last bit: not on its batch, nor on where a prefill was cut into chunks.
-Exponentials are taken in float64 for it: in float32 their last bit depends on the tensor's size.
+its sequence alone, to the last bit: not on its batch, nor, where states are kept in float32, on how
+a prefill was cut into chunks. (Those of convolutions SGLang keeps in bfloat16, unless
+SGLANG_MAMBA_CONV_DTYPE says otherwise.) Exponentials are taken in float64 for it: in float32 their
+last bit depends on the tensor's size.
 """
 
 from __future__ import annotations

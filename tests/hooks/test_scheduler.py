@@ -35,9 +35,11 @@ def test_rows_beyond_the_cuda_graphs_are_told(monkeypatch, budget, runner, warns
     fake = SimpleNamespace(
         tp_worker=SimpleNamespace(model_runner=model_runner),
         max_total_num_tokens=10_000,
-        max_running_requests=1_000,
+        max_running_requests=8,
+        req_to_token_pool=SimpleNamespace(),
     )
-    few = SimpleNamespace(**{**vars(fake), "max_running_requests": 8})  # states for no more
+    hybrid = SimpleNamespace(mamba_pool="states")  # for eight requests
+    few = SimpleNamespace(**{**vars(fake), "req_to_token_pool": hybrid})
     hook._warn_if_graphs_end_early(few, Runtime(LongFlowConfig(kv_budget=budget)))
     assert not said
     hook._warn_if_graphs_end_early(fake, Runtime(LongFlowConfig(kv_budget=budget)))
@@ -50,7 +52,8 @@ def test_a_pool_of_another_size_than_planned_is_told(monkeypatch, planned, warns
     said = []
     monkeypatch.setattr(hook.logger, "warning", lambda text, *args: said.append(text % args))
     config = LongFlowConfig(kv_budget=100, kv_planned_rows=planned)
-    hook._warn_if_unplanned(SimpleNamespace(max_total_num_tokens=10_000), Runtime(config))
+    fake = SimpleNamespace(max_total_num_tokens=10_000, req_to_token_pool=SimpleNamespace())
+    hook._warn_if_unplanned(fake, Runtime(config))
     text = "longflow: 100 requests fit at the budget, 15 % fewer than kv_planned_rows=118"
     assert len(said) == warns and all(text in line for line in said)
 
