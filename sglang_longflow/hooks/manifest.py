@@ -352,10 +352,7 @@ _KERNELS: tuple[tuple[str, str], ...] = (
         f"{_OPS}.mamba.mamba_state_scatter_triton.track_mamba_states_all_layers",
         f"conv_states_pool ssm_states_pool {_TRACK}",
     ),
-    (
-        f"{_OPS}.attention.linear.fused_gdn_gating.fused_gdn_gating",
-        "A_log a b dt_bias beta threshold",
-    ),
+    (f"{_OPS}.attention.linear.fused_gdn_gating.fused_gdn_gating", "A_log a b dt_bias"),
     (
         f"{_OPS}.attention.fla.chunk.chunk_gated_delta_rule",
         "q k v g beta scale initial_state initial_state_indices cu_seqlens head_first",
@@ -418,6 +415,14 @@ PATCHES: tuple[Patch, ...] = (
             device="cpu",
         )
         for target, parameters in _KERNELS
+    ),
+    Patch(
+        "sglang.srt.layers.moe.fused_moe_native.moe_forward_native",
+        "platform.cpu_experts:add_squared_relu_to_experts",
+        _p("layer x topk_output moe_runner_config"),
+        "Nemotron-H's experts, which have no gate, run without a GPU",
+        "SGLang's PyTorch form of experts has their activation",
+        device="cpu",
     ),
     Patch(
         "torch.get_device_module",
