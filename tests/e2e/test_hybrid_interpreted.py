@@ -52,4 +52,6 @@ def test_the_fused_kernels_go_by_the_layers_with_keys_and_values(tiny_models, ki
         )
         assert harness.outputs(got) == wanted
         report = engine.probe_report()
-        assert report["peak_full_rows"] == 3 and report["overlap"] and report["radix"]
+        assert report["peak_full_rows"] == 3 and report["radix"]
+        # LFM2 has no states that a tree can keep under overlap: SGLang goes without.
+        assert report["overlap"] is (kind != "lfm2")
