@@ -116,6 +116,7 @@ TRIED: tuple[TriedModel, ...] = (
     TriedModel(
         "Qwen3_5MoeForCausalLM", "tiny Qwen3.5 of experts", 8, 1, 256, Weights.RANDOM, _HYBRID
     ),
+    TriedModel("NemotronHForCausalLM", "tiny Nemotron-H", 32, 2, 64, Weights.RANDOM, _HYBRID),
     TriedModel("FalconH1ForCausalLM", "tiny Falcon-H1", 8, 2, 128, Weights.RANDOM, _HYBRID),
     TriedModel(
         "GraniteMoeHybridForCausalLM", "tiny Granite 4", 6, 1, 64, Weights.RANDOM, _HYBRID

@@ -35,8 +35,7 @@ def test_the_tiny_models_of_the_tests_are_listed_with_their_shape(kind):
     assert listed == {shape}
 
 
-# Nemotron-H has not run with a budget yet.
-@pytest.mark.parametrize("kind", sorted({*hybrid_models.KINDS} - {"nemotron_h"}))
+@pytest.mark.parametrize("kind", hybrid_models.KINDS)
 def test_the_tiny_hybrids_of_the_tests_are_listed_with_their_shape(kind):
     config = hybrid_models.hybrid_config(kind)
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
