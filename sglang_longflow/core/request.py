@@ -129,6 +129,29 @@ def check_context(budget: KVBudget, context_tokens: int) -> None:
         )
 
 
+def check_media(fields: Sequence[str], model_takes_media: bool) -> None:
+    """Refuse images, video and audio where the server takes text alone: SGLang would drop them.
+
+    Parameters
+    ----------
+    fields : sequence of str
+        Names of the request's fields that have any.
+    model_takes_media : bool
+        Of SGLang's ``ModelConfig``: false for a model of text, and for one of images whose encoder
+        was turned off.
+
+    Raises
+    ------
+    BudgetError
+    """
+    if fields and not model_takes_media:
+        raise BudgetError(
+            f"{fields[0]}: this server takes text alone, and would answer without looking at it; "
+            f"leave it out",
+            "media",
+        )
+
+
 def check_input_ids(input_ids: Sequence[int] | None, vocab_size: int) -> None:
     """Refuse a prompt with token ids that the model does not have: at one, SGLang's server ends.
 

@@ -17,6 +17,7 @@ from sglang_longflow.core.request import (
     check_context,
     check_fits,
     check_input_ids,
+    check_media,
     resolve_budget,
     stop_ids_in_vocabulary,
 )
@@ -66,6 +67,16 @@ def resident_row(req: Req) -> ResidentRow:
     )
 
 
+def _media_of(obj: Any) -> list[str]:
+    """Fields of a request that have images, video or audio."""
+    if not obj.contains_mm_input():
+        return []
+    from sglang.srt.multimodal.mm_utils import has_valid_data
+
+    names = ("image_data", "video_data", "audio_data")
+    return [name for name in names if has_valid_data(getattr(obj, name))]
+
+
 def validate_one_request(self: TokenizerManager, obj: Any, input_ids: Any) -> None:
     """Before ``TokenizerManager._validate_one_request``: ValueError becomes HTTP 400."""
     config = config_from(self.server_args)
@@ -93,6 +104,7 @@ def validate_one_request(self: TokenizerManager, obj: Any, input_ids: Any) -> No
                 f"send kv_budget 0 where this server allows full KV",
                 "session",
             )
+        check_media(_media_of(obj), self.model_config.is_multimodal)
         vocab_size = self.model_config.vocab_size
         check_input_ids(input_ids, vocab_size)
         kept = stop_ids_in_vocabulary(sampling_params.get("stop_token_ids"), vocab_size)

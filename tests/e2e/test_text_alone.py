@@ -27,6 +27,7 @@ def with_an_encoder(text_model, folder):
 
     text = load(text_model)
     fields = json.loads((text_model / "config.json").read_text())
+    fields["rope_parameters"] |= {"mrope_section": [11, 11, 10], "mrope_interleaved": True}
     for name in ("architectures", "transformers_version"):
         del fields[name]
     model = Qwen3_5ForConditionalGeneration(
@@ -42,22 +43,38 @@ def with_an_encoder(text_model, folder):
     return folder
 
 
-def test_text_alone_equals_the_text_model(tiny_models, tmp_path):
-    text_model = tiny_models("qwen3_5")
-    folder = with_an_encoder(text_model, tmp_path)
+@pytest.fixture(scope="module")
+def published(tiny_models, tmp_path_factory):
+    return with_an_encoder(tiny_models("qwen3_5"), tmp_path_factory.mktemp("published"))
+
+
+def test_with_its_encoder_it_does_not_start(published):
     with pytest.raises(UnsupportedSetup, match="for text alone add --json-model-override-args"):
-        with harness.engine(folder, kv_budget=64):
+        with harness.engine(published, kv_budget=64):
             pass
-    model = load(text_model)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"json_model_override_args": '{"language_model_only": true}'},  # no encoder is built
+        {"enable_multimodal": False},  # it is, and the positions are those of images
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_text_alone_equals_the_text_model(tiny_models, published, settings):
+    model = load(tiny_models("qwen3_5"))
     cases = [(prompt(length, length, 490), budget) for length in (40, 100) for budget in (48, 64)]
     with harness.engine(
-        folder,
+        published,
         probe=True,
         env=FLOAT32_STATES,
         kv_budget=64,
         max_mamba_cache_size=40,
-        json_model_override_args='{"language_model_only": true}',
+        **settings,
     ) as engine:
+        with pytest.raises(ValueError, match="image_data: this server takes text alone"):
+            engine.generate(input_ids=prompt(40, 1, 490), image_data="data:,")
         got = engine.generate(
             input_ids=[ids for ids, _ in cases],
             sampling_params=[greedy(80, kv_budget=budget) for _, budget in cases],

@@ -128,17 +128,46 @@ def test_a_retracted_row_waits_only_where_the_pool_can_prefill_it(prompt, output
         assert "pool of 400" in abort.finished_reason["message"]
 
 
-def validate(obj, input_ids=(1, 2, 3), **flags):
+def validate(obj, input_ids=(1, 2, 3), takes_media=False, **flags):
     settings = {flag.name: flag.default for flag in FLAGS} | {"device": "cpu"} | flags
     manager = SimpleNamespace(
         server_args=SimpleNamespace(served_model_name="m", **settings),
-        model_config=SimpleNamespace(vocab_size=512, context_len=CONTEXT),
+        model_config=SimpleNamespace(
+            vocab_size=512, context_len=CONTEXT, is_multimodal=takes_media
+        ),
     )
     request.validate_one_request(manager, obj, list(input_ids))
 
 
 def body(**sampling):
-    return SimpleNamespace(sampling_params=sampling, session_params=None)
+    return SimpleNamespace(
+        sampling_params=sampling, session_params=None, contains_mm_input=lambda: False
+    )
+
+
+@pytest.mark.parametrize("budget", [48, 0])
+@pytest.mark.parametrize("media", ["image_data", "video_data", "audio_data"])
+@pytest.mark.sglang
+def test_what_a_server_of_text_would_not_look_at_is_refused(media, budget):
+    """SGLang drops it in silence, also of a request with full KV."""
+    from sglang.srt.managers.io_struct import GenerateReqInput
+
+    def ask(value, **how):
+        others = {"image_data": [None], "audio_data": []}  # of no image and of no audio
+        obj = GenerateReqInput(
+            input_ids=[1, 2, 3],
+            sampling_params={"custom_params": {"kv_budget": budget}},
+            **{**others, media: value},
+        )
+        validate(obj, kv_budget=48, kv_budget_allow_full=True, **how)
+
+    for nothing in (None, [], [None]):
+        ask(nothing)
+    for value in ("", "data:,", ["data:,"], [None, "data:,"]):
+        with pytest.raises(BudgetError, match=rf"^{media}: this server takes text alone") as e:
+            ask(value)
+        assert e.value.reason == "media"
+        ask(value, takes_media=True)
 
 
 def test_stop_tokens_that_no_answer_can_stop_at_are_left_out():
