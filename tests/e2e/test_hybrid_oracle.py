@@ -15,7 +15,7 @@ from harness import build_tiny_model, prompt
 from hybrid_models import FULL_LAYERS, KINDS, build_hybrid_model, make_hybrid
 from oracle_replay import replay_budget
 from reference_rankings import rankings_of
-from token_oracle import expected, load
+from token_oracle import assert_same_but_for_ties, expected, load
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -218,3 +218,26 @@ def test_what_the_token_oracle_expects_of_a_hybrid():
     model = make_hybrid("lfm2")
     ids = prompt(60, seed=12)
     assert expected(model, ids, 48, 30) == oracle.generate(model, ids, 48, 30).output_ids
+
+
+def test_the_judge_of_ties_notices_what_is_none():
+    """A slot that another was more useless than, and a token that follows from no slot."""
+    model = make_hybrid("lfm2")
+    ids = prompt(60, seed=13)
+    own = oracle.generate(model, ids, 48, 30)
+
+    def judge(made, output_ids):
+        trace = {
+            "a": {"victims": {str(n): v for n, v in enumerate(made.victims)}, "keep": own.keep}
+        }
+        item = {"output_ids": output_ids, "meta_info": {"id": "a"}}
+        assert_same_but_for_ties(model, ids, 48, item, own.output_ids, trace)
+
+    judge(own, own.output_ids)
+    other = {n: [(slot + 1) % 48 for slot in own.victims[n]] for n in range(8)}
+    worse = oracle.generate(model, ids, 48, 30, forced_victims=other)
+    assert worse.output_ids != own.output_ids
+    with pytest.raises(AssertionError):
+        judge(worse, worse.output_ids)
+    with pytest.raises(AssertionError):
+        judge(own, [*own.output_ids[:-1], (own.output_ids[-1] + 1) % 512])

@@ -9,14 +9,13 @@ from __future__ import annotations
 import pytest
 
 import harness
-import hybrid_oracle
 import longflow_oracle
 from churn import churn
 from harness import greedy, prompt
 from hybrid_models import FLOAT32_STATES, FULL_LAYERS, KINDS
 from reference_rankings import rankings_of
 from sglang_longflow.policies import policy_names
-from token_oracle import expected, load
+from token_oracle import assert_same_but_for_ties, expected, load
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("one_thread")]
 BUDGETS = (48, 64, 97)
@@ -36,27 +35,6 @@ def engine(folder, **settings):
     """A probed engine with states in float32, and few of them: a pool of states is zeroed."""
     env = {**FLOAT32_STATES, **settings.pop("env", {})}
     return harness.engine(folder, probe=True, env=env, **{"max_mamba_cache_size": 80, **settings})
-
-
-def assert_same_but_for_ties(model, ids, budget, item, wanted, trace, **how) -> None:
-    """As in test_tokens.py: a token may differ where two slots were equally useless."""
-    if item["output_ids"] == wanted:
-        return
-    row = trace[item["meta_info"]["id"]]
-    judged = hybrid_oracle.generate(
-        model,
-        ids,
-        budget,
-        len(wanted),
-        forced_ids=item["output_ids"],
-        forced_victims={int(n): slots for n, slots in row["victims"].items()},
-        forced_keep=row["keep"],
-        **how,
-    )
-    assert judged.output_ids == item["output_ids"]
-    ties = [regret for regret in judged.regrets if regret]
-    assert ties and max(ties) < 1e-5 and len(ties) <= 3, ties
-    assert min(judged.keep_agreement, default=1.0) == 1.0
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,35 +10,10 @@ import longflow_oracle
 from harness import greedy, prompt
 from reference_rankings import ReferenceRow, rankings_of
 from sglang_longflow.policies import policy_names
-from token_oracle import expected, load
+from token_oracle import assert_same_but_for_ties, expected, load
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("one_thread")]
 BUDGETS = (48, 64, 97)
-
-
-def assert_same_but_for_ties(model, ids, budget, item, wanted, trace) -> None:
-    """Where a token differs, the server must have taken the other one of two equally useless slots.
-
-    Scores that differ in float32's last bits come out in either order, by the processor's matrix
-    kernels. Fed the server's evictions, the oracle must say that each was its own choice or such a
-    tie, and then give the server's tokens.
-    """
-    if item["output_ids"] == wanted:
-        return
-    row = trace[item["meta_info"]["id"]]
-    judged = longflow_oracle.generate(
-        model,
-        ids,
-        budget,
-        len(wanted),
-        forced_ids=item["output_ids"],
-        forced_victims={int(n): slots for n, slots in row["victims"].items()},
-        forced_keep=row["keep"],
-    )
-    assert judged.output_ids == item["output_ids"]
-    ties = [regret for regret in judged.regrets if regret]
-    assert ties and max(ties) < 1e-5 and len(ties) <= 3, ties
-    assert min(judged.keep_agreement, default=1.0) == 1.0
 
 
 def test_real_model_alone_and_in_a_batch(smollm2):
