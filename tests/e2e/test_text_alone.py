@@ -23,18 +23,20 @@ TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_e
 
 def with_an_encoder(text_model, folder):
     """A tiny Qwen3.5's weights in the architecture of the published ones."""
-    from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+    import transformers
 
     text = load(text_model)
     fields = json.loads((text_model / "config.json").read_text())
     fields["rope_parameters"] |= {"mrope_section": [11, 11, 10], "mrope_interleaved": True}
     for name in ("architectures", "transformers_version"):
         del fields[name]
-    model = Qwen3_5ForConditionalGeneration(
-        Qwen3_5Config(
+    name = "Qwen3_5Moe" if "moe" in fields["model_type"] else "Qwen3_5"
+    config = getattr(transformers, f"{name}Config")
+    model = getattr(transformers, f"{name}ForConditionalGeneration")(
+        config(
             text_config=fields,
             vision_config={**VISION, "out_hidden_size": fields["hidden_size"]},
-            **{name: 500 + i for i, name in enumerate(TOKENS)},
+            **{token: 500 + i for i, token in enumerate(TOKENS)},
         )
     ).float()
     model.model.language_model.load_state_dict(text.model.state_dict())
@@ -45,28 +47,35 @@ def with_an_encoder(text_model, folder):
 
 @pytest.fixture(scope="module")
 def published(tiny_models, tmp_path_factory):
-    return with_an_encoder(tiny_models("qwen3_5"), tmp_path_factory.mktemp("published"))
+    folders = {
+        kind: with_an_encoder(tiny_models(kind), tmp_path_factory.mktemp("published"))
+        for kind in ("qwen3_5", "qwen3_5_moe")
+    }
+    return folders.__getitem__
 
 
-def test_with_its_encoder_it_does_not_start(published):
+@pytest.mark.parametrize("kind", ["qwen3_5", "qwen3_5_moe"])
+def test_with_its_encoder_it_does_not_start(published, kind):
     with pytest.raises(UnsupportedSetup, match="for text alone add --json-model-override-args"):
-        with harness.engine(published, kv_budget=64):
+        with harness.engine(published(kind), kv_budget=64):
             pass
 
 
+#: SGLang builds no encoder.
+NO_ENCODER = {"json_model_override_args": '{"language_model_only": true}'}
+#: It builds one, and takes the positions of images.
+NO_IMAGES = {"enable_multimodal": False}
+
+
 @pytest.mark.parametrize(
-    "settings",
-    [
-        {"json_model_override_args": '{"language_model_only": true}'},  # no encoder is built
-        {"enable_multimodal": False},  # it is, and the positions are those of images
-    ],
-    ids=lambda settings: next(iter(settings)),
+    ("kind", "settings"),
+    [("qwen3_5", NO_ENCODER), ("qwen3_5", NO_IMAGES), ("qwen3_5_moe", NO_ENCODER)],
 )
-def test_text_alone_equals_the_text_model(tiny_models, published, settings):
-    model = load(tiny_models("qwen3_5"))
+def test_text_alone_equals_the_text_model(tiny_models, published, kind, settings):
+    model = load(tiny_models(kind))
     cases = [(prompt(length, length, 490), budget) for length in (40, 100) for budget in (48, 64)]
     with harness.engine(
-        published,
+        published(kind),
         probe=True,
         env=FLOAT32_STATES,
         kv_budget=64,
