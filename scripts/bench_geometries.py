@@ -17,7 +17,34 @@ _QWEN3 = dict(
     rope_theta=1000000,
     rms_norm_eps=1e-6,
 )
+#: Qwen3.6-35B-A3B without its encoder: ten of forty layers attend, the others have a state.
+_QWEN36_35B = dict(
+    model_type="qwen3_5_moe_text",
+    architectures=["Qwen3_5MoeForCausalLM"],
+    hidden_size=2048,
+    num_hidden_layers=40,
+    layer_types=(["linear_attention"] * 3 + ["full_attention"]) * 10,
+    full_attention_interval=4,
+    num_attention_heads=16,
+    num_key_value_heads=2,
+    head_dim=256,
+    linear_num_key_heads=16,
+    linear_num_value_heads=32,
+    linear_key_head_dim=128,
+    linear_value_head_dim=128,
+    linear_conv_kernel_dim=4,
+    num_experts=256,
+    num_experts_per_tok=8,
+    moe_intermediate_size=512,
+    shared_expert_intermediate_size=512,
+    vocab_size=248320,
+    max_position_embeddings=262144,
+    rms_norm_eps=1e-6,
+    rope_parameters=dict(rope_type="default", rope_theta=1e7, partial_rotary_factor=0.25),
+    tie_word_embeddings=False,
+)
 GEOMETRIES = {
+    "qwen3.6-35b-a3b": _QWEN36_35B,
     "qwen3-1.7b": dict(
         _QWEN3,
         hidden_size=2048,

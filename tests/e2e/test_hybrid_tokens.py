@@ -13,7 +13,7 @@ import longflow_oracle
 from churn import churn
 from harness import greedy, prompt
 from hybrid_models import FLOAT32_STATES, FULL_LAYERS, KINDS
-from reference_rankings import rankings_of
+from reference_rankings import REMEMBERING, rankings_of
 from sglang_longflow.policies import policy_names
 from token_oracle import assert_same_but_for_ties, expected, load
 
@@ -21,14 +21,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("one_thread")]
 BUDGETS = (48, 64, 97)
 COMMON = prompt(200, 1)
 FIRST, SECOND = COMMON + prompt(40, 2), COMMON + prompt(55, 3)
-#: Rankings that remember; those of a line may share a server.
-REMEMBERING = (
-    ("vatp", "h2o", "h2o-last", "keydiff", "longflow-peak"),
-    ("longflow-novel",),
-    ("snapkv-decode",),
-    ("rkv",),
-    ("rpc",),
-)
 
 
 def engine(folder, **settings):

@@ -13,6 +13,14 @@ from dataclasses import dataclass, field
 
 import torch
 
+#: Policies that remember; those of a line may share a server.
+REMEMBERING = (
+    ("vatp", "h2o", "h2o-last", "keydiff", "longflow-peak"),
+    ("longflow-novel",),
+    ("snapkv-decode",),
+    ("rkv",),
+    ("rpc",),
+)
 WEIGHT, SHARE, SPAN, ENOUGH = 16.0, 0.2, 0.1, 0.04  # of longflow-novel
 
 
