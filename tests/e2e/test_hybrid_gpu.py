@@ -29,8 +29,8 @@ COMMON = prompt(260, 1)
 
 @pytest.fixture(scope="module", params=KINDS)
 def served(request, tiny_models):
-    """Folder and probed engine of one kind."""
-    folder = tiny_models(request.param)
+    """A kind, its folder and its probed engine."""
+    kind, folder = request.param, tiny_models(request.param)
     with harness.engine(
         folder,
         probe=True,
@@ -41,14 +41,16 @@ def served(request, tiny_models):
         max_mamba_cache_size=160,
         stream_interval=4,
         chunked_prefill_size=512,
+        # SGLang's choice for Nemotron-H compiles CUTLASS kernels for many minutes at first.
+        moe_runner_backend="triton",
         env={"LONGFLOW_PROBE_TRACE": "1", "LONGFLOW_PROBE_SYNCS": "1"},
     ) as running:
-        yield folder, running
+        yield kind, folder, running
 
 
 def test_tokens_in_a_batch_and_after_a_prefix(served):
     """Rows that grow, overwrite and are cut, full KV beside them; then prompts that are known."""
-    folder, engine = served
+    kind, folder, engine = served
     reference = load_reference(folder)
     cases = [
         (prompt(length, seed), budget)
@@ -61,7 +63,9 @@ def test_tokens_in_a_batch_and_after_a_prefix(served):
         rid=[f"batch-{i}" for i in range(len(cases) + 1)],
     )
     report = engine.probe_report()
-    assert report["overlap"] and report["radix"] and report["retractions"] == 0
+    # LFM2 has no states that a tree can keep under overlap: SGLang goes without.
+    assert report["overlap"] is not kind.startswith("lfm2")
+    assert report["radix"] and report["retractions"] == 0
     assert report["peak_full_rows"] == len(cases)
     assert report["graph_steps"] == report["decode_steps"] > 0
     print("SYNCS", report["synchronisations"])
@@ -84,7 +88,7 @@ def test_tokens_in_a_batch_and_after_a_prefix(served):
 
 
 def test_nothing_leaks_and_no_budget_is_exceeded(served):
-    _, engine = served
+    _, _, engine = served
     done = engine.loop.run_until_complete(churn(engine, 150, seed=6))
     report = engine.probe_report()  # strict checks of SGLang and of the probe after every step
     report.pop("trace")
