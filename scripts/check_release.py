@@ -50,9 +50,21 @@ def named(body: list[ast.stmt], name: str, kinds: tuple[type, ...]) -> ast.stmt 
     return found
 
 
+def defined_in(wheel: zipfile.ZipFile, words: list[str]) -> list[str]:
+    """The target by the module that defines it, where a package imports it from one of its own."""
+    file = "/".join(words[:-1]) + "/__init__.py"
+    if file not in wheel.namelist():
+        return words
+    for statement in ast.parse(wheel.read(file)).body:
+        if isinstance(statement, ast.ImportFrom) and statement.level == 1 and statement.module:
+            if words[-1] in [alias.asname or alias.name for alias in statement.names]:
+                return [*words[:-1], *statement.module.split("."), words[-1]]
+    return words
+
+
 def problem(wheel: zipfile.ZipFile, hook: Hook | Patch) -> str:
     """What is wrong with the target of a hook or patch in this release; empty if it fits."""
-    words, members = hook.target.split("."), set(wheel.namelist())
+    words, members = defined_in(wheel, hook.target.split(".")), set(wheel.namelist())
     cut = next(
         (n for n in range(len(words), 0, -1) if "/".join(words[:n]) + ".py" in members), None
     )
