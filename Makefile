@@ -46,7 +46,7 @@ check: env ## lint, types and unit tests: under a minute, the loop while you wor
 # of minutes, run by one worker while the other has nothing left.
 .PHONY: test test-rest
 test-rest: PART = --rest
-test-rest: ## those of `make test` that `make check` leaves out
+test-rest: ## those of `make test` that `make check` leaves out, without variants
 test: ## all tests that need no GPU, the end-to-end ones included
 test test-rest: env
 	@model="$${LONGFLOW_TEST_MODEL:-$$("$(VENV)/bin/python" -m sglang_longflow.demo.model --path)}"; \

@@ -91,9 +91,9 @@ def pytest_addoption(parser) -> None:
 
 def pytest_collection_modifyitems(config, items) -> None:
     if config.getoption("rest"):
-        unit = [item for item in items if is_unit(item)]
-        config.hook.pytest_deselected(items=unit)
-        items[:] = [item for item in items if not is_unit(item)]
+        left = [item for item in items if is_unit(item) or item.get_closest_marker("variant")]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in left]
 
 
 def is_unit(item) -> bool:

@@ -51,13 +51,14 @@ def test_a_marked_file_is_not_even_imported(tmp_path):
     assert done.returncode == 5 and "no tests ran" in done.stdout, done.stdout
 
 
-def test_every_test_is_in_one_of_the_two_runs(tmp_path):
-    for folder, mark in ((".", ""), (".", "@pytest.mark.slow"), ("e2e", "")):
+def test_every_test_but_variants_is_in_one_of_the_two_runs(tmp_path):
+    marks = ("", "@pytest.mark.slow", "", "@pytest.mark.variant")
+    for folder, mark in zip((".", ".", "e2e", "e2e"), marks, strict=True):
         (tmp_path / folder).mkdir(exist_ok=True)
         name = f"test_{len(list(tmp_path.rglob('test_*')))}.py"
         text = f"import pytest\n{mark}\ndef test_it(): pass\n"
         (tmp_path / folder / name).write_text(text)
-    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n  slow: it is\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n  slow: it is\n  variant: it is\n")
     found = {}
     for part in ("--unit", "--rest"):
         command = [sys.executable, "-m", "pytest", "-p", "conftest", part, "--co", "-q", "."]

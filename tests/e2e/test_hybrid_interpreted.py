@@ -15,7 +15,10 @@ pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("one_thread")]
 PROTECT = dict(protect_sink_tokens=4, protect_recent_tokens=16)  # what longflow-novel asks for
 
 
-@pytest.mark.parametrize(("kind", "new_tokens"), [("lfm2", 40), ("qwen3_next", 12)])
+@pytest.mark.parametrize(
+    ("kind", "new_tokens"),
+    [("lfm2", 40), pytest.param("qwen3_next", 12, marks=pytest.mark.variant)],
+)
 def test_the_fused_kernels_go_by_the_layers_with_keys_and_values(tiny_models, kind, new_tokens):
     """Prompts that are cut and that fill in decode, full KV beside them. Qwen3-Next has heads of
     256, eight of them for each of K and V."""

@@ -6,6 +6,8 @@ Of every kind the layers with keys and values keep a budget, and the others thei
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 import harness
@@ -15,9 +17,11 @@ from harness import greedy, prompt
 from hybrid_models import FLOAT32_STATES, FULL_LAYERS, KINDS
 from reference_rankings import REMEMBERING, rankings_of
 from sglang_longflow.policies import policy_names
+from sglang_longflow.settings.flags import DEFAULT_POLICY
 from token_oracle import assert_same_but_for_ties, expected, load
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("one_thread")]
+variant = partial(pytest.param, marks=pytest.mark.variant)
 BUDGETS = (48, 64, 97)
 COMMON = prompt(200, 1)
 FIRST, SECOND = COMMON + prompt(40, 2), COMMON + prompt(55, 3)
@@ -29,6 +33,7 @@ def engine(folder, **settings):
     return harness.engine(folder, probe=True, env=env, **{"max_mamba_cache_size": 80, **settings})
 
 
+@pytest.mark.variant
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_a_budget(tiny_models, kind):
     """What SGLang computes by itself: nothing of a budget explains a difference here."""
@@ -100,9 +105,11 @@ def test_every_kind(tiny_models, kind):
     ("kind", "settings"),
     [
         ("qwen3_next", dict(chunked_prefill_size=64)),
-        ("nemotron_h", dict(disable_radix_cache=True, chunked_prefill_size=64)),
-        ("falcon_h1", dict(disable_radix_cache=True, disable_overlap_schedule=True)),
-        ("qwen3_5", dict(mamba_radix_cache_strategy="no_buffer", disable_overlap_schedule=True)),
+        variant("nemotron_h", dict(disable_radix_cache=True, chunked_prefill_size=64)),
+        variant("falcon_h1", dict(disable_radix_cache=True, disable_overlap_schedule=True)),
+        variant(
+            "qwen3_5", dict(mamba_radix_cache_strategy="no_buffer", disable_overlap_schedule=True)
+        ),
     ],
     ids=["chunks", "no tree, chunks", "no tree, no overlap", "no buffer"],
 )
@@ -134,6 +141,7 @@ def test_scheduling_does_not_change_tokens(tiny_models, kind, settings):
         assert report["radix"] is not bool(settings.get("disable_radix_cache"))
 
 
+@pytest.mark.variant
 @pytest.mark.parametrize("kind", ["qwen3_next", "nemotron_h"])
 def test_policies_without_memory(tiny_models, kind):
     """protect_sink_tokens, protect_recent_tokens and the oracle's own policies follow it."""
@@ -161,7 +169,14 @@ def test_policies_without_memory(tiny_models, kind):
             assert_same_but_for_ties(model, ids, budget, item, tokens, trace, **how)
 
 
-@pytest.mark.parametrize("names", REMEMBERING, ids=lambda names: names[0])
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(names, marks=() if DEFAULT_POLICY in names else pytest.mark.variant)
+        for names in REMEMBERING
+    ],
+    ids=lambda names: names[0],
+)
 def test_policies_that_remember(tiny_models, names):
     """Prompts that are cut and that are not, twice on the same slots, other policies beside."""
     folder = tiny_models("lfm2")
@@ -194,7 +209,7 @@ def test_every_policy_is_tested_here():
 
 
 @pytest.mark.parametrize("budget", [96, 300])
-@pytest.mark.parametrize("kind", ["qwen3_next", "granitemoehybrid"])
+@pytest.mark.parametrize("kind", ["qwen3_next", variant("granitemoehybrid")])
 def test_a_shared_prefix_is_hit_and_not_written(tiny_models, kind, budget):
     """Budget 96 cuts the prompts; budget 300 shares their slots until the rows overwrite."""
     folder = tiny_models(kind)
@@ -228,7 +243,7 @@ def test_a_shared_prefix_is_hit_and_not_written(tiny_models, kind, budget):
         assert report["idle_available"] + report["idle_evictable"] == report["total"]
 
 
-@pytest.mark.parametrize("kind", ["qwen3_5_moe", "nemotron_h"])
+@pytest.mark.parametrize("kind", ["qwen3_5_moe", variant("nemotron_h")])
 def test_nothing_leaks_and_no_budget_is_exceeded(tiny_models, kind):
     """Mixed requests with aborts; SGLang's strict checks and ours after every step."""
     with engine(
