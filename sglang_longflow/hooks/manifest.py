@@ -424,6 +424,20 @@ PATCHES: tuple[Patch, ...] = (
         "SGLang's PyTorch form of experts has their activation",
         device="cpu",
     ),
+    *(
+        Patch(
+            f"sglang.srt.models.minimax_m2.{name}",
+            "platform.cpu_whole_norm:normalise_whole_tokens_on_a_cpu",
+            _p(parameters),
+            "MiniMax-M2 runs without a GPU",
+            "SGLang norms its queries and keys on a CPU without its own build of kernels",
+            device="cpu",
+        )
+        for name, parameters in (
+            ("rms_sumsq_serial", "x1 x2"),
+            ("rms_apply_serial", "x1 x2 w1 w2 sum_sq tp_world eps"),
+        )
+    ),
     Patch(
         "torch.get_device_module",
         "platform.cpu_linear:_do_without_cuda",

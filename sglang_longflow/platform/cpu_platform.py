@@ -33,10 +33,12 @@ class LongFlowCpuPlatform(CpuDeviceMixin, SRTPlatform):
         from sglang_longflow.platform.cpu_experts import add_squared_relu_to_experts
         from sglang_longflow.platform.cpu_grammar import apply_reasoners_masks_on_a_cpu
         from sglang_longflow.platform.cpu_linear import compute_linear_attention_on_a_cpu
+        from sglang_longflow.platform.cpu_whole_norm import normalise_whole_tokens_on_a_cpu
 
         apply_reasoners_masks_on_a_cpu()
         compute_linear_attention_on_a_cpu()
         add_squared_relu_to_experts()
+        normalise_whole_tokens_on_a_cpu()
 
     def support_mamba_cache_extra_buffer(self) -> bool:
         return True

@@ -64,6 +64,7 @@ def attention_kind(query_heads: int, kv_heads: int) -> str:
 _TOKENS = "tests/e2e/test_tokens.py"
 _GPU = "tests/e2e/test_gpu.py"
 _RESULTS = "docs/results.md"
+_EXPERTS = {Evidence.CPU_TOKENS: "tests/e2e/test_expert_tokens.py"}
 _HYBRID = {Evidence.CPU_TOKENS: "tests/e2e/test_hybrid_tokens.py"}
 TRIED: tuple[TriedModel, ...] = (
     TriedModel(
@@ -108,8 +109,11 @@ TRIED: tuple[TriedModel, ...] = (
     ),
     TriedModel(
         "Qwen3MoeForCausalLM", "tiny mixture of experts", 4, 2, 64, Weights.RANDOM,
-        {Evidence.CPU_SERVER: _TOKENS, Evidence.GPU_SERVER: _GPU},
+        {**_EXPERTS, Evidence.GPU_SERVER: _GPU},
     ),
+    TriedModel("MiniMaxM2ForCausalLM", "tiny MiniMax-M2", 12, 2, 64, Weights.RANDOM, _EXPERTS),
+    TriedModel("Glm4MoeForCausalLM", "tiny GLM-4.5-Air", 12, 1, 64, Weights.RANDOM, _EXPERTS),
+    TriedModel("Glm4MoeForCausalLM", "tiny GLM-4.5 to 4.7", 24, 2, 64, Weights.RANDOM, _EXPERTS),
     # Only some of their layers have keys and values.
     TriedModel("Qwen3NextForCausalLM", "tiny Qwen3-Next", 16, 2, 256, Weights.RANDOM, _HYBRID),
     TriedModel("Qwen3_5ForCausalLM", "tiny Qwen3.5", 12, 2, 256, Weights.RANDOM, _HYBRID),

@@ -43,15 +43,17 @@ def smollm2() -> Path:
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory):
     """``tiny_models(kind)`` is the folder of a tiny random model, built once a session."""
+    import expert_models
     import harness
     import hybrid_models
 
     built: dict[str, Path] = {}
+    builders = dict.fromkeys(hybrid_models.KINDS, hybrid_models.build_hybrid_model)
+    builders |= dict.fromkeys(expert_models.KINDS, expert_models.build_expert_model)
 
     def get(kind: str) -> Path:
         if kind not in built:
-            hybrid = kind in hybrid_models.KINDS
-            build = hybrid_models.build_hybrid_model if hybrid else harness.build_tiny_model
+            build = builders.get(kind, harness.build_tiny_model)
             built[kind] = build(kind, tmp_path_factory.mktemp(kind))
         return built[kind]
 

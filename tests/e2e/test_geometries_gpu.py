@@ -61,7 +61,6 @@ def test_rows_of_a_real_shape_stay_at_their_budget(tmp_path, geometry, ranks):
         kv_budget_allow_full=True,
         max_total_tokens=20_000,
         chunked_prefill_size=2048,
-        log_level="info",
         **{**ranks, "env": env},
     ) as engine:
         config = config_from(engine.server_args)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import expert_models
 import harness
 import hybrid_models
 from sglang_longflow.settings.models import REFUSED, TRIED, Weights, attention_kind
@@ -44,6 +45,19 @@ def test_the_tiny_hybrids_of_the_tests_are_listed_with_their_shape(kind):
     (model,) = [m for m in TRIED if m.architecture.lower().replace("_", "") == name]
     assert (model.query_heads, model.kv_heads, model.head_size) == (heads, kv_heads, size)
     assert list(model.evidence.values()) == ["tests/e2e/test_hybrid_tokens.py"]
+
+
+@pytest.mark.parametrize("kind", expert_models.KINDS)
+def test_the_tiny_mixtures_of_experts_are_listed_with_their_shape(kind):
+    config = expert_models.expert_config(kind)
+    shape = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+    listed = [
+        m
+        for m in TRIED
+        if m.architecture.lower() == f"{kind.removesuffix('_normed').replace('_', '')}forcausallm"
+        and (m.query_heads, m.kv_heads, m.head_size) == shape
+    ]
+    assert [list(m.evidence.values()) for m in listed] == [["tests/e2e/test_expert_tokens.py"]]
 
 
 def test_the_reasoner_is_listed_with_its_shape():
