@@ -117,6 +117,7 @@ def geometry_from(config: dict[str, Any], name: str, folder: str | None) -> Mode
     if conflict:
         raise PlanError(f"config.json: {conflict}; choose another --model")
     opaque = "quantization_config" if config.get("quantization_config") else ""
+    opaque = opaque or ("vision_config" if config.get("vision_config") else "")
     text = config.get("text_config")
     if isinstance(text, dict):
         config = {"tie_word_embeddings": config.get("tie_word_embeddings"), **text}
@@ -147,7 +148,7 @@ def geometry_from(config: dict[str, Any], name: str, folder: str | None) -> Mode
         vocab=_size(config, "vocab_size"),
         tied=model_type.startswith(_TIED_BY_DEFAULT) if tied is None else bool(tied),
         qkv_bias=bias or (qwen2 and bool(config.get("qkv_bias", True))),
-        o_bias=bias and not qwen2,
+        o_bias=bias and not qwen2 and model_type != "glm4_moe",
         qk_norm=model_type.startswith("qwen3") or bool(config.get("use_qk_norm")),
         mlp_bias=bool(config.get("mlp_bias")),
         experts=experts,

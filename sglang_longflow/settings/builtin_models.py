@@ -27,6 +27,22 @@ def _experts(count: int, width: int) -> dict[str, Any]:
     return {"num_experts": count, "moe_intermediate_size": width, "decoder_sparse_step": 1}
 
 
+def _each(config: dict[str, Any], *names: str) -> dict[str, dict[str, Any]]:
+    return dict.fromkeys(names, config)
+
+
+def _glm(
+    sizes: tuple[int, ...], context: int, experts: int, width: int, dense: int, *, use_qk_norm: bool
+) -> dict[str, Any]:
+    """`sizes` are layers, hidden size and width of an MLP; of `dense` layers, the first ones."""
+    return _shape(
+        "glm4_moe", (*sizes, 96, 8, 151552, 128), False, context, attention_bias=True,
+        n_routed_experts=experts, n_shared_experts=1, moe_intermediate_size=width,
+        first_k_dense_replace=dense, use_qk_norm=use_qk_norm,
+    )  # fmt: skip
+
+
+_GLM_355B = (92, 5120, 12288)
 _QWEN3_4B = (36, 2560, 9728, 32, 8, 151936, 128)
 _QWEN3_30B = (48, 2048, 6144, 32, 4, 151936, 128)
 _QWEN3_235B = (94, 4096, 12288, 64, 4, 151936, 128)
@@ -101,11 +117,22 @@ _SHAPES: dict[str, dict[str, Any]] = {
         "mixtral", (32, 4096, 14336, 32, 8, 32000, 128), False, 32768, num_local_experts=8
     ),
     "microsoft/phi-4": _shape("phi3", (40, 5120, 17920, 40, 10, 100352, 128), False, 16384),
-}
-
-
-def _each(config: dict[str, Any], *names: str) -> dict[str, dict[str, Any]]:
-    return dict.fromkeys(names, config)
+    # Without the layer that predicts a further token, which SGLang does not load.
+    "zai-org/GLM-4.5-Air": _glm((46, 4096, 10944), 131072, 128, 1408, 1, use_qk_norm=False),
+    "zai-org/GLM-4.5": _glm(_GLM_355B, 131072, 160, 1536, 3, use_qk_norm=True),
+    **_each(
+        _glm(_GLM_355B, 202752, 160, 1536, 3, use_qk_norm=True),
+        "zai-org/GLM-4.6", "zai-org/GLM-4.7",
+    ),
+    # Published in fp8: its shape does not tell its bytes.
+    **_each(
+        _shape(
+            "minimax_m2", (62, 3072, 1536, 48, 8, 200064, 128), False, 196608,
+            num_local_experts=256, quantization_config={"quant_method": "fp8"},
+        ),
+        "MiniMaxAI/MiniMax-M2", "MiniMaxAI/MiniMax-M2.1", "MiniMaxAI/MiniMax-M2.5",
+    ),
+}  # fmt: skip
 
 
 def _delta_rule(kind: str, sizes: tuple[int, ...], value_heads: int, **more: Any) -> dict[str, Any]:

@@ -35,6 +35,10 @@ PARAMETERS = {
     "mistralai/Mistral-Nemo-Instruct-2407": 12_247_782_400,
     "mistralai/Mixtral-8x7B-Instruct-v0.1": 46_702_792_704,
     "microsoft/phi-4": 14_659_507_200,
+    # As Transformers counts them, without its layers of further tokens.
+    "zai-org/GLM-4.5-Air": 106_852_245_504,
+    "zai-org/GLM-4.5": 352_797_814_784,
+    "zai-org/GLM-4.7": 352_797_814_784,
 }
 
 
