@@ -45,6 +45,7 @@ PURE = ("policies", "planner", "settings/config.py", "core", "monitor", "deploym
 #: No handlers in these.
 NO_HOOKS = (
     "__init__",
+    "cpu_kernels",
     "extensions",
     "guard",
     "hook",

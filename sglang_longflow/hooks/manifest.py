@@ -7,6 +7,7 @@ and `scripts/check_release.py` report on them, and docs/reference/hooks.md is ge
 
 from __future__ import annotations
 
+from sglang_longflow.hooks.cpu_kernels import LINEAR_KERNELS, NORM_KERNELS
 from sglang_longflow.hooks.hook import Fails, Hook, Patch
 
 
@@ -331,56 +332,8 @@ MANIFEST: tuple[Hook, ...] = (
 _FLASHINFER = "flashinfer.prefill.BatchPrefillWith"
 _PLAN = "a prefill is planned from lengths that the host knows; it would wait for the decode step"
 
-_OPS = "sglang.kernels.ops"
 _LINEAR = "platform.cpu_linear:compute_linear_attention_on_a_cpu"
-_CONV = "x weight bias conv_states query_start_loc"
-_CONV_STEP = "x conv_state weight bias activation cache_seqlens conv_state_indices"
-_TRACK = "cache_indices mamba_track_mask mamba_track_indices batch_size check_freed_slots"
-_SSD = "x dt A B C chunk_size D z dt_bias initial_states seq_idx chunk_indices chunk_offsets"
-_QKVZ = "mixed_qkvz mixed_ba num_heads_qk num_heads_v head_qk head_v"
-#: Kernels of hybrid models, each with its first parameters.
-_KERNELS: tuple[tuple[str, str], ...] = (
-    (f"{_OPS}.mamba.causal_conv1d_triton.causal_conv1d_fn", _CONV),
-    (f"{_OPS}.mamba.causal_conv1d_triton.causal_conv1d_update", _CONV_STEP),
-    (f"{_OPS}.mamba.triton_ops.mamba_chunk_scan_combined", _SSD),
-    (f"{_OPS}.mamba.triton_ops.selective_state_update", "state x dt A B C D z dt_bias dt_softplus"),
-    (
-        f"{_OPS}.mamba.mamba_state_scatter_triton.track_mamba_states_if_needed",
-        f"conv_states ssm_states {_TRACK}",
-    ),
-    (
-        f"{_OPS}.mamba.mamba_state_scatter_triton.track_mamba_states_all_layers",
-        f"conv_states_pool ssm_states_pool {_TRACK}",
-    ),
-    (f"{_OPS}.attention.linear.fused_gdn_gating.fused_gdn_gating", "A_log a b dt_bias"),
-    (
-        f"{_OPS}.attention.fla.chunk.chunk_gated_delta_rule",
-        "q k v g beta scale initial_state initial_state_indices cu_seqlens head_first",
-    ),
-    (
-        f"{_OPS}.attention.fla.fused_recurrent.fused_recurrent_gated_delta_rule_packed_decode",
-        "mixed_qkv a b A_log dt_bias scale initial_state out ssm_state_indices",
-    ),
-    (f"{_OPS}.attention.triton_gdn_fused_proj.fused_qkvzba_split_reshape_cat", _QKVZ),
-    (f"{_OPS}.attention.triton_gdn_fused_proj.fused_qkvzba_split_reshape_cat_contiguous", _QKVZ),
-    (
-        f"{_OPS}.attention.fla.fused_norm_gate.rms_norm_gated",
-        "x g weight bias activation residual prenorm residual_in_fp32 eps",
-    ),
-    (
-        f"{_OPS}.attention.fla.layernorm_gated.layernorm_fn",
-        "x weight bias z eps group_size norm_before_gate is_rms_norm activation",
-    ),
-    (f"{_OPS}.elementwise.elementwise.fused_sigmoid_mul", "attn_output gate inplace quant"),
-    (
-        f"{_OPS}.elementwise.elementwise.fused_gate_sigmoid_mul",
-        "hidden_states gate_weight shared_output",
-    ),
-    (
-        f"{_OPS}.elementwise.elementwise.fused_gate_sigmoid_mul_add",
-        "hidden_states gate_weight shared_output final_hidden_states",
-    ),
-)
+_NORM = "platform.cpu_whole_norm:normalise_whole_tokens_on_a_cpu"
 
 PATCHES: tuple[Patch, ...] = (
     *(
@@ -414,7 +367,7 @@ PATCHES: tuple[Patch, ...] = (
             "SGLang has them for a CPU without its own build of kernels",
             device="cpu",
         )
-        for target, parameters in _KERNELS
+        for target, parameters in LINEAR_KERNELS
     ),
     Patch(
         "sglang.srt.layers.moe.fused_moe_native.moe_forward_native",
@@ -426,17 +379,14 @@ PATCHES: tuple[Patch, ...] = (
     ),
     *(
         Patch(
-            f"sglang.srt.models.minimax_m2.{name}",
-            "platform.cpu_whole_norm:normalise_whole_tokens_on_a_cpu",
+            target,
+            _NORM,
             _p(parameters),
             "MiniMax-M2 runs without a GPU",
             "SGLang norms its queries and keys on a CPU without its own build of kernels",
             device="cpu",
         )
-        for name, parameters in (
-            ("rms_sumsq_serial", "x1 x2"),
-            ("rms_apply_serial", "x1 x2 w1 w2 sum_sq tp_world eps"),
-        )
+        for target, parameters in NORM_KERNELS
     ),
     Patch(
         "torch.get_device_module",

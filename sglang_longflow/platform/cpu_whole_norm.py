@@ -40,5 +40,5 @@ def normalise_whole_tokens_on_a_cpu() -> None:
     """Put both in the place of the Triton kernels that SGLang's model calls."""
     from sglang.srt.models import minimax_m2
 
-    minimax_m2.rms_sumsq_serial = rms_sumsq_serial
-    minimax_m2.rms_apply_serial = rms_apply_serial
+    for stand_in in (rms_sumsq_serial, rms_apply_serial):
+        setattr(minimax_m2, stand_in.__name__, stand_in)
