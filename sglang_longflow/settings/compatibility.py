@@ -16,6 +16,7 @@ from sglang_longflow.settings.context import budget_problems
 from sglang_longflow.settings.problem import Problem, refuse_first
 from sglang_longflow.settings.refused_models import (
     FIX,
+    IMAGES,
     language_model,
     media_conflict,
     model_conflict,
@@ -333,7 +334,7 @@ def refuse_model(model: Any, config: LongFlowConfig) -> None:
     # Whether it takes anything but text SGLang says itself: Transformers gives some models of text
     # a vision_config too.
     conflict = model_conflict(language_model(model.hf_text_config.to_dict()))
-    if model.is_multimodal:
+    if model.is_multimodal and model.hf_config.model_type not in IMAGES:
         conflict = media_conflict(str(kind))
     elif model.attention_arch == AttentionArch.MLA:
         conflict = f"model_type={kind!r}: MLA attention is not supported with a KV budget"

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which models were run with a KV budget, and well-known ones that are refused. Literal, no torch.
 
-`scripts/models_table.py` makes the tables of docs/models.md from it. What is refused is decided
+`scripts/models_table.py` makes the tables of docs/models.md from it; plan, doctor and the server
+say it of a model that was not run. What is refused is decided
 elsewhere, from a model's configuration; a test asks about each example here.
 """
 
@@ -11,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
+
+from sglang_longflow.settings.refused_models import IMAGES, language_model
 
 
 class Weights(Enum):
@@ -65,6 +68,7 @@ _TOKENS = "tests/e2e/test_tokens.py"
 _GPU = "tests/e2e/test_gpu.py"
 _RESULTS = "docs/results.md"
 _EXPERTS = {Evidence.CPU_TOKENS: "tests/e2e/test_expert_tokens.py"}
+_IMAGES = {Evidence.CPU_TOKENS: "tests/e2e/test_image_tokens.py"}
 _HYBRID = {Evidence.CPU_TOKENS: "tests/e2e/test_hybrid_tokens.py"}
 TRIED: tuple[TriedModel, ...] = (
     TriedModel(
@@ -114,6 +118,17 @@ TRIED: tuple[TriedModel, ...] = (
     TriedModel("MiniMaxM2ForCausalLM", "tiny MiniMax-M2", 12, 2, 64, Weights.RANDOM, _EXPERTS),
     TriedModel("Glm4MoeForCausalLM", "tiny GLM-4.5-Air", 12, 1, 64, Weights.RANDOM, _EXPERTS),
     TriedModel("Glm4MoeForCausalLM", "tiny GLM-4.5 to 4.7", 24, 2, 64, Weights.RANDOM, _EXPERTS),
+    # They take images.
+    TriedModel(
+        "Qwen3VLForConditionalGeneration", "tiny Qwen3-VL", 4, 2, 64, Weights.RANDOM, _IMAGES
+    ),
+    TriedModel(
+        "Qwen3VLMoeForConditionalGeneration", "tiny Qwen3-VL of experts", 4, 2, 64, Weights.RANDOM,
+        _IMAGES,
+    ),
+    TriedModel(
+        "Qwen2_5_VLForConditionalGeneration", "tiny Qwen2.5-VL", 4, 2, 64, Weights.RANDOM, _IMAGES
+    ),
     # Only some of their layers have keys and values.
     TriedModel("Qwen3NextForCausalLM", "tiny Qwen3-Next", 16, 2, 256, Weights.RANDOM, _HYBRID),
     TriedModel("Qwen3_5ForCausalLM", "tiny Qwen3.5", 12, 2, 256, Weights.RANDOM, _HYBRID),
@@ -128,6 +143,34 @@ TRIED: tuple[TriedModel, ...] = (
     TriedModel("Lfm2ForCausalLM", "tiny LFM2", 4, 1, 64, Weights.RANDOM, _HYBRID),
     TriedModel("Lfm2MoeForCausalLM", "tiny LFM2 of experts", 4, 1, 64, Weights.RANDOM, _HYBRID),
 )  # fmt: skip
+
+#: ``model_type`` of the tried ones, of the whole or of its language model.
+TRIED_TYPES = frozenset(
+    (
+        *("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "minimax_m2", "glm4_moe"),
+        *("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "nemotron_h", "falcon_h1"),
+        *("granitemoehybrid", "lfm2", "lfm2_moe"),
+        *IMAGES,
+    )
+)
+
+
+def untried(config: Mapping[str, Any]) -> str | None:
+    """A word on a model that may have a budget and was never run with one; None if it was.
+
+    Parameters
+    ----------
+    config : mapping
+        A ``config.json``, or the same fields of a Transformers config.
+    """
+    kinds = (language_model(config).get("model_type"), config.get("model_type"))
+    if not TRIED_TYPES.isdisjoint(kinds):
+        return None
+    return (
+        f"model_type={kinds[0]!r}: its attention is ordinary, but no model of this kind has been "
+        f"run with a KV budget; compare some answers with full KV first"
+    )
+
 
 #: Fields of config.json that decide, of models whose users may ask.
 REFUSED: tuple[tuple[str, Mapping[str, Any]], ...] = (
@@ -152,7 +195,7 @@ REFUSED: tuple[tuple[str, Mapping[str, Any]], ...] = (
         {"model_type": "qwen2", "dual_chunk_attention_config": {"chunk_size": 262144}},
     ),
     (
-        "Qwen2.5-VL and other vision or audio models",
-        {"model_type": "qwen2_5_vl", "vision_config": {"depth": 32}},
+        "LLaVA and other vision or audio models that are not listed above",
+        {"model_type": "llava", "vision_config": {"model_type": "clip_vision_model"}},
     ),
 )

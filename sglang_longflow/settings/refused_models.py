@@ -16,6 +16,8 @@ from sglang_longflow.settings.hybrid_models import RECURRENT, hybrid_layers
 FIX = "drop --kv-budget or choose another --model-path"
 #: Fields of a model's outer config that name an encoder of something else than text.
 _OTHER_MEDIA = ("vision_config", "audio_config", "mm_vision_tower", "thinker_config")
+#: Models of images that ran with a budget (docs/models.md), by the model_type of the whole.
+IMAGES = ("qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl")
 #: Models of images whose text alone a server takes, and what it must be told: SGLang then builds no
 #: encoder.
 _TEXT_ALONE = ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text")
@@ -60,7 +62,8 @@ def model_conflict(config: Mapping[str, Any]) -> str | None:
     """
     text = language_model(config)
     kind = text.get("model_type", "?")
-    if any(config.get(field) for field in _OTHER_MEDIA):
+    takes_media = any(config.get(field) for field in _OTHER_MEDIA)
+    if takes_media and config.get("model_type") not in IMAGES:
         return media_conflict(str(kind))
     if text.get("kv_lora_rank"):
         return f"model_type={kind!r}: MLA attention is not supported with a KV budget"

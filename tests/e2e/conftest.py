@@ -46,10 +46,12 @@ def tiny_models(tmp_path_factory):
     import expert_models
     import harness
     import hybrid_models
+    import vision_models
 
     built: dict[str, Path] = {}
     builders = dict.fromkeys(hybrid_models.KINDS, hybrid_models.build_hybrid_model)
     builders |= dict.fromkeys(expert_models.KINDS, expert_models.build_expert_model)
+    builders |= dict.fromkeys(vision_models.KINDS, vision_models.build_vision_model)
 
     def get(kind: str) -> Path:
         if kind not in built:

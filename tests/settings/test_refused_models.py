@@ -18,6 +18,7 @@ from sglang_longflow.settings import compatibility, preflight
 from sglang_longflow.settings.config import LongFlowConfig
 from sglang_longflow.settings.refused_models import (
     FIX,
+    IMAGES,
     language_model,
     model_conflict,
 )
@@ -91,6 +92,7 @@ TAKEN = [
     {"sliding_window": 4096, "max_position_embeddings": 4096},
     {"sliding_window": 4096, "layer_types": FULL},
     LFM2,
+    {"model_type": "qwen2_5_vl", "vision_config": {"depth": 2}},
     # The planner alone refused this: MiniMax-M2, where all of it is softmax attention.
     {"attn_type_list": [1, 1]},
 ]
@@ -101,14 +103,18 @@ class Arch(enum.Enum):
     MHA = 2
 
 
-def server_says(monkeypatch, config, arch=Arch.MHA, is_multimodal=False) -> str:
-    """What the start of a server says of a model that Transformers has read; empty if nothing."""
+def server_says(monkeypatch, config, arch=Arch.MHA, is_multimodal=False, whole=None) -> str:
+    """What the start of a server says of a model that Transformers has read; empty if nothing.
+
+    `config` is of the language model, `whole` the model_type around it, if it is another one.
+    """
     stub = ModuleType("sglang.srt.configs.model_config")
     stub.AttentionArch = Arch
     monkeypatch.setitem(sys.modules, "sglang.srt.configs.model_config", stub)
     text = SimpleNamespace(to_dict=lambda: config, model_type=config["model_type"])
     model = SimpleNamespace(
         hf_text_config=text,
+        hf_config=SimpleNamespace(model_type=whole or config["model_type"]),
         attention_arch=arch,
         is_multimodal=is_multimodal,
         num_attention_heads=4,
@@ -207,6 +213,21 @@ def test_the_server_takes_a_text_model_that_transformers_gives_a_vision_config(m
     assert server_says(monkeypatch, {**LLAMA, "vision_config": {"depth": 2}}) == ""
 
 
+@pytest.mark.parametrize("kind", IMAGES)
+def test_models_of_images_that_ran_with_a_budget_are_taken(tmp_path, monkeypatch, kind):
+    text = {**LLAMA, "model_type": f"{kind}_text"}
+    whole = {"model_type": kind, "vision_config": {"depth": 2}, "text_config": text}
+    assert model_conflict(whole) is None
+    folder = folder_of(tmp_path, whole)
+    assert serve_says(folder) == []
+    assert load_geometry(folder).opaque_field == "vision_config"
+    assert server_says(monkeypatch, text, is_multimodal=True, whole=kind) == ""
+    # Another whole around the same language model has not been tried.
+    assert MEDIA in model_conflict({**whole, "model_type": "another"})
+    assert MEDIA in server_says(monkeypatch, text, is_multimodal=True, whole="another")
+    assert "MLA" in model_conflict({**whole, "text_config": {**text, "kv_lora_rank": 8}})
+
+
 def test_the_language_model_of_a_config_is_looked_at():
     outer = {"model_type": "llava", "text_config": {**LLAMA, "kv_lora_rank": 8}}
     assert model_conflict(outer).startswith("model_type='llama': MLA")
@@ -230,3 +251,12 @@ def test_what_only_sglang_can_read_is_left_to_it(tmp_path):
 def test_no_budget_no_refusal(tmp_path):
     folder = folder_of(tmp_path, {**LLAMA, "kv_lora_rank": 8})
     assert serve_says(folder, kv_budget=None) == []
+
+
+@pytest.mark.sglang
+def test_doctor_warns_of_a_kind_that_was_never_run(tmp_path):
+    config = {**LLAMA, "model_type": "phi3"}
+    words = ["--model-path", folder_of(tmp_path, config), "--kv-budget", "64"]
+    go_together, check = check_server_arguments(words)
+    assert (go_together.status, check.status) == ("ok", "warn")
+    assert check.detail.endswith("compare some answers with full KV first")

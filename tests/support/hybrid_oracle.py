@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Greedy decoding with a KV budget of a model with recurrent layers, in plain PyTorch.
+"""Greedy decoding with a KV budget of any model that Transformers runs, in plain PyTorch.
 
-Hugging Face's model runs as it is, its linear layers in PyTorch, with a cache of its own. Only what
-attends is ours: the function that every layer with keys and values calls, which keeps `budget`
-tokens of each. It knows no model, so it also follows the dense ones of `longflow_oracle`, of which
-it takes the rule and nothing else. No code is shared with the package under test.
+Hugging Face's model runs as it is, with a cache of its own: recurrent layers, experts, an encoder
+of images. Only what attends is ours: the function that every layer with keys and values calls,
+which keeps `budget` tokens of each. It knows no model, so it also follows the dense ones of
+`longflow_oracle`, of which it takes the rule and nothing else. No code is shared with the package
+under test.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -170,13 +171,14 @@ class _Run:
 @contextlib.contextmanager
 def _attending(model: PreTrainedModel, run: _Run) -> Iterator[None]:
     """The model's layers attend by `run` for the length of a block."""
-    before = model.config._attn_implementation
+    text = getattr(model.model, "language_model", model)  # an encoder attends by itself
+    before = text.config._attn_implementation
     AttentionInterface.register(_NAME, run.attend)
-    model.set_attn_implementation(_NAME)
+    text.set_attn_implementation(_NAME)
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
+        text.set_attn_implementation(before)
 
 
 @torch.no_grad()
@@ -195,8 +197,12 @@ def generate(
     forced_victims: dict[int, list[int]] | None = None,
     forced_keep: list[list[int]] | None = None,
     ranking: Callable[[], Ranking] | None = None,
+    media: Mapping[str, torch.Tensor] | None = None,
 ) -> HybridResult:
     """Greedy decoding of one sequence; the arguments are those of `longflow_oracle.generate`.
+
+    `media` is what the processor of a model of images gave beside the prompt's tokens. The model
+    then works out the positions by itself: an image moves them.
 
     A `layer` of `forced_victims` and `forced_keep` is the layer's place among those with keys and
     values, in the model's order.
@@ -222,12 +228,14 @@ def generate(
         while True:
             first = len(prompt) + len(output_ids) - 1 if output_ids else 0
             run.position = first
-            positions = torch.arange(first, first + len(fed), device=device)[None]
+            more = {} if output_ids or media is None else dict(media)
+            if media is None:
+                more["position_ids"] = torch.arange(first, first + len(fed), device=device)[None]
             logits = model(
                 torch.tensor([fed], device=device),
-                position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
+                **more,
             ).logits[0, -1]
             if output_ids:
                 run.full_steps += budget is not None and run.length() == budget

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny random models that take images, with a tokenizer and an image processor of their own."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+KINDS = ("qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl")
+#: A vocabulary of words ``w3`` to ``w499``, and what stands around an image.
+WORDS = 500
+SPECIAL = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
+    "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
+IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+_TEXT = dict(
+    vocab_size=512,
+    hidden_size=256,
+    intermediate_size=256,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=4096,
+    bos_token_id=None,
+    eos_token_id=None,
+    pad_token_id=None,
+)
+#: Channels of RoPE that tell time, height and width; together half of a head of 64.
+_SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [12, 10, 10]}
+
+
+def _id(token: str) -> int:
+    return WORDS + SPECIAL.index(token)
+
+
+def vision_config(kind: str) -> Any:
+    """The Transformers config of one of `KINDS`."""
+    from transformers import Qwen2_5_VLConfig, Qwen3VLConfig, Qwen3VLMoeConfig
+
+    tokens = dict(
+        image_token_id=_id("<|image_pad|>"), video_token_id=_id("<|video_pad|>"),
+        vision_start_token_id=_id("<|vision_start|>"), vision_end_token_id=_id("<|vision_end|>"),
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    if kind.startswith("qwen3_vl"):
+        # Three layers of the encoder feed layers of the model: SGLang's mixture takes no other.
+        vision = dict(
+            depth=3, hidden_size=64, intermediate_size=64, num_heads=2, patch_size=16,
+            num_position_embeddings=64, deepstack_visual_indexes=[0, 1, 2], out_hidden_size=256,
+        )  # fmt: skip
+        text = dict(_TEXT, head_dim=64, rope_parameters={**_SECTIONS, "mrope_interleaved": True})
+        if kind == "qwen3_vl":
+            return Qwen3VLConfig(text_config=text, vision_config=vision, **tokens)
+        text |= dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64)
+        return Qwen3VLMoeConfig(text_config=text, vision_config=vision, **tokens)
+    if kind == "qwen2_5_vl":
+        vision = dict(
+            depth=3, hidden_size=64, intermediate_size=64, num_heads=2, patch_size=14,
+            out_hidden_size=256, window_size=112, fullatt_block_indexes=[1],
+        )  # fmt: skip
+        text = dict(_TEXT, rope_parameters=_SECTIONS)
+        return Qwen2_5_VLConfig(text_config=text, vision_config=vision, **tokens)
+    raise ValueError(f"{kind!r} is not one of {KINDS}")
+
+
+def _tokenizer() -> Any:
+    """Words with the space before them; what it decodes gives the same tokens again."""
+    from tokenizers import AddedToken, Tokenizer
+    from tokenizers.decoders import Metaspace as Join
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Metaspace
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"▁w{i}": i for i in range(WORDS)}
+    inner = Tokenizer(WordLevel({**words, **{word: _id(word) for word in SPECIAL}}, "▁w0"))
+    inner.pre_tokenizer, inner.decoder = Metaspace(), Join()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=[
+            AddedToken(word, special=True, lstrip=True, normalized=False) for word in SPECIAL
+        ],
+    )
+
+
+def _processor(kind: str) -> Any:
+    import transformers
+
+    name, video = {
+        "qwen3_vl": ("Qwen3VLProcessor", "Qwen3VLVideoProcessor"),
+        "qwen2_5_vl": ("Qwen2_5_VLProcessor", "Qwen2VLVideoProcessor"),
+    }[kind.removesuffix("_moe")]
+    patch = vision_config(kind).vision_config.patch_size
+    sizes = dict(patch_size=patch, temporal_patch_size=2, merge_size=2)
+    limits = {"shortest_edge": 4 * (2 * patch) ** 2, "longest_edge": 1024 * (2 * patch) ** 2}
+    return getattr(transformers, name)(
+        image_processor=transformers.Qwen2VLImageProcessor(**sizes, size=limits),
+        tokenizer=_tokenizer(),
+        video_processor=getattr(transformers, video)(**sizes),
+        chat_template="{% for m in messages %}{% for c in m['content'] %}"
+        "{% if c['type'] == 'text' %}{{ c['text'] }}{% else %}" + IMAGE + "{% endif %}"
+        "{% endfor %}{% endfor %}",
+    )
+
+
+def _turn_experts(file: Path) -> None:
+    """As published, where what comes in is first; Transformers reads both, and writes the other."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(file)
+    for name, weight in weights.items():
+        if ".experts." in name:
+            weights[name] = weight.transpose(1, 2).contiguous()
+    save_file(weights, file, {"format": "pt"})
+
+
+def build_vision_model(kind: str, folder: Path, seed: int = 0) -> Path:
+    """Random weights in float32, tokenizer and processor, where SGLang and others load them."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    torch.manual_seed(seed)
+    config = vision_config(kind)
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "embed" in name or "lm_head" in name:
+                parameter.normal_(0, 0.25)
+            elif parameter.dim() > 1:  # of an expert the last one goes in; of patches, all but one
+                fan_in = parameter.shape[-1] if parameter.dim() < 4 else parameter[0].numel()
+                parameter.normal_(0, 1.3 / math.sqrt(fan_in))
+            elif name.endswith("bias"):
+                parameter.normal_(0, 0.1)
+        model.lm_head.weight[WORDS:] = 0.0  # no answer is an image
+    model.save_pretrained(folder)
+    if kind.endswith("_moe"):
+        _turn_experts(Path(folder) / "model.safetensors")
+    _processor(kind).save_pretrained(folder)
+    return folder
+
+
+def png(width: int, height: int, seed: int) -> bytes:
+    """A picture of coloured rectangles, as a file."""
+    from PIL import Image, ImageDraw
+
+    draw = random.Random(seed)
+    picture = Image.new("RGB", (width, height))
+    canvas = ImageDraw.Draw(picture)
+    for _ in range(30):
+        left, top = draw.randrange(width), draw.randrange(height)
+        right, bottom = left + draw.randrange(8, width), top + draw.randrange(8, height)
+        colour = tuple(draw.randrange(256) for _ in range(3))
+        canvas.rectangle((left, top, right, bottom), fill=colour)
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def data_url(file: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(file).decode()}"
+
+
+def words(count: int, seed: int) -> str:
+    """A text of so many words, a token each."""
+    draw = random.Random(seed)
+    return " ".join(f"w{draw.randrange(3, WORDS)}" for _ in range(count))
