@@ -16,6 +16,7 @@ from sglang_longflow.settings import compatibility, preflight
 from sglang_longflow.settings.config import LongFlowConfig, config_from
 from sglang_longflow.settings.flags import FLAG_NAMES, FLAGS
 from sglang_longflow.settings.model_source import find_config
+from sglang_longflow.settings.models import untried
 from sglang_longflow.settings.problem import refuse_first
 from sglang_longflow.settings.resolved import resolved
 
@@ -213,7 +214,10 @@ def _judge(server_args: Any, config: LongFlowConfig) -> None:
     compatibility.refuse_resolved(resolved(server_args), is_on)
     from sglang.srt.arg_groups.model_override_base import model_config_of
 
-    compatibility.refuse_model(model_config_of(server_args), config)
+    model = model_config_of(server_args)
+    compatibility.refuse_model(model, config)
+    if word := untried(model.hf_config.to_dict()):
+        logger.warning("longflow: %s", word)
 
 
 def _values(settings: Any) -> dict[str, Any]:

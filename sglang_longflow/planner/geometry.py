@@ -12,6 +12,7 @@ from sglang_longflow.planner.hybrid import hybrid_parameters, ties_embeddings
 from sglang_longflow.settings.context import context_tokens
 from sglang_longflow.settings.hybrid_models import HybridLayers, hybrid_layers, is_hybrid
 from sglang_longflow.settings.model_source import Missing, look_up
+from sglang_longflow.settings.models import untried
 from sglang_longflow.settings.refused_models import language_model, model_conflict
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -36,7 +37,8 @@ class ModelGeometry:
     ``passed_over`` why it is a built-in one; ``stored_dtype`` is that of the checkpoint.
     ``context_tokens`` is the longest context, as far as the config tells. ``hybrid`` tells the
     layers with keys and values from those with a state, ``parameters`` is then their number, and
-    ``refused`` why a server does not take such a model.
+    ``refused`` why a server does not take such a model; ``untried`` is what there is to say of one
+    whose kind was never run with a budget.
     """
 
     name: str
@@ -66,6 +68,7 @@ class ModelGeometry:
     hybrid: HybridLayers | None = None
     parameters: int | None = None
     refused: str = ""
+    untried: str = ""
 
     @property
     def kv_layers(self) -> int:
@@ -116,6 +119,7 @@ def geometry_from(config: dict[str, Any], name: str, folder: str | None) -> Mode
         return _hybrid_geometry(config, name, folder, conflict or "")
     if conflict:
         raise PlanError(f"config.json: {conflict}; choose another --model")
+    untried_kind = untried(config) or ""
     opaque = "quantization_config" if config.get("quantization_config") else ""
     opaque = opaque or ("vision_config" if config.get("vision_config") else "")
     text = config.get("text_config")
@@ -158,6 +162,7 @@ def geometry_from(config: dict[str, Any], name: str, folder: str | None) -> Mode
         folder=folder,
         opaque_field=opaque,
         context_tokens=context_tokens(config),
+        untried=untried_kind,
         stored_dtype=_text(config, "dtype") or _text(config, "torch_dtype"),
     )  # fmt: skip
 

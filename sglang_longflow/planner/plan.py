@@ -349,6 +349,7 @@ def make_plan(
     if slot_bytes:
         sizes = (slot_bytes, kv_bytes, full_mean, row_tokens, rows, users)
         notes += [*state_notes(states, free, *sizes), *refusal_notes(geom)]
+    notes += [geom.untried] if geom.untried else []
     if budget_tokens is not None and prompt_tokens > budget_tokens - 1:
         notes.append(
             f"the prompt of {prompt_tokens:,} tokens is cut to {budget_tokens - 1:,} at the end of "

@@ -23,6 +23,7 @@ from sglang_longflow.server.process import last_error
 from sglang_longflow.server.settings import judged, read_settings
 from sglang_longflow.settings import device
 from sglang_longflow.settings.installed import reinstall_command
+from sglang_longflow.settings.models import untried
 from sglang_longflow.settings.problem import Problem
 from sglang_longflow.settings.release import TESTED_SGLANG, line, remedy, untested_sglang
 
@@ -301,6 +302,9 @@ def check_server_arguments(words: list[str]) -> list[Check]:
     if settings.model and look.unjudged:
         fix = "hf download it, or give a folder, to have it judged before the start"
         rows.append(Check("model", "warn", f"{settings.model}: not judged: {look.unjudged}", fix))
+    elif look.config and (word := untried(look.config)):
+        fix = "longflow eval compares answers with and without a budget"
+        rows.append(Check("model", "warn", f"{settings.model}: {word}", fix))
     elif settings.model:
         rows.append(Check("model", "ok", f"{settings.model}: goes together with a KV budget"))
     else:

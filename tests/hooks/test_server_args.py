@@ -123,6 +123,7 @@ def model_config(record):
     heads, size = config["num_attention_heads"], config.get("head_dim", 64)
     return SimpleNamespace(
         hf_text_config=text,
+        hf_config=text,
         is_multimodal=config != language_model(config),
         attention_arch=Arch.MLA if "kv_lora_rank" in config else Arch.MHA,
         num_attention_heads=heads,
@@ -247,6 +248,23 @@ def test_defaults_are_declared_and_the_operators_record_stays(models):
     assert record.page_size is None and resolved(record).page_size == 1
     assert getattr(record, server_args.CHECKED) == 96
     assert getattr(record, server_args.GRAPHS_COVER_ROWS) is False
+
+
+def test_a_model_that_was_never_run_with_a_budget_gets_a_word(models, sglang, caplog):
+    def another_kind(record):
+        model = model_config(record)
+        fields = {**model.hf_text_config.to_dict(), "model_type": "phi3"}
+        model.hf_config = model.hf_text_config = SimpleNamespace(
+            to_dict=lambda: fields, model_type="phi3"
+        )
+        return model
+
+    values = {"model_path": models["plain"], "kv_budget": 96}
+    started(values)
+    assert "longflow" not in caplog.text
+    sglang["arg_groups.model_override_base"].model_config_of = another_kind
+    started(values)
+    assert "longflow: model_type='phi3': its attention is ordinary, but no model" in caplog.text
 
 
 def test_without_a_budget_nothing_is_declared_or_judged(models):

@@ -12,6 +12,7 @@ from sglang_longflow.cli.plan import add_arguments, render, run
 from sglang_longflow.planner.api import plan
 from sglang_longflow.planner.geometry import (
     PlanError,
+    geometry_from,
     kv_bytes_per_token,
     load_geometry,
     parameter_count,
@@ -22,6 +23,7 @@ from sglang_longflow.planner.plan import (
     make_plan,
 )
 from sglang_longflow.planner.weights import weights_bytes
+from sglang_longflow.settings.builtin_models import builtin_config
 from sglang_longflow.settings.refused_models import model_conflict
 
 LLAMA = {
@@ -589,3 +591,10 @@ def test_heads_that_a_gpu_server_refuses_are_no_plan(tmp_path, heads, words):
     with pytest.raises(PlanError, match=words) as told:
         plan(str(tmp_path), gpu="h100", budget=512)
     assert "--kv-decode-kernel reference" in str(told.value)
+
+
+def test_a_model_of_a_kind_that_was_not_run_is_planned_for_with_a_word():
+    config = {**builtin_config("microsoft/phi-4"), "max_position_embeddings": 32768}
+    geometry = geometry_from(config, "phi", None)
+    note, *_ = make_plan(geometry, memory_bytes=80 * GIB, budget_tokens=800).notes
+    assert note.startswith("model_type='phi3': its attention is ordinary, but no model of this")
