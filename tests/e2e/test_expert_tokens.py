@@ -12,6 +12,7 @@ import harness
 from churn import churn
 from expert_models import KINDS
 from harness import greedy, prompt
+from reference_rankings import rankings_of
 from token_oracle import assert_same_but_for_ties, expected, load
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("one_thread")]
@@ -106,6 +107,43 @@ def test_prefix_hits_and_prompts_in_chunks(tiny_models, kind):
         assert_same_but_for_ties(model, ids, budget, item, tokens, report["trace"])
     assert report["tree_slots_checked"] > 10_000
     assert report["idle_available"] + report["idle_evictable"] == report["total"]
+
+
+def test_the_fused_kernels_with_twelve_query_heads_a_kv_head(tiny_models):
+    """In Triton's interpreter: prompts that are cut and that fill in decode, full KV beside them,
+    the default policy and others."""
+    folder = tiny_models("glm4_moe")
+    model = load(folder)
+    protect = dict(protect_sink_tokens=4, protect_recent_tokens=16)  # longflow-novel's
+    cases = [
+        (prompt(100, 1), 80, "longflow-novel"),
+        (prompt(66, 2), 72, "longflow"),
+        (prompt(70, 3), 72, "tova"),
+        (prompt(25, 4), 0, "longflow"),
+    ]
+
+    def wanted_tokens(ids, budget, policy):
+        how = dict(policy=policy)
+        if policy == "longflow-novel":
+            how = dict(ranking=rankings_of(policy, budget, model.config.num_hidden_layers))
+        return expected(model, ids, budget or None, 30, **protect, **how)
+
+    wanted = [wanted_tokens(*case) for case in cases]
+    with harness.engine(
+        folder,
+        probe=True,
+        interpret=True,
+        kv_decode_kernel="triton",
+        kv_policy="longflow-novel",
+        kv_budget=96,
+        kv_budget_allow_full=True,
+    ) as engine:
+        got = engine.generate(
+            input_ids=[ids for ids, _, _ in cases],
+            sampling_params=[greedy(30, kv_budget=b, kv_policy=p) for _, b, p in cases],
+        )
+        assert harness.outputs(got) == wanted
+        assert engine.probe_report()["peak_full_rows"] == 3
 
 
 @pytest.mark.parametrize("kind", ["minimax_m2", "glm4_moe_normed"])

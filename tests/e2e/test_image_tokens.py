@@ -16,6 +16,7 @@ import torch
 
 import harness
 from harness import greedy
+from reference_rankings import rankings_of
 from token_oracle import assert_same_but_for_ties, expected
 from vision_models import IMAGE, KINDS, data_url, png, words
 
@@ -42,11 +43,11 @@ class Reference:
         del found["attention_mask"]
         return Prompt(text, files, ids, found if files else None)
 
-    def expected(self, prompt: Prompt, budget: int | None, new_tokens: int) -> list[int]:
-        media = prompt.media or {}
+    def expected(self, prompt: Prompt, budget: int | None, new_tokens: int, **how) -> list[int]:
         # Hugging Face remembers how far the last image moved the positions.
         self.model.model.rope_deltas = None
-        return expected(self.model, prompt.ids, budget, new_tokens, media=media)
+        media = prompt.media or {}
+        return expected(self.model, prompt.ids, budget, new_tokens, media=media, **how)
 
     def image_places(self, prompt: Prompt) -> set[int]:
         token = self.model.config.image_token_id
@@ -208,6 +209,36 @@ def test_aborts_leave_nothing_behind(served):
     assert report["idle_protected"] == 0
     harness.cold(engine)
     assert engine.probe_report()["idle_available"] == report["total"]
+
+
+def test_the_fused_kernels_and_the_default_policy(tiny_models):
+    """In Triton's interpreter: an image in a prompt that is cut, in one that fills, and none."""
+    folder = tiny_models("qwen3_vl")
+    reference = Reference(folder)
+    cut = reference.read(f"{IMAGE} {words(20, 1)}", (WIDE,))
+    fills = reference.read(f"{words(20, 2)} {IMAGE} {words(16, 3)}", (SMALL,))
+    text = reference.read(words(70, 4), ())
+    cases = [(cut, 80), (fills, 72), (text, 72)]
+    protect = dict(protect_sink_tokens=4, protect_recent_tokens=16)
+    layers = reference.model.config.get_text_config().num_hidden_layers
+    wanted = [
+        reference.expected(
+            prompt, budget, 40, **protect, ranking=rankings_of("longflow-novel", budget, layers)
+        )
+        for prompt, budget in cases
+    ]
+    with harness.engine(
+        folder,
+        probe=True,
+        interpret=True,
+        skip_tokenizer_init=False,
+        kv_decode_kernel="triton",
+        kv_policy="longflow-novel",
+        kv_budget=96,
+    ) as engine:
+        items = generate(engine, cases, 40, "interpreted")
+        assert harness.outputs(items) == wanted
+        assert engine.probe_report()["peak_full_rows"] == len(cases)
 
 
 def test_a_chat_with_an_image_over_http(tiny_models):

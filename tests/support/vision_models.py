@@ -40,13 +40,6 @@ def _id(token: str) -> int:
 
 def vision_config(kind: str) -> Any:
     """The Transformers config of one of `KINDS`."""
-    from transformers import Qwen2_5_VLConfig, Qwen3VLConfig, Qwen3VLMoeConfig
-
-    tokens = dict(
-        image_token_id=_id("<|image_pad|>"), video_token_id=_id("<|video_pad|>"),
-        vision_start_token_id=_id("<|vision_start|>"), vision_end_token_id=_id("<|vision_end|>"),
-        tie_word_embeddings=False,
-    )  # fmt: skip
     if kind.startswith("qwen3_vl"):
         # Three layers of the encoder feed layers of the model: SGLang's mixture takes no other.
         vision = dict(
@@ -54,18 +47,66 @@ def vision_config(kind: str) -> Any:
             num_position_embeddings=64, deepstack_visual_indexes=[0, 1, 2], out_hidden_size=256,
         )  # fmt: skip
         text = dict(_TEXT, head_dim=64, rope_parameters={**_SECTIONS, "mrope_interleaved": True})
-        if kind == "qwen3_vl":
-            return Qwen3VLConfig(text_config=text, vision_config=vision, **tokens)
-        text |= dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64)
-        return Qwen3VLMoeConfig(text_config=text, vision_config=vision, **tokens)
+        if kind == "qwen3_vl_moe":
+            text |= dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64)
+        return _config(kind, text, vision)
+    vision = dict(
+        depth=3, hidden_size=64, intermediate_size=64, num_heads=2, patch_size=14,
+        out_hidden_size=256, window_size=112, fullatt_block_indexes=[1],
+    )  # fmt: skip
+    return _config(kind, dict(_TEXT, rope_parameters=_SECTIONS), vision)
+
+
+def real_config(kind: str) -> Any:
+    """That of Qwen3-VL-8B, Qwen3-VL-30B-A3B or Qwen2.5-VL-7B, but for the ids of its tokens."""
+    rope = {"rope_type": "default", "rope_theta": 5000000.0, "mrope_section": [24, 20, 20]}
+    text = dict(
+        vocab_size=151936, max_position_embeddings=262144, bos_token_id=None, eos_token_id=None
+    )
     if kind == "qwen2_5_vl":
-        vision = dict(
-            depth=3, hidden_size=64, intermediate_size=64, num_heads=2, patch_size=14,
-            out_hidden_size=256, window_size=112, fullatt_block_indexes=[1],
+        rope = {**rope, "rope_theta": 1000000.0, "mrope_section": [16, 24, 24]}
+        text |= dict(
+            hidden_size=3584, intermediate_size=18944, num_hidden_layers=28,
+            num_attention_heads=28, num_key_value_heads=4, max_position_embeddings=128000,
+            rope_parameters=rope, vocab_size=152064,
         )  # fmt: skip
-        text = dict(_TEXT, rope_parameters=_SECTIONS)
-        return Qwen2_5_VLConfig(text_config=text, vision_config=vision, **tokens)
-    raise ValueError(f"{kind!r} is not one of {KINDS}")
+        vision = dict(
+            depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, patch_size=14,
+            out_hidden_size=3584, window_size=112, fullatt_block_indexes=[7, 15, 23, 31],
+        )  # fmt: skip
+        return _config(kind, text, vision)
+    text |= dict(head_dim=128, rope_parameters={**rope, "mrope_interleaved": True})
+    text |= dict(num_attention_heads=32)
+    if kind == "qwen3_vl_moe":
+        text |= dict(
+            hidden_size=2048, intermediate_size=6144, num_hidden_layers=48, num_key_value_heads=4,
+            num_experts=128, num_experts_per_tok=8, moe_intermediate_size=768,
+        )  # fmt: skip
+    else:
+        text |= dict(
+            hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_key_value_heads=8
+        )
+    vision = dict(
+        depth=27, hidden_size=1152, intermediate_size=4304, num_heads=16, patch_size=16,
+        out_hidden_size=text["hidden_size"], num_position_embeddings=2304,
+        deepstack_visual_indexes=[8, 16, 24],
+    )  # fmt: skip
+    return _config(kind, text, vision)
+
+
+def _config(kind: str, text: dict[str, Any], vision: dict[str, Any]) -> Any:
+    import transformers
+
+    names = ("Qwen3VLConfig", "Qwen3VLMoeConfig", "Qwen2_5_VLConfig")
+    return getattr(transformers, dict(zip(KINDS, names, strict=True))[kind])(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=_id("<|image_pad|>"),
+        video_token_id=_id("<|video_pad|>"),
+        vision_start_token_id=_id("<|vision_start|>"),
+        vision_end_token_id=_id("<|vision_end|>"),
+        tie_word_embeddings=False,
+    )
 
 
 def _tokenizer() -> Any:
@@ -141,6 +182,20 @@ def build_vision_model(kind: str, folder: Path, seed: int = 0) -> Path:
     model.save_pretrained(folder)
     if kind.endswith("_moe"):
         _turn_experts(Path(folder) / "model.safetensors")
+    _processor(kind).save_pretrained(folder)
+    return folder
+
+
+def build_real_shape(kind: str, folder: Path) -> Path:
+    """A folder for ``--load-format dummy``: `real_config`, tokenizer and processor, no weights."""
+    import transformers
+
+    config = real_config(kind)
+    names = ("Qwen3VLFor", "Qwen3VLMoeFor", "Qwen2_5_VLFor")
+    name = f"{dict(zip(KINDS, names, strict=True))[kind]}ConditionalGeneration"
+    assert hasattr(transformers, name)
+    config.architectures, config.dtype = [name], "bfloat16"
+    config.save_pretrained(folder)
     _processor(kind).save_pretrained(folder)
     return folder
 
