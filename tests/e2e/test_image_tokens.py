@@ -102,7 +102,7 @@ def served(tiny_models, request):
         env=TRACE,
         skip_tokenizer_init=False,
         kv_budget=64,
-        kv_budget_max=260,
+        kv_budget_max=300,
         kv_budget_allow_full=True,
         chunked_prefill_size=128,
     ) as engine:
@@ -117,7 +117,7 @@ def test_images_are_cut_and_overwritten_as_text_is(served):
     two = reference.read(f"{IMAGE} {words(30, 4)} {IMAGE} {words(34, 5)}", (SMALL, WIDE))
     text = reference.read(words(60, 6), ())
     cases = [(prompt, budget) for prompt in (first, middle, two, text) for budget in (48, 97, 260)]
-    cases += [(two, 0), (text, 0)]
+    cases += [(first, len(first.ids) + 129), (two, 0), (text, 0)]  # just full at the last token
     items = generate(engine, cases, 130, "batch")
     report = engine.probe_report()
     trace = report["trace"]
