@@ -6,6 +6,8 @@ Hugging Face's own modules compute all but attention; no code is shared with the
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 import harness
@@ -16,12 +18,15 @@ from reference_rankings import rankings_of
 from token_oracle import assert_same_but_for_ties, expected, load
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("one_thread")]
+variant = partial(pytest.param, marks=pytest.mark.variant)
 TRACE = {"LONGFLOW_PROBE_TRACE": "1"}
 COMMON = prompt(200, 1)
 FIRST, SECOND = COMMON + prompt(40, 2), COMMON + prompt(55, 3)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "qwen3_moe"])
+@pytest.mark.parametrize(
+    "kind", ["minimax_m2", "glm4_moe_normed", variant("glm4_moe"), variant("qwen3_moe")]
+)
 def test_every_kind(tiny_models, kind):
     """Budgets under, at and over the length, prompts that are cut and that are not, full KV; all in
     one batch, then alone on slots that others left."""
@@ -75,7 +80,7 @@ def test_every_kind(tiny_models, kind):
     assert report["overlap"] and report["radix"]
 
 
-@pytest.mark.parametrize("kind", ["minimax_m2", "glm4_moe"])
+@pytest.mark.parametrize("kind", ["minimax_m2", variant("glm4_moe")])
 def test_prefix_hits_and_prompts_in_chunks(tiny_models, kind):
     """Budget 96 cuts the prompts; budget 300 shares their slots until the rows overwrite."""
     folder = tiny_models(kind)
@@ -109,6 +114,7 @@ def test_prefix_hits_and_prompts_in_chunks(tiny_models, kind):
     assert report["idle_available"] + report["idle_evictable"] == report["total"]
 
 
+@pytest.mark.variant
 def test_the_fused_kernels_with_twelve_query_heads_a_kv_head(tiny_models):
     """In Triton's interpreter: prompts that are cut and that fill in decode, full KV beside them,
     the default policy and others."""
@@ -146,7 +152,7 @@ def test_the_fused_kernels_with_twelve_query_heads_a_kv_head(tiny_models):
         assert engine.probe_report()["peak_full_rows"] == 3
 
 
-@pytest.mark.parametrize("kind", ["minimax_m2", "glm4_moe_normed"])
+@pytest.mark.parametrize("kind", ["minimax_m2", variant("glm4_moe_normed")])
 def test_nothing_leaks_and_no_budget_is_exceeded(tiny_models, kind):
     """Mixed requests with aborts; SGLang's strict checks and ours after every step."""
     with harness.engine(
@@ -167,3 +173,9 @@ def test_nothing_leaks_and_no_budget_is_exceeded(tiny_models, kind):
         harness.cold(engine)
         report = engine.probe_report()
         assert report["idle_available"] == report["total"]
+
+
+def test_every_kind_is_tested_here():
+    (marks,) = [mark for mark in test_every_kind.pytestmark if mark.name == "parametrize"]
+    kinds = {getattr(kind, "values", (kind,))[0] for kind in marks.args[1]}
+    assert kinds == {*KINDS, "qwen3_moe"}

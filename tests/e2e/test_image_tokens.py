@@ -21,6 +21,8 @@ from token_oracle import assert_same_but_for_ties, expected
 from vision_models import IMAGE, KINDS, data_url, png, words
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("one_thread")]
+#: The others are variants.
+IN_ALL_RUNS = ("qwen3_vl",)
 TRACE = {"LONGFLOW_PROBE_TRACE": "1"}
 WIDE, TALL, SMALL = png(320, 256, 1), png(160, 300, 2), png(100, 70, 3)
 
@@ -93,7 +95,13 @@ def judge(reference, cases, items, trace, new_tokens: int) -> None:
         assert meta["kv_overwritten_tokens"] + meta["kv_cut_tokens"] == max(0, stored - budget)
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(kind, marks=() if kind in IN_ALL_RUNS else pytest.mark.variant)
+        for kind in KINDS
+    ],
+)
 def served(tiny_models, request):
     folder = tiny_models(request.param)
     with harness.engine(
