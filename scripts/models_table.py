@@ -75,7 +75,6 @@ def hybrids_table() -> str:
         state_bytes_per_request,
     )
     from sglang_longflow.settings.builtin_models import builtin_config, hybrid_names
-    from sglang_longflow.settings.refused_models import TEXT_ALONE
 
     layers = ("Layers with KV", "KV bytes per token, bf16", "State of a request, MB")
     text = head("Model", *SHAPE[1:], *layers, "`longflow serve`")
@@ -85,7 +84,6 @@ def hybrids_table() -> str:
         of_all = f"{model.kv_layers} of {model.layers}"
         sizes = (f"{kv_bytes_per_token(model):,}", f"{state_bytes_per_request(model) / 1e6:,.1f}")
         served = "refuses it" if model.refused else "takes it"
-        served = "text alone" if TEXT_ALONE in model.refused else served
         text += row((name, *heads, of_all, *sizes, served))
     return text
 

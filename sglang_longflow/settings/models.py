@@ -129,6 +129,14 @@ TRIED: tuple[TriedModel, ...] = (
     TriedModel(
         "Qwen2_5_VLForConditionalGeneration", "tiny Qwen2.5-VL", 4, 2, 64, Weights.RANDOM, _IMAGES
     ),
+    TriedModel(
+        "Qwen3_5ForConditionalGeneration", "tiny Qwen3.5 with images", 12, 2, 256, Weights.RANDOM,
+        _IMAGES,
+    ),
+    TriedModel(
+        "Qwen3_5MoeForConditionalGeneration", "tiny Qwen3.5 of experts with images", 8, 1, 256,
+        Weights.RANDOM, _IMAGES,
+    ),
     # Only some of their layers have keys and values.
     TriedModel("Qwen3NextForCausalLM", "tiny Qwen3-Next", 16, 2, 256, Weights.RANDOM, _HYBRID),
     TriedModel("Qwen3_5ForCausalLM", "tiny Qwen3.5", 12, 2, 256, Weights.RANDOM, _HYBRID),

@@ -17,11 +17,7 @@ FIX = "drop --kv-budget or choose another --model-path"
 #: Fields of a model's outer config that name an encoder of something else than text.
 _OTHER_MEDIA = ("vision_config", "audio_config", "mm_vision_tower", "thinker_config")
 #: Models of images that ran with a budget (docs/models.md), by the model_type of the whole.
-IMAGES = ("qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl")
-#: Models of images whose text alone a server takes, and what it must be told: SGLang then builds no
-#: encoder.
-_TEXT_ALONE = ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text")
-TEXT_ALONE = """--json-model-override-args '{"language_model_only": true}'"""
+IMAGES = ("qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl", "qwen3_5", "qwen3_5_moe")
 #: How fields begin that describe layers with a state in place of keys and values.
 _STATE_FIELDS = ("mamba_", "ssm_", "linear_", "hybrid_override_pattern")
 _STATE_MODELS = ("mamba", "rwkv", "recurrent")
@@ -40,11 +36,6 @@ def language_model(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def media_conflict(kind: str) -> str:
     """Why a model that takes more than text cannot have a KV budget; `kind` is a ``model_type``."""
-    if kind in _TEXT_ALONE:
-        return (
-            f"model_type={kind!r}: images and video are not tested with a KV budget; for text "
-            f"alone add {TEXT_ALONE}"
-        )
     return (
         f"model_type={kind!r}: models that take images, audio or video are not tested with a "
         f"KV budget"

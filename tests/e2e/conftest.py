@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -49,14 +50,21 @@ def tiny_models(tmp_path_factory):
     import vision_models
 
     built: dict[str, Path] = {}
-    builders = dict.fromkeys(hybrid_models.KINDS, hybrid_models.build_hybrid_model)
-    builders |= dict.fromkeys(expert_models.KINDS, expert_models.build_expert_model)
-    builders |= dict.fromkeys(vision_models.KINDS, vision_models.build_vision_model)
+    builders = {
+        kind: partial(hybrid_models.build_hybrid_model, kind) for kind in hybrid_models.KINDS
+    }
+    builders |= {
+        kind: partial(expert_models.build_expert_model, kind) for kind in expert_models.KINDS
+    }
+    builders |= {
+        f"{kind} with images": partial(vision_models.build_vision_model, kind)
+        for kind in vision_models.KINDS
+    }
 
     def get(kind: str) -> Path:
         if kind not in built:
-            build = builders.get(kind, harness.build_tiny_model)
-            built[kind] = build(kind, tmp_path_factory.mktemp(kind))
+            build = builders.get(kind) or partial(harness.build_tiny_model, kind)
+            built[kind] = build(tmp_path_factory.mktemp(kind.replace(" ", "-")))
         return built[kind]
 
     return get

@@ -102,7 +102,7 @@ def test_rows_of_a_real_shape_stay_at_their_budget(tmp_path, geometry, ranks):
     assert end["idle_protected"] == 0
 
 
-@pytest.mark.parametrize("kind", vision_models.KINDS)
+@pytest.mark.parametrize("kind", vision_models.REAL_KINDS)
 def test_images_through_an_encoder_of_a_real_size(tmp_path, kind):
     """Images in prompts that are cut and that fill, beside text and full KV; then a prefix hit."""
     folder = vision_models.build_real_shape(kind, tmp_path)
@@ -149,7 +149,7 @@ def test_images_through_an_encoder_of_a_real_size(tmp_path, kind):
     assert items[-1]["meta_info"]["kv_overwritten_tokens"] == 0
     assert report["peak_running"] == len(items) and report["retractions"] == 0
     assert report["graph_steps"] == report["decode_steps"] >= NEW_TOKENS - 1
-    assert again[0]["meta_info"]["cached_tokens"] > 700
+    assert again[0]["meta_info"]["cached_tokens"] > 500  # of recurrent layers, at a kept state
     judge_bounded(again)
     assert end["idle_available"] + end["idle_evictable"] == end["total"]
     assert end["idle_protected"] == 0

@@ -16,13 +16,14 @@ import torch
 
 import harness
 from harness import greedy
+from hybrid_models import FLOAT32_STATES
 from reference_rankings import rankings_of
 from token_oracle import assert_same_but_for_ties, expected
 from vision_models import IMAGE, KINDS, data_url, png, words
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("one_thread")]
 #: The others are variants.
-IN_ALL_RUNS = ("qwen3_vl",)
+IN_ALL_RUNS = ("qwen3_vl", "qwen3_5")
 TRACE = {"LONGFLOW_PROBE_TRACE": "1"}
 WIDE, TALL, SMALL = png(320, 256, 1), png(160, 300, 2), png(100, 70, 3)
 
@@ -70,6 +71,10 @@ class Prompt:
         return [data_url(file) for file in self.files] or None
 
 
+def is_hybrid(reference) -> bool:
+    return reference.model.config.model_type.startswith("qwen3_5")
+
+
 def generate(engine, cases, new_tokens: int, name: str):
     """Answers to all (prompt, budget) at once."""
     return engine.generate(
@@ -103,11 +108,13 @@ def judge(reference, cases, items, trace, new_tokens: int) -> None:
     ],
 )
 def served(tiny_models, request):
-    folder = tiny_models(request.param)
+    folder = tiny_models(f"{request.param} with images")
+    hybrid = request.param.startswith("qwen3_5")
     with harness.engine(
         folder,
         probe=True,
-        env=TRACE,
+        env=TRACE | FLOAT32_STATES,
+        **(dict(max_mamba_cache_size=80) if hybrid else {}),  # a pool of states is zeroed
         skip_tokenizer_init=False,
         kv_budget=64,
         kv_budget_max=300,
@@ -173,7 +180,8 @@ def test_the_same_image_is_hit_and_another_one_is_not(served):
         cases = [(second, budget), (unlike, budget), (first, budget)]
         warm = generate(engine, cases, 120, f"warm-{budget}")
         cached = [item["meta_info"]["cached_tokens"] for item in warm]
-        assert cached[0] >= shared and cached[2] >= shared
+        assert cached[2] >= (1 if is_hybrid(reference) else shared)
+        assert cached[0] >= shared or is_hybrid(reference)  # states are kept at few places
         assert cached[1] <= min(reference.image_places(unlike))
         seen += [((first, budget), cold[0]), *zip(cases, warm, strict=True)]
     report = engine.probe_report()  # every step compared the bytes of the tree's slots
@@ -221,7 +229,7 @@ def test_aborts_leave_nothing_behind(served):
 
 def test_the_fused_kernels_and_the_default_policy(tiny_models):
     """In Triton's interpreter: an image in a prompt that is cut, in one that fills, and none."""
-    folder = tiny_models("qwen3_vl")
+    folder = tiny_models("qwen3_vl with images")
     reference = Reference(folder)
     cut = reference.read(f"{IMAGE} {words(20, 1)}", (WIDE,))
     fills = reference.read(f"{words(20, 2)} {IMAGE} {words(16, 3)}", (SMALL,))
@@ -251,7 +259,7 @@ def test_the_fused_kernels_and_the_default_policy(tiny_models):
 
 def test_a_chat_with_an_image_over_http(tiny_models):
     """As a client sends it: /v1/chat/completions, an image as a data URL, a budget of its own."""
-    folder = tiny_models(KINDS[0])
+    folder = tiny_models(f"{KINDS[0]} with images")
     reference = Reference(folder)
     prompt = reference.read(f"{IMAGE} {words(40, 21)}", (WIDE,))
     arguments = ["--model-path", str(folder), "--dtype", "float32", "--max-total-tokens", "3000"]
@@ -259,7 +267,7 @@ def test_a_chat_with_an_image_over_http(tiny_models):
     with harness.Server(arguments) as server:
         server.wait_ready()
         image = {"type": "image_url", "image_url": {"url": data_url(WIDE)}}
-        text = {"type": "text", "text": words(40, 21)}
+        text = {"type": "text", "text": f" {words(40, 21)}"}
         status, answer = server.request(
             "/v1/chat/completions",
             {

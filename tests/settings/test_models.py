@@ -23,11 +23,6 @@ from sglang_longflow.settings.models import (
 from sglang_longflow.settings.refused_models import model_conflict
 
 ROOT = Path(__file__).resolve().parents[2]
-ARCHITECTURES = {
-    "qwen3_vl": "Qwen3VLForConditionalGeneration",
-    "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration",
-    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
-}
 DENSE = ("llama", "qwen2", "qwen3", "mistral", "qwen3_moe")
 
 
@@ -77,7 +72,7 @@ def test_the_tiny_mixtures_of_experts_are_listed_with_their_shape(kind):
 @pytest.mark.parametrize("kind", vision_models.KINDS)
 def test_the_tiny_models_of_images_are_listed_with_their_shape(kind):
     config = vision_models.vision_config(kind).get_text_config()
-    (model,) = [m for m in TRIED if m.architecture == ARCHITECTURES[kind]]
+    (model,) = [m for m in TRIED if m.architecture == vision_models.ARCHITECTURES[kind]]
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     assert (model.query_heads, model.kv_heads, model.head_size) == (heads, kv_heads, size)

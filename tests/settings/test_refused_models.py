@@ -15,6 +15,7 @@ from sglang_longflow.planner.geometry import PlanError, load_geometry
 from sglang_longflow.server.doctor import check_server_arguments
 from sglang_longflow.server.preflight import find_model
 from sglang_longflow.settings import compatibility, preflight
+from sglang_longflow.settings.builtin_models import builtin_config
 from sglang_longflow.settings.config import LongFlowConfig
 from sglang_longflow.settings.refused_models import (
     FIX,
@@ -61,10 +62,6 @@ REFUSED = [
 LFM2 = {"model_type": "lfm2", "layer_types": ["conv", "full_attention"], "conv_L_cache": 3}
 #: Hybrid models; the planner counts them by itself, and says what a server does.
 REFUSED_HYBRIDS = [
-    (
-        {"vision_config": {"depth": 2}, "model_type": "qwen3_5_moe_text"},
-        "images and video are not tested with a KV budget; for text alone add --json-model-over",
-    ),
     (
         {"model_type": "qwen3_next", "full_attention_interval": 0},
         "which layers keep keys and values cannot be told: field full_attention_interval=0",
@@ -167,11 +164,6 @@ def test_hybrids_that_are_refused(tmp_path, changes, words):
     assert serve_says(folder_of(tmp_path, config)) == [f"{conflict}; {FIX}"]
 
 
-def test_the_server_says_how_text_alone_is_served(monkeypatch):
-    said = server_says(monkeypatch, {**LLAMA, "model_type": "qwen3_5_text"}, is_multimodal=True)
-    assert """--json-model-override-args '{"language_model_only": true}'; """ in said
-
-
 @pytest.mark.parametrize("changes", TAKEN)
 def test_what_is_taken_is_taken_by_planner_serve_and_server(tmp_path, monkeypatch, changes):
     config = {**LLAMA, **changes}
@@ -216,11 +208,13 @@ def test_the_server_takes_a_text_model_that_transformers_gives_a_vision_config(m
 @pytest.mark.parametrize("kind", IMAGES)
 def test_models_of_images_that_ran_with_a_budget_are_taken(tmp_path, monkeypatch, kind):
     text = {**LLAMA, "model_type": f"{kind}_text"}
+    if kind.startswith("qwen3_5"):  # a hybrid model, which needs to be told more
+        text = builtin_config("Qwen/Qwen3.8-27B")["text_config"] | {"model_type": f"{kind}_text"}
     whole = {"model_type": kind, "vision_config": {"depth": 2}, "text_config": text}
     assert model_conflict(whole) is None
     folder = folder_of(tmp_path, whole)
     assert serve_says(folder) == []
-    assert load_geometry(folder).opaque_field == "vision_config"
+    assert load_geometry(folder).opaque_field in ("vision_config", "text_config")
     assert server_says(monkeypatch, text, is_multimodal=True, whole=kind) == ""
     # Another whole around the same language model has not been tried.
     assert MEDIA in model_conflict({**whole, "model_type": "another"})

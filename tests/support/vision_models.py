@@ -10,9 +10,24 @@ import random
 from pathlib import Path
 from typing import Any
 
-KINDS = ("qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl")
-#: A vocabulary of words ``w3`` to ``w499``, and what stands around an image.
-WORDS = 500
+from hybrid_models import hybrid_config
+from programs import load_program
+
+#: How the names of Transformers' classes begin, by kind.
+_CLASSES = {
+    "qwen3_vl": "Qwen3VL",
+    "qwen3_vl_moe": "Qwen3VLMoe",
+    "qwen2_5_vl": "Qwen2_5_VL",
+    "qwen3_5": "Qwen3_5",
+    "qwen3_5_moe": "Qwen3_5Moe",
+}
+KINDS = tuple(_CLASSES)
+ARCHITECTURES = {kind: f"{name}ForConditionalGeneration" for kind, name in _CLASSES.items()}
+#: Those of which `real_config` knows a published size.
+REAL_KINDS = ("qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl", "qwen3_5_moe")
+#: A vocabulary of words of two letters and their parts, then of what stands around an image.
+LETTERS = "abcdefghijklmnopqrst"
+WORDS = 1 + 2 * len(LETTERS) + len(LETTERS) ** 2
 SPECIAL = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
     "<|image_pad|>", "<|video_pad|>",
@@ -40,6 +55,16 @@ def _id(token: str) -> int:
 
 def vision_config(kind: str) -> Any:
     """The Transformers config of one of `KINDS`."""
+    if kind.startswith("qwen3_5"):  # a language model with recurrent layers
+        left_out = ("architectures", "transformers_version", "dtype")
+        fields = hybrid_config(kind).to_dict().items()
+        text = {name: value for name, value in fields if name not in left_out}
+        text["rope_parameters"] |= {"mrope_section": [11, 11, 10], "mrope_interleaved": True}
+        vision = dict(
+            depth=3, hidden_size=64, intermediate_size=64, num_heads=2, patch_size=16,
+            num_position_embeddings=64, deepstack_visual_indexes=[], out_hidden_size=64,
+        )  # fmt: skip
+        return _config(kind, text, vision)
     if kind.startswith("qwen3_vl"):
         # Three layers of the encoder feed layers of the model: SGLang's mixture takes no other.
         vision = dict(
@@ -58,7 +83,10 @@ def vision_config(kind: str) -> Any:
 
 
 def real_config(kind: str) -> Any:
-    """That of Qwen3-VL-8B, Qwen3-VL-30B-A3B or Qwen2.5-VL-7B, but for the ids of its tokens."""
+    """That of a published model, but for the ids of its tokens.
+
+    Qwen3-VL-8B, Qwen3-VL-30B-A3B, Qwen2.5-VL-7B or Qwen3.6-35B-A3B.
+    """
     rope = {"rope_type": "default", "rope_theta": 5000000.0, "mrope_section": [24, 20, 20]}
     text = dict(
         vocab_size=151936, max_position_embeddings=262144, bos_token_id=None, eos_token_id=None
@@ -73,6 +101,17 @@ def real_config(kind: str) -> Any:
         vision = dict(
             depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, patch_size=14,
             out_hidden_size=3584, window_size=112, fullatt_block_indexes=[7, 15, 23, 31],
+        )  # fmt: skip
+        return _config(kind, text, vision)
+    if kind == "qwen3_5_moe":
+        shape = load_program("scripts/bench_geometries.py").GEOMETRIES["qwen3.6-35b-a3b"]
+        text |= {name: shape[name] for name in shape if name not in ("model_type", "architectures")}
+        text["rope_parameters"] = shape["rope_parameters"] | {
+            "mrope_section": [11, 11, 10], "mrope_interleaved": True
+        }  # fmt: skip
+        vision = dict(
+            depth=27, hidden_size=1152, intermediate_size=4304, num_heads=16, patch_size=16,
+            out_hidden_size=2048, num_position_embeddings=2304, deepstack_visual_indexes=[],
         )  # fmt: skip
         return _config(kind, text, vision)
     text |= dict(head_dim=128, rope_parameters={**rope, "mrope_interleaved": True})
@@ -97,8 +136,7 @@ def real_config(kind: str) -> Any:
 def _config(kind: str, text: dict[str, Any], vision: dict[str, Any]) -> Any:
     import transformers
 
-    names = ("Qwen3VLConfig", "Qwen3VLMoeConfig", "Qwen2_5_VLConfig")
-    return getattr(transformers, dict(zip(KINDS, names, strict=True))[kind])(
+    return getattr(transformers, f"{_CLASSES[kind]}Config")(
         text_config=text,
         vision_config=vision,
         image_token_id=_id("<|image_pad|>"),
@@ -110,23 +148,19 @@ def _config(kind: str, text: dict[str, Any], vision: dict[str, Any]) -> Any:
 
 
 def _tokenizer() -> Any:
-    """Words with the space before them; what it decodes gives the same tokens again."""
-    from tokenizers import AddedToken, Tokenizer
-    from tokenizers.decoders import Metaspace as Join
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Metaspace
-    from transformers import PreTrainedTokenizerFast
+    """Byte-level BPE as Qwen's, of which two letters behind a space are one token."""
+    from transformers import Qwen2Tokenizer
 
-    words = {f"▁w{i}": i for i in range(WORDS)}
-    inner = Tokenizer(WordLevel({**words, **{word: _id(word) for word in SPECIAL}}, "▁w0"))
-    inner.pre_tokenizer, inner.decoder = Metaspace(), Join()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner,
+    tokens = ["Ġ", *LETTERS, *(f"Ġ{one}" for one in LETTERS)]
+    tokens += [f"Ġ{one}{other}" for one in LETTERS for other in LETTERS]
+    merges = [("Ġ", one) for one in LETTERS]
+    merges += [(f"Ġ{one}", other) for one in LETTERS for other in LETTERS]
+    return Qwen2Tokenizer(
+        vocab={token: place for place, token in enumerate(tokens)},
+        merges=merges,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        additional_special_tokens=[
-            AddedToken(word, special=True, lstrip=True, normalized=False) for word in SPECIAL
-        ],
+        additional_special_tokens=list(SPECIAL),
     )
 
 
@@ -136,6 +170,7 @@ def _processor(kind: str) -> Any:
     name, video = {
         "qwen3_vl": ("Qwen3VLProcessor", "Qwen3VLVideoProcessor"),
         "qwen2_5_vl": ("Qwen2_5_VLProcessor", "Qwen2VLVideoProcessor"),
+        "qwen3_5": ("Qwen3VLProcessor", "Qwen3VLVideoProcessor"),
     }[kind.removesuffix("_moe")]
     patch = vision_config(kind).vision_config.patch_size
     sizes = dict(patch_size=patch, temporal_patch_size=2, merge_size=2)
@@ -171,16 +206,20 @@ def build_vision_model(kind: str, folder: Path, seed: int = 0) -> Path:
     model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "embed" in name or "lm_head" in name:
+            if "conv1d" in name and parameter.dim() == 3:
+                parameter.normal_(0, 0.5)
+            elif "embed" in name or "lm_head" in name:
                 parameter.normal_(0, 0.25)
             elif parameter.dim() > 1:  # of an expert the last one goes in; of patches, all but one
                 fan_in = parameter.shape[-1] if parameter.dim() < 4 else parameter[0].numel()
                 parameter.normal_(0, 1.3 / math.sqrt(fan_in))
+            elif name.endswith("dt_bias"):
+                parameter.uniform_(math.log(0.01), math.log(0.5)).exp_().expm1_().log_()
             elif name.endswith("bias"):
                 parameter.normal_(0, 0.1)
         model.lm_head.weight[WORDS:] = 0.0  # no answer is an image
     model.save_pretrained(folder)
-    if kind.endswith("_moe"):
+    if kind == "qwen3_vl_moe":
         _turn_experts(Path(folder) / "model.safetensors")
     _processor(kind).save_pretrained(folder)
     return folder
@@ -188,13 +227,8 @@ def build_vision_model(kind: str, folder: Path, seed: int = 0) -> Path:
 
 def build_real_shape(kind: str, folder: Path) -> Path:
     """A folder for ``--load-format dummy``: `real_config`, tokenizer and processor, no weights."""
-    import transformers
-
     config = real_config(kind)
-    names = ("Qwen3VLFor", "Qwen3VLMoeFor", "Qwen2_5_VLFor")
-    name = f"{dict(zip(KINDS, names, strict=True))[kind]}ConditionalGeneration"
-    assert hasattr(transformers, name)
-    config.architectures, config.dtype = [name], "bfloat16"
+    config.architectures, config.dtype = [ARCHITECTURES[kind]], "bfloat16"
     config.save_pretrained(folder)
     _processor(kind).save_pretrained(folder)
     return folder
@@ -224,4 +258,4 @@ def data_url(file: bytes) -> str:
 def words(count: int, seed: int) -> str:
     """A text of so many words, a token each."""
     draw = random.Random(seed)
-    return " ".join(f"w{draw.randrange(3, WORDS)}" for _ in range(count))
+    return " ".join("".join(draw.choices(LETTERS, k=2)) for _ in range(count))
