@@ -67,7 +67,7 @@ def main() -> int:
         print("fuzz_requests: --tokenizer or --model is needed", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
-        model = options.model or build_model(Path(name) / "model", options.tokenizer)
+        model = options.model or build_model(Path(name) / "model", options.tokenizer, variant.model)
         return campaign(options, variant, model, seed)
 
 

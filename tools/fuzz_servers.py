@@ -31,9 +31,17 @@ class Variant:
     context_tokens: int = 4096
     policy: str = "longflow-novel"
     radix_cache: bool = True
+    model: str = "llama"  # or one of `hybrid_models.KINDS`
 
 
-def _variant(budget: int, pool: int, *more: str, context: int = 4096, policy: str = "") -> Variant:
+def _variant(
+    budget: int,
+    pool: int,
+    *more: str,
+    context: int = 4096,
+    policy: str = "",
+    model: str = "llama",
+) -> Variant:
     arguments = ["--max-total-tokens", str(pool), "--sleep-on-idle", "--log-level", "info"]
     if budget:
         arguments += ["--kv-budget", str(budget), "--kv-budget-allow-full"]
@@ -43,7 +51,7 @@ def _variant(budget: int, pool: int, *more: str, context: int = 4096, policy: st
         arguments += ["--context-length", str(context)]
     radix_cache = "--disable-radix-cache" not in more
     name = policy or "longflow-novel"
-    return Variant((*arguments, *more), budget, pool, context, name, radix_cache)
+    return Variant((*arguments, *more), budget, pool, context, name, radix_cache, model)
 
 
 _NO_OVERLAP = ("--disable-overlap-schedule",)
@@ -75,21 +83,41 @@ VARIANTS: dict[str, Variant] = {
     "G": _variant(
         64, 1000, "--chunked-prefill-size", "64", "--schedule-policy", "shortest-prefill-first"
     ),
+    # Recurrent layers. With a tree SGLang counts five states a request: three run at once, and
+    # prefixes give up their states for those that wait.
+    "H": _variant(
+        *(96, 1500, "--max-mamba-cache-size", "15", "--chunked-prefill-size", "128"),
+        model="qwen3_next",
+    ),
+    # Without a tree a request takes one.
+    "I": _variant(
+        *(64, 1000, "--disable-radix-cache", "--max-mamba-cache-size", "6"),
+        *("--chunked-prefill-size", "64"),
+        model="nemotron_h",
+    ),
     # The same sizes without a budget: what ends this one is SGLang's own.
     "stock": _variant(0, 2048, *_EVERYTHING),
     "stock-no-radix": _variant(0, 2048, "--disable-radix-cache"),
+    "stock-H": _variant(
+        *(0, 1500, "--max-mamba-cache-size", "15", "--chunked-prefill-size", "128"),
+        model="qwen3_next",
+    ),
 }
 
 
-def build_model(folder: Path, tokenizer: Path) -> Path:
-    """A tiny random Llama with peaked weights, and a real tokenizer and chat template."""
+def build_model(folder: Path, tokenizer: Path, kind: str = "llama") -> Path:
+    """A tiny random model with peaked weights, and a real tokenizer and chat template."""
     from transformers import AutoTokenizer
 
     import harness
+    import hybrid_models
     from fuzz_fields import HIDDEN, VOCABULARY
 
-    assert harness.TINY["hidden_size"] == HIDDEN
-    harness.build_tiny_model("llama", folder, vocab_size=VOCABULARY, num_hidden_layers=2)
+    sizes = dict(vocab_size=VOCABULARY, hidden_size=HIDDEN)
+    if kind in hybrid_models.KINDS:
+        hybrid_models.build_hybrid_model(kind, folder, **sizes)
+    else:
+        harness.build_tiny_model(kind, folder, num_hidden_layers=2, **sizes)
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
     return folder
 
@@ -97,11 +125,14 @@ def build_model(folder: Path, tokenizer: Path) -> Path:
 def start(variant: Variant, model: Path, *, probe: bool, more: tuple[str, ...] = ()):
     """A `harness.Server` of a variant; not waited for."""
     import harness
+    from hybrid_models import FLOAT32_STATES, KINDS
 
     dtype = "bfloat16" if harness.DEVICE == "cuda" else "float32"
     arguments = ["--model-path", str(model), "--dtype", dtype, *variant.arguments, *more]
     # A worker of ours must never look for a model on the network.
     env = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    if variant.model in KINDS:
+        env |= FLOAT32_STATES  # a state in bf16 is rounded where a chunk ends
     if not probe:
         return harness.Server(arguments, env)
     env["LONGFLOW_PROBE_FILE"] = tempfile.mkstemp(suffix=".json")[1]
