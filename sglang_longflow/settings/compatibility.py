@@ -214,6 +214,10 @@ VARIABLE_RULES: tuple[VariableRule, ...] = (
     VariableRule(
         "SGLANG_CRASH_ON_TRITON_LOAD_AFTER_READY", "ending the server at a kernel's first use"
     ),
+    # Of hybrid models, as the arguments above.
+    VariableRule(
+        "SGLANG_OPT_MAMBA_SKIP_DECODE_LOCK", "giving up the states of running requests' prefixes"
+    ),
 )
 
 

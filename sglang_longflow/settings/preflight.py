@@ -17,6 +17,7 @@ from sglang_longflow.settings import device
 from sglang_longflow.settings.compatibility import flag_conflicts, kernel_conflict
 from sglang_longflow.settings.config import LongFlowConfig, config_from
 from sglang_longflow.settings.context import budget_problems, context_tokens
+from sglang_longflow.settings.hybrid_models import hybrid_layers
 from sglang_longflow.settings.numbers import READABLE, as_int
 from sglang_longflow.settings.problem import Problem, refuse_first
 from sglang_longflow.settings.refused_models import FIX, language_model, model_conflict
@@ -140,12 +141,32 @@ def model_problems(
             return [Problem(conflict, FIX)]
     except TypeError:
         return []
-    found = []
+    hybrid = hybrid_layers(language_model(model))
+    found = [] if hybrid is None else _state_problems(values)
     if (heads := _heads(model)) is not None:
         found += _split_problems(values.get("tp_size"), *heads[:2])
         if config.uses_fused_decode and (conflict := kernel_conflict(*heads)):
             found.append(Problem(conflict, "set --kv-decode-kernel reference"))
     return found + budget_problems(config, context_of(values, model))
+
+
+def _state_problems(values: Mapping[str, Any]) -> list[Problem]:
+    """Numbers with which SGLang's server of recurrent states ends: at its start, after a minute
+    of loading, or at its first token.
+    """
+    found = []
+    tree = not values.get("disable_radix_cache")
+    interval = as_int(values.get("mamba_track_interval"))
+    if tree and interval is not None and interval < 1:
+        what = f"mamba_track_interval={interval}: expected 1 or more"
+        found.append(Problem(what, "drop --mamba-track-interval, or give more"))
+    # Under overlap scheduling a request takes up to two more; SGLang says so itself.
+    each = 3 if tree else 1
+    slots = as_int(values.get("max_mamba_cache_size"))
+    if slots is not None and slots < each:
+        what = f"max_mamba_cache_size={slots}: one request takes {each} recurrent states or more"
+        found.append(Problem(what, f"drop --max-mamba-cache-size, or give {each} or more"))
+    return found
 
 
 def context_of(values: Mapping[str, Any], model: Mapping[str, Any]) -> int | None:

@@ -164,6 +164,30 @@ def test_hybrids_that_are_refused(tmp_path, changes, words):
     assert serve_says(folder_of(tmp_path, config)) == [f"{conflict}; {FIX}"]
 
 
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"max_mamba_cache_size": 0}, "max_mamba_cache_size=0: one request takes 3 recurrent"),
+        ({"max_mamba_cache_size": 2}, "max_mamba_cache_size=2: one request takes 3 recurrent"),
+        ({"max_mamba_cache_size": 3}, ""),
+        ({"max_mamba_cache_size": 0, "disable_radix_cache": True}, "=0: one request takes 1 rec"),
+        ({"max_mamba_cache_size": 1, "disable_radix_cache": True}, ""),
+        # SGLang starts with it, and ends at the first token.
+        ({"mamba_track_interval": 0}, "mamba_track_interval=0: expected 1 or more; drop --mamba"),
+        ({"mamba_track_interval": 0, "disable_radix_cache": True}, ""),
+        ({"mamba_track_interval": 64}, ""),
+    ],
+)
+def test_numbers_with_which_a_server_of_states_ends(tmp_path, values, words):
+    said = serve_says(folder_of(tmp_path, {**LLAMA, **LFM2}), **values)
+    assert len(said) == bool(words) and all(words in one for one in said)
+
+
+def test_such_numbers_mean_nothing_to_other_models(tmp_path):
+    folder = folder_of(tmp_path, LLAMA)
+    assert serve_says(folder, max_mamba_cache_size=0, mamba_track_interval=0) == []
+
+
 @pytest.mark.parametrize("changes", TAKEN)
 def test_what_is_taken_is_taken_by_planner_serve_and_server(tmp_path, monkeypatch, changes):
     config = {**LLAMA, **changes}

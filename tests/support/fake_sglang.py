@@ -313,6 +313,7 @@ class envs:
     SGLANG_RUST_SERVER = _Variable()
     SGLANG_ENABLE_METADATA_GLUE_GRAPH = _Variable()
     SGLANG_CRASH_ON_TRITON_LOAD_AFTER_READY = _Variable()
+    SGLANG_OPT_MAMBA_SKIP_DECODE_LOCK = _Variable()
 """
 
 
