@@ -143,11 +143,24 @@ def model_problems(
         return []
     hybrid = hybrid_layers(language_model(model))
     found = [] if hybrid is None else _state_problems(values)
+    if language_model(model).get("model_type") == "qwen3_next":
+        found += _lora_problems(values)
     if (heads := _heads(model)) is not None:
         found += _split_problems(values.get("tp_size"), *heads[:2])
         if config.uses_fused_decode and (conflict := kernel_conflict(*heads)):
             found.append(Problem(conflict, "set --kv-decode-kernel reference"))
     return found + budget_problems(config, context_of(values, model))
+
+
+def _lora_problems(values: Mapping[str, Any]) -> list[Problem]:
+    """LoRA on Qwen3-Next, whose queries have a gate that SGLang 0.5.23 gives adapters no room for:
+    its scheduler ends at the first request with one that changes them.
+    """
+    name = next((name for name in ("enable_lora", "lora_paths") if values.get(name)), None)
+    if name is None:
+        return []
+    what = f"{name}={values[name]!r}: LoRA on Qwen3-Next ends SGLang 0.5.23 at the first request"
+    return [Problem(what, "drop --enable-lora and --lora-paths")]
 
 
 def _state_problems(values: Mapping[str, Any]) -> list[Problem]:

@@ -183,6 +183,17 @@ def test_numbers_with_which_a_server_of_states_ends(tmp_path, values, words):
     assert len(said) == bool(words) and all(words in one for one in said)
 
 
+@pytest.mark.parametrize("asked", [{"enable_lora": True}, {"lora_paths": ["a=/adapter"]}])
+def test_lora_on_qwen3_next_alone_is_refused(tmp_path, asked):
+    config = {**LLAMA, "model_type": "qwen3_next", "full_attention_interval": 2}
+    config |= dict(linear_num_key_heads=1, linear_num_value_heads=1, linear_key_head_dim=64)
+    config |= dict(linear_value_head_dim=64, linear_conv_kernel_dim=4)
+    said = serve_says(folder_of(tmp_path, config), **asked)
+    assert len(said) == 1 and "LoRA on Qwen3-Next ends SGLang" in said[0]
+    assert serve_says(folder_of(tmp_path, config)) == []
+    assert serve_says(folder_of(tmp_path, {**LLAMA, **LFM2}), **asked) == []
+
+
 def test_such_numbers_mean_nothing_to_other_models(tmp_path):
     folder = folder_of(tmp_path, LLAMA)
     assert serve_says(folder, max_mamba_cache_size=0, mamba_track_interval=0) == []
