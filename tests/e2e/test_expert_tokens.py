@@ -80,7 +80,8 @@ def test_every_kind(tiny_models, kind):
     assert report["overlap"] and report["radix"]
 
 
-@pytest.mark.parametrize("kind", ["minimax_m2", variant("glm4_moe")])
+@pytest.mark.variant
+@pytest.mark.parametrize("kind", ["minimax_m2", "glm4_moe"])
 def test_prefix_hits_and_prompts_in_chunks(tiny_models, kind):
     """Budget 96 cuts the prompts; budget 300 shares their slots until the rows overwrite."""
     folder = tiny_models(kind)

@@ -49,7 +49,9 @@ def run(server, variant, model, seed: int, workers: int) -> Report:
 
 @pytest.mark.e2e
 @pytest.mark.skipif(harness.DEVICE != "cpu", reason="float32 tokens, on the CPU")
-@pytest.mark.parametrize("name", ["B", "F", "H"])
+@pytest.mark.parametrize(
+    "name", ["B", *(pytest.param(one, marks=pytest.mark.variant) for one in "FH")]
+)
 def test_no_body_ends_the_server_or_changes_a_neighbour(built, tmp_path, name):
     variant = fuzz_servers.VARIANTS[name]
     model = built(variant.model)

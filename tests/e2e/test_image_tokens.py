@@ -23,7 +23,7 @@ from vision_models import IMAGE, KINDS, data_url, png, words
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("one_thread")]
 #: The others are variants.
-IN_ALL_RUNS = ("qwen3_vl", "qwen3_5")
+IN_ALL_RUNS = ("qwen3_vl",)
 TRACE = {"LONGFLOW_PROBE_TRACE": "1"}
 WIDE, TALL, SMALL = png(320, 256, 1), png(160, 300, 2), png(100, 70, 3)
 
@@ -227,6 +227,7 @@ def test_aborts_leave_nothing_behind(served):
     assert engine.probe_report()["idle_available"] == report["total"]
 
 
+@pytest.mark.variant
 def test_the_fused_kernels_and_the_default_policy(tiny_models):
     """In Triton's interpreter: an image in a prompt that is cut, in one that fills, and none."""
     folder = tiny_models("qwen3_vl with images")

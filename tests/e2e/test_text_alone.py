@@ -61,7 +61,11 @@ NO_IMAGES = {"enable_multimodal": False}
 
 @pytest.mark.parametrize(
     ("kind", "settings"),
-    [("qwen3_5", NO_ENCODER), ("qwen3_5", NO_IMAGES), ("qwen3_5_moe", NO_ENCODER)],
+    [
+        ("qwen3_5", NO_ENCODER),
+        pytest.param("qwen3_5", NO_IMAGES, marks=pytest.mark.variant),
+        pytest.param("qwen3_5_moe", NO_ENCODER, marks=pytest.mark.variant),
+    ],
 )
 def test_text_alone_equals_the_text_model(tiny_models, published, kind, settings):
     model = load(tiny_models(kind))
