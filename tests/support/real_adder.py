@@ -42,7 +42,7 @@ class _Req:
         )
         self.prefix_len, self.extend_end = simulated.start, None
         self.last_node = simulated.last_node
-        self.lock = SimpleNamespace(node=simulated.last_node, receipt=None)
+        self.lock = _lock(simulated.last_node)
         self.longflow_row = SimpleNamespace(
             budget=simulated.budget,
             owned=simulated.owned,
@@ -70,6 +70,11 @@ class _Req:
         return False
 
 
+def _lock(node, skipped=()):
+    """As SGLang's ``TreeLock``: of no component but the full layers'."""
+    return SimpleNamespace(node=node, receipt=SimpleNamespace(skipped_lock_components=skipped))
+
+
 class _Tree:
     """The simulation's tree with the methods of ``UnifiedRadixCache``."""
 
@@ -78,9 +83,9 @@ class _Tree:
     def __init__(self, simulation: Simulation):
         self.tree, self.disable = simulation.tree, not simulation.radix
 
-    def lock(self, node):
+    def lock(self, node, skipped=()):
         self.tree.lock(node, +1)
-        return SimpleNamespace(node=node, receipt=None)
+        return _lock(node, skipped)
 
     def unlock(self, lock):
         self.tree.lock(lock.node, -1)
