@@ -293,8 +293,9 @@ def model_config_of(record):
 
     text = SimpleNamespace(model_type="llama", to_dict=lambda: {"model_type": "llama"})
     return SimpleNamespace(
-        hf_text_config=text, is_multimodal=False, attention_arch=1, num_attention_heads=4,
-        get_total_num_kv_heads=lambda: 2, head_dim=64, v_head_dim=64, context_len=4096,
+        hf_config=text, hf_text_config=text, is_multimodal=False, attention_arch=1,
+        num_attention_heads=4, get_total_num_kv_heads=lambda: 2, head_dim=64, v_head_dim=64,
+        context_len=4096,
     )
 """
 ENVIRON = """
