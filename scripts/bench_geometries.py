@@ -176,6 +176,13 @@ GEOMETRIES = {
 }
 
 
+def stock_environment(server: list[str]) -> dict[str, str]:
+    """For a server without the plugin: only plugins that are named load, and on a CPU the platform
+    is one of them. `server` are the server's arguments."""
+    on_cpu = "device cpu" in " ".join(server).replace("=", " ")
+    return {"SGLANG_PLUGINS": "longflow_cpu" if on_cpu else "none"}
+
+
 def model_folder(geometry: str, folder: Path | None = None) -> Path:
     """A folder, new unless one is given, with nothing but the geometry's config.json."""
     folder = folder or Path(tempfile.mkdtemp(prefix=f"{geometry}-"))

@@ -16,31 +16,28 @@ import sys
 import time
 from pathlib import Path
 
-from bench_geometries import GEOMETRIES, model_folder
+from bench_geometries import GEOMETRIES, model_folder, stock_environment
 
 from sglang_longflow.server.preflight import free_port
 from sglang_longflow.server.process import Server
 
 BUDGET = 1024
-#: By system: its arguments, and which plugins SGLang loads (None: all that are installed).
-SYSTEMS: dict[str, tuple[list[str], str | None]] = {
-    "stock": ([], "none"),
-    "inert": ([], None),
-    "budget": ([f"--kv-budget={BUDGET}"], None),
+#: By system: its own arguments.
+SYSTEMS: dict[str, list[str]] = {
+    "stock": [],
+    "inert": [],
+    "budget": [f"--kv-budget={BUDGET}"],
 }
 
 
 def seconds_to_ready(system: str, arguments: list[str], timeout: float) -> float:
     """From the process's start until SGLang's /health has generated a token."""
-    more, plugins = SYSTEMS[system]
-    if plugins and "device cpu" in " ".join(arguments).replace("=", " "):
-        plugins = "longflow_cpu"  # the platform itself is a plugin
     port = free_port("127.0.0.1", 31000)
     ports = [f"--port={port}", f"--nccl-port={free_port('127.0.0.1', port + 1)}"]
-    environment = {"SGLANG_PLUGINS": plugins} if plugins else None
+    environment = stock_environment(arguments) if system == "stock" else None
     began = time.monotonic()
     server = Server(
-        [*arguments, *more, *ports], f"http://127.0.0.1:{port}", environment=environment
+        [*arguments, *SYSTEMS[system], *ports], f"http://127.0.0.1:{port}", environment=environment
     )
     try:
         server.wait_ready(timeout)

@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import yaml
-from bench_geometries import GEOMETRIES, model_folder
+from bench_geometries import GEOMETRIES, model_folder, stock_environment
 
 from sglang_longflow.measure.throughput.streams import (
     Stream,
@@ -252,9 +252,7 @@ def server_of(system: str, args: argparse.Namespace, points: list[Point]) -> tup
         budget = max(p.budget for p in points if p.system == system)
         arguments += [f"--kv-policy={system}", f"--kv-budget={budget}", "--kv-budget-allow-full"]
     elif system == "stock":
-        # Only plugins that are named load. On a CPU the platform is one of them.
-        on_cpu = "device cpu" in " ".join(args.server).replace("=", " ")
-        environment = {"SGLANG_PLUGINS": "longflow_cpu" if on_cpu else "none"}
+        environment = stock_environment(args.server)
     log = Log(args.out / f"{system}.log" if args.out else None)
     return Server(arguments, f"http://127.0.0.1:{port}", log, environment), log
 

@@ -11,10 +11,10 @@ from functools import partial
 import pytest
 
 import harness
+import kind_cases
 from churn import churn
 from expert_models import KINDS
 from harness import greedy, prompt
-from reference_rankings import rankings_of
 from token_oracle import assert_same_but_for_ties, expected, load
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("one_thread")]
@@ -32,51 +32,9 @@ def test_every_kind(tiny_models, kind):
     one batch, then alone on slots that others left."""
     folder = tiny_models(kind)
     model = load(folder)
-    cases = [
-        (prompt(length, seed), budget)
-        for seed, length in enumerate((9, 47, 96, 150))
-        for budget in (48, 97)
-    ]
-    # At its last token a row of 40 + 130 - 1 is just full; over 200 it never is.
-    cases += [(prompt(40, 20), 169), (prompt(40, 20), 200), (prompt(140, 21), 0), (prompt(9, 0), 0)]
-    wanted = [expected(model, ids, budget or None, 130) for ids, budget in cases]
-    assert wanted[0] != wanted[-1]  # forgetting shows
-    with harness.engine(
-        folder,
-        probe=True,
-        env=TRACE,
-        kv_budget=64,
-        kv_budget_max=200,
-        kv_budget_allow_full=True,
-        max_total_tokens=3000,
-    ) as engine:
-        got = engine.generate(
-            input_ids=[ids for ids, _ in cases],
-            sampling_params=[greedy(130, kv_budget=budget) for _, budget in cases],
-            rid=[f"batch-{i}" for i in range(len(cases))],
-        )
-        alone = {}
-        for i in (4, 7, 10):
-            ids, budget = cases[i]
-            params = greedy(130, kv_budget=budget)
-            alone[i] = engine.generate(input_ids=ids, sampling_params=params, rid=f"alone-{i}")
-        report = engine.probe_report()
-    for (ids, budget), item, tokens in zip(cases, got, wanted, strict=True):
-        if not budget:
-            assert item["output_ids"] == tokens
-            continue
-        assert_same_but_for_ties(model, ids, budget, item, tokens, report["trace"])
-        stored, meta = len(ids) + 129, item["meta_info"]
-        assert meta["kv_resident_tokens"] == min(budget, stored)
-        assert meta["kv_overwritten_tokens"] + meta["kv_cut_tokens"] == max(0, stored - budget)
-    for i, item in alone.items():
-        ids, budget = cases[i]
-        if budget:
-            assert_same_but_for_ties(model, ids, budget, item, wanted[i], report["trace"])
-        else:
-            assert item["output_ids"] == wanted[i]
-    # Each row but those of 200 and of full KV.
-    assert report["peak_full_rows"] >= 8 and report["retractions"] == 0
+    wanted = kind_cases.wanted_tokens(model)
+    with harness.engine(folder, probe=True, env=TRACE, **kind_cases.SETTINGS) as engine:
+        report = kind_cases.assert_tokens(engine, model, wanted)
     assert report["overlap"] and report["radix"]
 
 
@@ -121,35 +79,8 @@ def test_the_fused_kernels_with_twelve_query_heads_a_kv_head(tiny_models):
     the default policy and others."""
     folder = tiny_models("glm4_moe")
     model = load(folder)
-    protect = dict(protect_sink_tokens=4, protect_recent_tokens=16)  # longflow-novel's
-    cases = [
-        (prompt(100, 1), 80, "longflow-novel"),
-        (prompt(66, 2), 72, "longflow"),
-        (prompt(70, 3), 72, "tova"),
-        (prompt(25, 4), 0, "longflow"),
-    ]
-
-    def wanted_tokens(ids, budget, policy):
-        how = dict(policy=policy)
-        if policy == "longflow-novel":
-            how = dict(ranking=rankings_of(policy, budget, model.config.num_hidden_layers))
-        return expected(model, ids, budget or None, 30, **protect, **how)
-
-    wanted = [wanted_tokens(*case) for case in cases]
-    with harness.engine(
-        folder,
-        probe=True,
-        interpret=True,
-        kv_decode_kernel="triton",
-        kv_policy="longflow-novel",
-        kv_budget=96,
-        kv_budget_allow_full=True,
-    ) as engine:
-        got = engine.generate(
-            input_ids=[ids for ids, _, _ in cases],
-            sampling_params=[greedy(30, kv_budget=b, kv_policy=p) for _, b, p in cases],
-        )
-        assert harness.outputs(got) == wanted
+    with harness.engine(folder, probe=True, **kind_cases.FUSED_SETTINGS) as engine:
+        kind_cases.assert_fused_tokens(engine, model, model.config.num_hidden_layers, 30)
         assert engine.probe_report()["peak_full_rows"] == 3
 
 

@@ -11,6 +11,7 @@ from functools import partial
 import pytest
 
 import harness
+import kind_cases
 import longflow_oracle
 from churn import churn
 from harness import greedy, prompt
@@ -52,53 +53,14 @@ def test_every_kind(tiny_models, kind):
     keeps a state for the tree."""
     folder = tiny_models(kind)
     model = load(folder)
-    cases = [
-        (prompt(length, seed), budget)
-        for seed, length in enumerate((9, 47, 96, 150))
-        for budget in (48, 97)
-    ]
-    # At its last token a row of 40 + 130 - 1 is just full; over 200 it never is.
-    cases += [(prompt(40, 20), 169), (prompt(40, 20), 200), (prompt(140, 21), 0), (prompt(9, 0), 0)]
-    wanted = [expected(model, ids, budget or None, 130) for ids, budget in cases]
-    assert wanted[0] != wanted[-1]  # forgetting shows
-    with engine(
-        folder,
-        env={"LONGFLOW_PROBE_TRACE": "1"},
-        kv_budget=64,
-        kv_budget_max=200,
-        kv_budget_allow_full=True,
-        max_total_tokens=3000,
-    ) as running:
-        got = running.generate(
-            input_ids=[ids for ids, _ in cases],
-            sampling_params=[greedy(130, kv_budget=budget) for _, budget in cases],
-            rid=[f"batch-{i}" for i in range(len(cases))],
-        )
-        alone = {}
-        for i in (4, 7, 10):
-            ids, budget = cases[i]
-            params = greedy(130, kv_budget=budget)
-            alone[i] = running.generate(input_ids=ids, sampling_params=params, rid=f"alone-{i}")
-        report = running.probe_report()
-        for (ids, budget), item, tokens in zip(cases, got, wanted, strict=True):
-            if not budget:
-                assert item["output_ids"] == tokens
-                continue
-            assert_same_but_for_ties(model, ids, budget, item, tokens, report["trace"])
-            stored, meta = len(ids) + 129, item["meta_info"]
-            assert meta["kv_resident_tokens"] == min(budget, stored)
-            assert meta["kv_overwritten_tokens"] + meta["kv_cut_tokens"] == max(0, stored - budget)
-        for i, item in alone.items():
-            ids, budget = cases[i]
-            assert item["output_ids"] == got[i]["output_ids"] or budget
-            if budget:
-                assert_same_but_for_ties(model, ids, budget, item, wanted[i], report["trace"])
-        for row in report["trace"].values():
-            for slots in row["victims"].values():
-                assert len(slots) == len(FULL_LAYERS[kind])
-        # Each row but those of 200 and of full KV, and the three alone.
-        assert report["peak_full_rows"] >= 8 and report["retractions"] == 0
-        assert report["radix"]
+    wanted = kind_cases.wanted_tokens(model)
+    env = {"LONGFLOW_PROBE_TRACE": "1"}
+    with engine(folder, env=env, **kind_cases.SETTINGS) as running:
+        report = kind_cases.assert_tokens(running, model, wanted)
+    for row in report["trace"].values():
+        for slots in row["victims"].values():
+            assert len(slots) == len(FULL_LAYERS[kind])
+    assert report["radix"]
 
 
 @pytest.mark.parametrize(
